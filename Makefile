@@ -1,0 +1,43 @@
+# Each target sets up what it needs: a virtual environment .venv with pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint types bench install clean
+
+# The package and what `make demo` needs.
+.venv/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+# What tests, lint and types need besides.
+.venv/.dev: .venv/.core
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: .venv/.dev
+
+demo: .venv/.core
+	$(BIN)/dctransformer sample flowers64 --num 16 --seed 1 --out demo
+	@echo "contact sheet: demo/sheet.png · places: demo/heat-map.png · JPEG files: demo/sample-0000.jpg … sample-0015.jpg"
+
+test: .venv/.dev
+	$(BIN)/pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+types: .venv/.dev
+	$(BIN)/pyright
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/codec_parity.py
+	$(BIN)/python benchmarks/prepare.py
+
+clean:
+	rm -rf .venv demo build dist

@@ -1,0 +1,7 @@
+"""DCTransformer: generating images with sparse representations."""
+
+from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
+
+__version__ = "0.1.0"
+
+__all__ = ["Codec", "DCTImage", "__version__", "read_jpeg", "write_jpeg"]

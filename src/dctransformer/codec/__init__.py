@@ -1,0 +1,24 @@
+"""Pixels, DCT images, triples and JPEG files, exactly as libjpeg has them; knows nothing of models."""
+
+from dctransformer.codec.codec import Codec
+from dctransformer.codec.dct_image import DCTImage
+from dctransformer.codec.jpeg import (
+    huffman_bytes,
+    read_jpeg,
+    read_jpeg_bytes,
+    write_jpeg,
+    write_jpeg_bytes,
+)
+from dctransformer.codec.tables import quant_tables, value_limits
+
+__all__ = [
+    "Codec",
+    "DCTImage",
+    "huffman_bytes",
+    "quant_tables",
+    "read_jpeg",
+    "read_jpeg_bytes",
+    "value_limits",
+    "write_jpeg",
+    "write_jpeg_bytes",
+]

@@ -1,0 +1,142 @@
+"""Where positions lie: the luma block grid and the MCUs over it.
+
+Shapes: N MCUs, P = 4 N positions (luma blocks in raster order).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A picture of ``rows`` × ``cols`` MCUs."""
+
+    rows: int
+    cols: int
+
+    @property
+    def mcus(self) -> int:
+        """Number N of MCUs."""
+        return self.rows * self.cols
+
+    @property
+    def width(self) -> int:
+        """Luma blocks in a row."""
+        return 2 * self.cols
+
+    @property
+    def positions(self) -> int:
+        """Number P of positions."""
+        return 4 * self.mcus
+
+    @classmethod
+    def of_size(cls, height: int, width: int) -> Grid:
+        """Grid of a picture in pixels.
+
+        Raises:
+            ValueError: a side is not a positive multiple of 16.
+        """
+        if height < 1 or width < 1 or height % order.MCU or width % order.MCU:
+            raise ValueError(
+                f"a {width}×{height} picture does not divide into MCUs; crop or resize it to multiples of 16"
+            )
+        return cls(height // order.MCU, width // order.MCU)
+
+    @functools.cached_property
+    def row(self) -> Tensor:
+        """Luma block row of each position: int64 ``[P]``."""
+        return torch.arange(self.positions) // self.width
+
+    @functools.cached_property
+    def col(self) -> Tensor:
+        """Luma block column of each position: int64 ``[P]``."""
+        return torch.arange(self.positions) % self.width
+
+    @functools.cached_property
+    def mcu(self) -> Tensor:
+        """MCU of each position: int64 ``[P]``."""
+        return (self.row // 2) * self.cols + self.col // 2
+
+    @functools.cached_property
+    def luma_block(self) -> Tensor:
+        """Index into the ``N·6`` blocks of the luma block at each position: int64 ``[P]``."""
+        return self.mcu * order.BLOCKS_PER_MCU + (self.row % 2) * 2 + self.col % 2
+
+    @functools.cached_property
+    def is_chroma_place(self) -> Tensor:
+        """Whether a position is the top-left of its MCU, where chroma coefficients live: bool ``[P]``."""
+        return (self.row % 2 == 0) & (self.col % 2 == 0)
+
+    @functools.cached_property
+    def chroma_position(self) -> Tensor:
+        """Position of each MCU's chroma coefficients: int64 ``[N]``."""
+        return self.is_chroma_place.nonzero()[:, 0]
+
+    @functools.cached_property
+    def block_position(self) -> Tensor:
+        """Position of each block: int64 ``[N, 6]`` (chroma blocks lie at their MCU's top-left)."""
+        positions = torch.empty(self.mcus * order.BLOCKS_PER_MCU, dtype=torch.int64)
+        positions[self.luma_block] = torch.arange(self.positions)
+        positions = positions.view(self.mcus, order.BLOCKS_PER_MCU)
+        positions[:, 4] = positions[:, 5] = self.chroma_position
+        return positions
+
+    def slot(self, channel: Tensor, position: Tensor) -> Tensor:
+        """Flat index into ``[N, 6, 64]`` of coefficients given as channel ids and positions (int64, any shape)."""
+        mcu = self.mcu[position]
+        block = torch.where(
+            channel < order.CB,
+            self.luma_block[position],
+            mcu * order.BLOCKS_PER_MCU + 3 + channel // 64,
+        )
+        return block * 64 + channel % 64
+
+    def mirrored(self, position: Tensor, channel: Tensor) -> Tensor:
+        """Positions after a horizontal flip of the picture (int64, any shape)."""
+        row, col = position // self.width, position % self.width
+        # A chroma coefficient lies at the *left* luma column of its MCU, before and after.
+        last = torch.where(channel < order.CB, self.width - 1, self.width - 2)
+        return row * self.width + last - col
+
+
+@functools.lru_cache(maxsize=64)
+def grid(rows: int, cols: int) -> Grid:
+    """The (cached) grid of ``rows`` × ``cols`` MCUs."""
+    return Grid(rows, cols)
+
+
+def channel_grid() -> Tensor:
+    """Channel id of each slot of an MCU: int64 ``[6, 64]``."""
+    component = torch.tensor([order.LUMA] * 4 + [order.CB, order.CR])
+    return component[:, None] + torch.arange(64)
+
+
+RANK_OF_SLOT = torch.from_numpy(order.RANK)[channel_grid()]
+"""Rank of each slot of an MCU: int64 ``[6, 64]``."""
+
+ODD_HORIZONTAL = torch.from_numpy(order.ZIGZAG % 2 == 1)
+"""Frequencies that change sign when a picture is mirrored left to right: bool ``[64]``, zigzag order."""
+
+
+def flip_triples(triples: Tensor, where: Grid) -> Tensor:
+    """Triples of the picture mirrored left to right, exactly (no re-encoding).
+
+    Args:
+        triples: int ``[L, 3]`` (channel, position, value) in generation order.
+        where: the picture's grid.
+
+    Returns:
+        Triples like those given, again in generation order.
+    """
+    channel, position, value = triples.long().unbind(1)
+    position = where.mirrored(position, channel)
+    value = torch.where(ODD_HORIZONTAL[channel % 64], -value, value)
+    key = torch.from_numpy(order.RANK)[channel] * where.positions + position
+    return torch.stack([channel, position, value], 1)[key.argsort()].to(triples.dtype)

@@ -1,0 +1,73 @@
+"""The alphabet of triples: which channels there are, and in which order they are listed.
+
+Everything that decides "which coefficient comes first" lives here.
+
+A *channel* is one frequency of one colour component: Y 0–63, Cb 64–127, Cr 128–191, frequencies counted in
+zigzag order. The *rank* of a channel is its place in the generation order (paper, section 3.2): zigzag bands
+``[0] [1–3] [4–15] [16–63]``; inside a band first Y, then Cr, then Cb; inside a component by frequency. So an
+image sharpens as its sequence grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BLOCK = 8
+"""Pixels along the side of a block."""
+
+MCU = 16
+"""Pixels along the side of an MCU (minimum coded unit) at 4:2:0: 4 luma blocks, 1 Cb block, 1 Cr block."""
+
+BLOCKS_PER_MCU = 6
+
+NUM_CHANNELS = 192
+LUMA, CB, CR = 0, 64, 128
+"""First channel id of each colour component."""
+
+COMPONENT_ORDER = (LUMA, CR, CB)
+"""Order of the components inside a band."""
+
+STOP = NUM_CHANNELS
+"""Channel class (in rank space) that ends a sequence; it has neither position nor value."""
+
+BANDS: tuple[tuple[int, int], ...] = ((0, 1), (1, 4), (4, 16), (16, 64))
+"""Zigzag bands as half-open ranges of frequencies, low to high."""
+
+BAND_NAMES = ("dc", "1-3", "4-15", "16-63")
+
+
+def _zigzag() -> np.ndarray:
+    """Natural (row-major) index of each zigzag position: int64 ``[64]``."""
+    cells = [(row, column) for row in range(8) for column in range(8)]
+    # Odd anti-diagonals run downwards, even ones upwards.
+    cells.sort(key=lambda rc: (rc[0] + rc[1], rc[0] if (rc[0] + rc[1]) % 2 else rc[1]))
+    return np.array([row * 8 + column for row, column in cells])
+
+
+def _generation_order() -> np.ndarray:
+    """Channel ids in the order in which they are generated: int64 ``[192]``."""
+    order = [
+        component + frequency
+        for start, stop in BANDS
+        for component in COMPONENT_ORDER
+        for frequency in range(start, stop)
+    ]
+    return np.array(order)
+
+
+ZIGZAG = _zigzag()
+"""``ZIGZAG[k]`` is the row-major index in an 8×8 block of zigzag frequency ``k``: int64 ``[64]``."""
+
+UNZIGZAG = np.argsort(ZIGZAG)
+"""Inverse of `ZIGZAG`: zigzag frequency of each row-major index, int64 ``[64]``."""
+
+GENERATION_ORDER = _generation_order()
+"""``GENERATION_ORDER[r]`` is the channel id of rank ``r``: int64 ``[192]``."""
+
+RANK = np.argsort(GENERATION_ORDER)
+"""``RANK[c]`` is the rank of channel id ``c``: int64 ``[192]``."""
+
+BAND_OF_CHANNEL = np.array(
+    [next(b for b, (lo, hi) in enumerate(BANDS) if lo <= c % 64 < hi) for c in range(NUM_CHANNELS)]
+)
+"""Index into `BANDS` of each channel id: int64 ``[192]``."""

@@ -1,0 +1,193 @@
+"""Cutting chunks: a sequence of triples becomes a partial DCT image and the triples to predict next.
+
+Shapes: B chunks, L triples of a chunk, N MCUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+
+START = order.NUM_CHANNELS + 1
+"""Rank that stands for "no triple yet" where the previous triple is asked for."""
+
+_RANK = torch.from_numpy(order.RANK)
+
+
+@dataclasses.dataclass
+class Sequence:
+    """What is to be generated of one picture, in rank space and with the final stop.
+
+    Attributes:
+        ranks: int64 ``[L]``, channels as ranks; the last is `order.STOP`.
+        positions: int64 ``[L]``; 0 for the stop.
+        values: int64 ``[L]``; 0 for the stop.
+        given: bool ``[N, 6, 64]``, coefficients that are settled from the start, or None for none.
+        known: int16 ``[N, 6, 64]``, their values (0 elsewhere), or None for none.
+        label: class number.
+        grid: where the positions lie.
+    """
+
+    ranks: Tensor
+    positions: Tensor
+    values: Tensor
+    given: Tensor | None
+    known: Tensor | None
+    label: int
+    grid: Grid
+
+    @classmethod
+    def from_triples(cls, triples: Tensor, grid: Grid, label: int, given: Tensor | None = None) -> Sequence:
+        """List what ``given`` leaves open of a picture's triples (int ``[L, 3]``, generation order)."""
+        channel, position, value = triples.long().unbind(1)
+        known = None
+        if given is not None:
+            slot = grid.slot(channel, position)
+            settled = given.flatten()[slot]
+            known = torch.zeros(given.numel(), dtype=torch.int16)
+            known[slot[settled]] = value[settled].to(torch.int16)
+            known = known.view(given.shape)
+            channel, position, value = channel[~settled], position[~settled], value[~settled]
+        stop, zero = torch.tensor([order.STOP]), torch.tensor([0])
+        return cls(
+            torch.cat([_RANK[channel], stop]),
+            torch.cat([position, zero]),
+            torch.cat([value, zero]),
+            given,
+            known,
+            label,
+            grid,
+        )
+
+    def __len__(self) -> int:
+        """Number of triples, the stop included."""
+        return len(self.ranks)
+
+    def chunks(self, stride: int) -> int:
+        """Number of chunks that predict it, ``stride`` triples each."""
+        return math.ceil(len(self) / stride)
+
+
+@dataclasses.dataclass
+class ChunkBatch:
+    """What the model sees of B chunks.
+
+    Attributes:
+        coefficients: int16 ``[B, N, 6, 64]``, the partial DCT image: all that comes before the first predicted triple.
+        settled: bool ``[B, N, 6, 64]``, coefficients whose value (zero too) is known by then.
+        given: bool ``[B, N, 6, 64]``, those of them that were never to be generated.
+        ranks: int64 ``[B, L + 1]``; index 0 is the triple before the chunk (`START` if there is none), the others
+            are the chunk's.
+        positions: int64 ``[B, L + 1]``.
+        values: int64 ``[B, L + 1]``.
+        context: int64 ``[B]``, triples of the chunk that are overlap: seen, but not predicted.
+        lengths: int64 ``[B]``, triples of the chunk before padding.
+        labels: int64 ``[B]``.
+        grid: the MCU grid, one for all.
+    """
+
+    coefficients: Tensor
+    settled: Tensor
+    given: Tensor
+    ranks: Tensor
+    positions: Tensor
+    values: Tensor
+    context: Tensor
+    lengths: Tensor
+    labels: Tensor
+    grid: Grid
+
+    @property
+    def predicted(self) -> Tensor:
+        """Which triples count: bool ``[B, L]``."""
+        index = torch.arange(self.ranks.shape[1] - 1, device=self.ranks.device)
+        return (index >= self.context[:, None]) & (index < self.lengths[:, None])
+
+    def to(self, device: torch.device | str) -> ChunkBatch:
+        """The batch on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in dataclasses.fields(self)
+            if f.name != "grid"
+        }
+        return ChunkBatch(**moved, grid=self.grid)
+
+
+def settled_before(rank: int, position: int, grid: Grid) -> Tensor:
+    """Slots that come at or before the triple (rank, position) in the order: bool ``[N, 6, 64]``."""
+    same = (rank == RANK_OF_SLOT) & (grid.block_position[:, :, None] <= position)
+    return (rank > RANK_OF_SLOT) | same
+
+
+def partial_image(sequence: Sequence, start: int) -> tuple[Tensor, Tensor]:
+    """What is known before triple ``start``: coefficients int16 and settled bool, ``[N, 6, 64]`` each."""
+    grid = sequence.grid
+    shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
+    coefficients = torch.zeros(shape, dtype=torch.int16) if sequence.known is None else sequence.known.clone()
+    settled = torch.zeros(shape, dtype=torch.bool) if sequence.given is None else sequence.given.clone()
+    if start:
+        ranks, positions = sequence.ranks[:start], sequence.positions[:start]
+        slot = grid.slot(_CHANNEL[ranks], positions)
+        coefficients.view(-1)[slot] = sequence.values[:start].to(torch.int16)
+        settled |= settled_before(int(ranks[-1]), int(positions[-1]), grid)
+    return coefficients, settled
+
+
+_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
+
+
+def cut_chunks(sequences: list[Sequence], index: list[int], chunk: int, overlap: int) -> ChunkBatch:
+    """Cut chunk ``index[b]`` out of ``sequences[b]`` and batch the chunks (paper, section 4.1).
+
+    Chunk k predicts the triples ``k·stride … (k + 1)·stride − 1``, with ``stride = chunk − overlap``; it is preceded
+    by up to ``overlap`` triples of context, which the partial DCT image holds too, so that they must not be predicted.
+
+    Args:
+        sequences: B sequences on one grid.
+        index: which chunk of each.
+        chunk: triples in a chunk, context included.
+        overlap: triples of context.
+
+    Returns:
+        The batch, padded to its longest chunk.
+    """
+    stride = chunk - overlap
+    first = [k * stride for k in index]
+    begin = [max(0, f - overlap) for f in first]
+    end = [min(len(s), f + stride) for s, f in zip(sequences, first, strict=True)]
+    lengths = torch.tensor([e - b for b, e in zip(begin, end, strict=True)])
+    longest = int(lengths.max())
+    shape = (len(sequences), longest + 1)
+    ranks = torch.full(shape, order.STOP)
+    positions, values = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    partial = []
+    for row, (s, f, b, e) in enumerate(zip(sequences, first, begin, end, strict=True)):
+        partial.append(partial_image(s, f))
+        if b:
+            b -= 1  # the triple before the chunk
+            offset = 0
+        else:
+            ranks[row, 0] = START
+            offset = 1
+        span = slice(offset, offset + e - b)
+        ranks[row, span], positions[row, span], values[row, span] = s.ranks[b:e], s.positions[b:e], s.values[b:e]
+    coefficients, settled = (torch.stack(part) for part in zip(*partial, strict=True))
+    nothing = torch.zeros_like(settled[0])
+    return ChunkBatch(
+        coefficients=coefficients,
+        settled=settled,
+        given=torch.stack([nothing if s.given is None else s.given for s in sequences]),
+        ranks=ranks,
+        positions=positions,
+        values=values,
+        context=torch.tensor([f - b for f, b in zip(first, begin, strict=True)]),
+        lengths=lengths,
+        labels=torch.tensor([s.label for s in sequences]),
+        grid=sequences[0].grid,
+    )

@@ -1,0 +1,111 @@
+"""What a model, a data set or an image holds, in plain figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from dctransformer.codec import DCTImage, order, read_jpeg
+from dctransformer.data.info import INFO, DatasetInfo
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
+
+
+def describe(thing: str | Path) -> dict[str, Any]:
+    """Tell what something holds.
+
+    Args:
+        thing: an image file, a prepared data set, or a model (run folder, saved model, hub id, shipped weights).
+
+    Returns:
+        JSON-ready facts; ``kind`` says which of the three it is.
+
+    Raises:
+        ValueError: it is none of them, or damaged.
+    """
+    path = Path(thing)
+    if path.is_file():
+        return describe_image(path)
+    if (path / INFO).is_file():
+        return describe_data(path)
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise ValueError(
+            f"{path} holds neither a model nor a prepared data set; "
+            f"make a data set of a folder of pictures with: dctransformer prepare {path} OUT"
+        )
+    if not path.is_dir() and str(thing) not in shipped_names() and (path.suffix or str(thing).startswith(("/", "."))):
+        raise ValueError(f"there is no file or folder {path}; check the name")
+    return describe_model(model_folder(thing))
+
+
+def describe_image(path: Path) -> dict[str, Any]:
+    """Facts of an image file; for a JPEG its tables, sampling and triples."""
+    try:
+        with Image.open(path) as image:
+            kind, width, height, mode = image.format, image.width, image.height, image.mode
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} can't be read as an image ({error}); give an image file") from error
+    facts: dict[str, Any] = {"kind": "image", "format": kind, "width": width, "height": height, "mode": mode}
+    if kind == "JPEG":
+        facts |= _coefficients(read_jpeg(path))
+        facts["file_bytes"] = path.stat().st_size
+    return facts
+
+
+def _coefficients(dct: DCTImage) -> dict[str, Any]:
+    triples = dct.to_triples()[0]
+    band = torch.from_numpy(order.BAND_OF_CHANNEL)[triples[:, 0].long()]
+    component = triples[:, 0] // 64
+    tables = {"luma_table": dct.luma_table.tolist()}
+    if dct.chroma_table is not None:
+        tables["chroma_table"] = dct.chroma_table.tolist()
+    return {
+        "sampling": dct.sampling,
+        "triples": len(triples),
+        "triples_by_band": {name: int((band == i).sum()) for i, name in enumerate(order.BAND_NAMES)},
+        "triples_by_component": {name: int((component == i).sum()) for i, name in enumerate(("Y", "Cb", "Cr"))},
+        **tables,
+    }
+
+
+def describe_data(folder: Path) -> dict[str, Any]:
+    """Facts of a prepared data set."""
+    info = DatasetInfo.load(folder)
+    return {
+        "kind": "data set",
+        "size": info.size,
+        "quality": info.quality,
+        "subsampling": info.subsampling,
+        "pictures": dict(info.splits),
+        "skipped": info.skipped,
+        "source": info.source,
+        "labels": list(info.labels),
+    }
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """Facts of a saved model: its config, its parameters by part, the size of its file."""
+    config = read_config(folder)
+    parts = parameters_by_part(config)
+    return {
+        "kind": "model",
+        "folder": str(folder),
+        "size": config.size,
+        "quality": config.quality,
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+        "file_bytes": (folder / WEIGHTS).stat().st_size,
+        "config": {k: v for k, v in config.to_dict().items() if k not in ("size", "quality", "label_names")},
+        "labels": list(config.label_names),
+    }
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Number of parameters of each top-level part of a model, without making its weights."""
+    with torch.device("meta"):
+        model = DCTransformer(config)
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

@@ -1,0 +1,128 @@
+"""Exact code lengths: how many bits a model needs for the DCT images of pictures.
+
+All impossible outcomes have probability 0, so the negative log-likelihood of a sequence of triples, its stop
+included, is the length of a lossless code for the DCT image. It is the sum over the chunks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.model.dctransformer import DCTransformer
+
+FIELDS = ("channel", "position", "value")
+
+
+@dataclasses.dataclass
+class CodeLengths:
+    """Bits of every picture, by field and band.
+
+    Attributes:
+        bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value.
+        triples: int64 ``[n, 5]``: how many triples (or stops) each holds.
+        pixels: pixels of a picture.
+    """
+
+    bits: Tensor
+    triples: Tensor
+    pixels: int
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the pictures, ready for JSON.
+
+        ``bits_per_triple`` spreads all bits, the stop's too, over the non-zero coefficients.
+        """
+        images = len(self.bits)
+        per_image = self.bits.sum((1, 2))
+        total, count = float(per_image.sum()), int(self.triples[:, :-1].sum())
+        names = [*order.BAND_NAMES, "stop"]
+        return {
+            "images": images,
+            "bytes_per_image": total / images / 8,
+            "bits_per_image": total / images,
+            "bits_per_pixel": total / images / self.pixels,
+            "bits_per_triple": total / max(count, 1),
+            "triples_per_image": count / images,
+            "bits_per_triple_by_field": {
+                name: float(self.bits[:, :, i].sum()) / max(count, 1) for i, name in enumerate(FIELDS)
+            },
+            "bits_per_image_by_band": {name: float(self.bits[:, i].sum()) / images for i, name in enumerate(names)},
+            "bits_per_image_by_band_and_field": {
+                name: {f: float(self.bits[:, i, j].sum()) / images for j, f in enumerate(FIELDS)}
+                for i, name in enumerate(names)
+            },
+            "triples_per_image_by_band": {
+                name: float(self.triples[:, i].sum()) / images for i, name in enumerate(names[:-1])
+            },
+            "standard_error_bytes": float(per_image.std() / math.sqrt(images) / 8) if images > 1 else None,
+        }
+
+
+_BAND_OF_RANK = torch.cat(
+    [torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER]), torch.tensor([len(order.BANDS)])]
+)
+
+
+def _batches(sequences: Iterable[Sequence], stride: int, size: int) -> Iterator[list[tuple[int, Sequence, int]]]:
+    waiting: list[tuple[int, Sequence, int]] = []
+    for i, sequence in enumerate(sequences):
+        for k in range(sequence.chunks(stride)):
+            if waiting and (len(waiting) == size or waiting[0][1].grid != sequence.grid):
+                yield waiting
+                waiting = []
+            waiting.append((i, sequence, k))
+    if waiting:
+        yield waiting
+
+
+@torch.inference_mode()
+def code_lengths(
+    model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32, progress: Any = None
+) -> CodeLengths:
+    """Exact bits of pictures under a model, in fp32 whatever the training precision.
+
+    Args:
+        model: in eval mode.
+        sequences: the pictures, one size.
+        batch: chunks at a time.
+        progress: called with the number of pictures begun so far, now and then.
+
+    Returns:
+        Bits by picture, band and field.
+
+    Raises:
+        ValueError: there are no pictures.
+    """
+    config = model.config
+    bits: list[Tensor] = []
+    counts: list[Tensor] = []
+    pixels = 0
+    for group in _batches(sequences, config.stride, batch):
+        chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
+        pixels = chunks.grid.mcus * order.MCU**2
+        nats, predicted = _chunk_nats(model, chunks)
+        band = _BAND_OF_RANK[chunks.ranks[:, 1:]]
+        for row, (i, *_) in enumerate(group):
+            while len(bits) <= i:
+                bits.append(torch.zeros(len(order.BANDS) + 1, 3, dtype=torch.float64))
+                counts.append(torch.zeros(len(order.BANDS) + 1, dtype=torch.int64))
+            which = band[row][predicted[row]]
+            bits[i].index_add_(0, which, nats[row][predicted[row]].double() / math.log(2))
+            counts[i].index_add_(0, which, torch.ones_like(which))
+        if progress is not None:
+            progress(len(bits))
+    if not bits:
+        raise ValueError("there are no pictures to score; give a folder that holds some")
+    return CodeLengths(torch.stack(bits), torch.stack(counts), pixels)
+
+
+def _chunk_nats(model: DCTransformer, chunks: ChunkBatch) -> tuple[Tensor, Tensor]:
+    return model(chunks.to(model.device)).cpu(), chunks.predicted

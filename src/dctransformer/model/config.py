@@ -1,0 +1,165 @@
+"""The shape of a model, and the named presets.
+
+One frozen dataclass holds everything that decides which weights a model has. It is stored as JSON beside
+the weights and compared when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+from dctransformer.codec import order
+from dctransformer.codec.tables import quant_tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What one is free to choose about a model, whatever the data.
+
+    ``encoder``, ``channel``, ``position`` and ``value`` list the attention layers of each stack; an entry is the
+    number of feed-forward layers that follow that attention layer (the paper's PAR-style blocks have several,
+    a usual Transformer has 1 each).
+    """
+
+    width: int = 256
+    """Width D of the residual streams."""
+    heads: int = 4
+    """Attention heads; ``width / heads`` is the size of a head."""
+    encoder: tuple[int, ...] = (1, 1, 1)
+    """Encoder over the MCUs of the partial DCT image."""
+    channel: tuple[int, ...] = (1, 1)
+    """Channel decoder."""
+    position: tuple[int, ...] = (1, 1)
+    """Position decoder."""
+    value: tuple[int, ...] = (1, 1)
+    """Value decoder."""
+    hidden: int = 640
+    """Width of the feed-forward layers."""
+    block: Literal["modern", "paper"] = "modern"
+    """``modern``: RMSNorm, rotary index, normalised queries and keys, gated feed-forward.
+    ``paper``: LayerNorm, learned index, ReLU feed-forward, ReZero gates."""
+    dropout: float = 0.0
+    """Dropout rate of every residual branch."""
+
+    chunk: int = 256
+    """Triples in a target chunk, context included."""
+    overlap: int = 0
+    """Triples at the start of a chunk that are context only: seen, but not predicted."""
+
+    local_context: bool = True
+    """Give position and value decisions the coefficients around each place, up to date for every channel."""
+    state_width: int = 64
+    """Width of the running sum over a place's coefficients (with ``local_context``)."""
+    place_width: int = 96
+    """Width of a place's features made from the sums around it (with ``local_context``)."""
+    max_grid: int = 128
+    """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
+        if not 0 <= self.overlap < self.chunk:
+            raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
+        for name in ("hidden", "state_width", "place_width", "max_grid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("encoder", "channel", "position", "value"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must list at least one layer, each with 1 or more feed-forward layers")
+
+    @property
+    def stride(self) -> int:
+        """Triples that a chunk predicts."""
+        return self.chunk - self.overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Architecture):
+    """A model's whole shape: its architecture, and what the data set decides."""
+
+    quality: int = 20
+    """JPEG quality whose tables quantise the coefficients, 1..100."""
+    size: int = 64
+    """Side in pixels of the pictures the model was trained on (it runs on any multiple of 16)."""
+    num_labels: int = 0
+    """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
+    label_names: tuple[str, ...] = ()
+    """Names of the classes, in order of their numbers."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        super().__post_init__()
+        quant_tables(self.quality)
+        if self.size < order.MCU or self.size % order.MCU:
+            raise ValueError(f"size {self.size} is not a positive multiple of {order.MCU}; choose 64 or 128, say")
+        if self.label_names and len(self.label_names) != self.num_labels:
+            raise ValueError(
+                f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name a label"
+            )
+
+    @property
+    def null_label(self) -> int:
+        """Label index that stands for "no label given"."""
+        return self.num_labels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field is unknown; the nearest known one is named.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+                raise ValueError(f"the model config has no field {name!r}; {hint}")
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**typed)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # For tests: everything is there, nothing is large.
+    "tiny": {
+        "width": 32, "heads": 2, "hidden": 64, "encoder": (1,), "channel": (1,), "position": (1,), "value": (1,),
+        "chunk": 64, "overlap": 16, "state_width": 8, "place_width": 16,
+    },
+    # What two CPU cores can train in an hour or two.
+    "small": {
+        "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1, 1), "value": (1, 1),
+        "chunk": 128,
+    },
+    # One GPU.
+    "base": {
+        "width": 512, "heads": 8, "hidden": 1408, "encoder": (1,) * 6, "channel": (1,) * 2, "position": (1,) * 4,
+        "value": (1,) * 6, "chunk": 512, "state_width": 96, "place_width": 192, "dropout": 0.1,
+    },
+    # The 448M layout of the paper's supplement. The encoder's and the value decoder's depths are reported;
+    # those of the channel and position decoders are inferred from the total count.
+    "paper": {
+        "width": 896, "heads": 14, "hidden": 3584, "encoder": (2, 2, 2, 2), "channel": (2,) * 6,
+        "position": (2,) * 6, "value": (2, 2, 2, 2, 2, 7), "block": "paper", "chunk": 896, "overlap": 128,
+        "local_context": False, "dropout": 0.1, "quality": 50, "size": 256,
+    },
+}  # fmt: skip
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """The config called ``name`` with some fields replaced.
+
+    Raises:
+        ValueError: there is no such preset or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return ModelConfig.from_dict({**PRESETS[name], **overrides})

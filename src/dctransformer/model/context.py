@@ -1,0 +1,210 @@
+"""Local context: what the coefficients around a place say about it, up to date for every channel.
+
+Generation goes channel by channel, so when a channel begins, every earlier channel is settled at *every* place.
+Two things follow without waiting for the next chunk's encoder pass:
+
+* each place keeps a *state*, a running sum of table rows over its settled coefficients; a convolution over the
+  states around a place, the encoder's feature and the channel give the place's *features*, once a channel;
+* inside a channel, a place also sees the same channel's values to its left and above.
+
+Classical coders (Lepton, brunsli) live on these contexts alone.
+
+Shapes: B batch, L triples, T channel runs of all chunks together, P positions, N MCUs, S state width, W place width,
+K value features, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.model.config import ModelConfig
+
+VALUE_FEATURES = 4
+"""K: signed log, non-zero flag, log magnitude, and the value as a part of the channel's limit."""
+
+
+def value_features(value: Tensor, limit: Tensor) -> Tensor:
+    """Features of quantised values.
+
+    Args:
+        value: any shape, integer or float.
+        limit: largest magnitude of each value's channel, broadcastable.
+
+    Returns:
+        fp32 ``[..., K]``; all zero where the value is 0.
+    """
+    x = value.float()
+    magnitude = x.abs().log1p()
+    return torch.stack([x.sign() * magnitude, (x != 0).float(), magnitude, 4 * x / limit], dim=-1)
+
+
+def rank_planes(slots: Tensor, grid: Grid) -> Tensor:
+    """Rearrange ``[B, N, 6, 64]`` to one plane a rank: ``[B, 192, P]``, 0 where a channel has no place."""
+    batch = slots.shape[0]
+    luma = slots.flatten(1, 2)[:, grid.luma_block.to(slots.device)].transpose(1, 2)
+    chroma = slots.new_zeros(batch, 128, grid.positions)
+    chroma[:, :, grid.chroma_position.to(slots.device)] = slots[:, :, 4:].flatten(2).transpose(1, 2)
+    by_channel = torch.cat([luma, chroma], dim=1)
+    return by_channel[:, torch.from_numpy(order.GENERATION_ORDER).to(slots.device)]
+
+
+def neighbour_table(grid: Grid) -> Tensor:
+    """Positions left, above, above-left and above-right of each: int64 ``[2, 4, P]`` (luma, chroma); P if outside."""
+    tables = []
+    for step in (1, 2):
+        around = []
+        for down, right in ((0, -step), (-step, 0), (-step, -step), (-step, step)):
+            row, col = grid.row + down, grid.col + right
+            inside = (row >= 0) & (col >= 0) & (col < grid.width)
+            around.append(torch.where(inside, row * grid.width + col, grid.positions))
+        tables.append(torch.stack(around))
+    return torch.stack(tables)
+
+
+@dataclasses.dataclass
+class States:
+    """Running sums at every place: ``luma [·, P, S]`` and ``chroma [·, N, S]``."""
+
+    luma: Tensor
+    chroma: Tensor
+
+    def __getitem__(self, rows: Tensor | tuple[Tensor, ...]) -> States:
+        return States(self.luma[rows], self.chroma[rows])
+
+
+class LocalContext(nn.Module):
+    """States and the place features made of them."""
+
+    limits: Tensor
+    """int64 ``[192]`` by rank: largest magnitude of each channel."""
+
+    def __init__(self, config: ModelConfig, limits: Tensor):
+        super().__init__()
+        s, w = config.state_width, config.place_width
+        self.register_buffer("limits", limits, persistent=False)
+        self.table = nn.Parameter(torch.randn(order.NUM_CHANNELS, VALUE_FEATURES, s) * 0.3)
+        self.given_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
+        self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
+        self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
+        self.encoded = nn.Linear(config.width, 4 * 2 * w, bias=False)
+        self.channel = nn.Embedding(order.NUM_CHANNELS, 2 * w)
+        self.norm = nn.LayerNorm(w, eps=1e-6, bias=False)
+        nn.init.normal_(self.channel.weight, std=0.5)
+
+    def contribution(self, rank: Tensor, value: Tensor) -> Tensor:
+        """What triples add to their place's state: ranks < 192 and values of any shape ``[...]`` to ``[..., S]``."""
+        return torch.einsum("...k,...ks->...s", value_features(value, self.limits[rank]), self.table[rank])
+
+    def start(self, coefficients: Tensor, given: Tensor, grid: Grid) -> States:
+        """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what was given of it."""
+        device = coefficients.device
+        ranks = RANK_OF_SLOT.to(device)
+        features = value_features(coefficients, self.limits[ranks])
+        luma_block = grid.luma_block.to(device)
+        luma = features.flatten(1, 2)[:, luma_block].flatten(2) @ self.table[ranks[0]].flatten(0, 1)
+        chroma = features[:, :, 4:].flatten(2) @ self.table[ranks[4:]].flatten(0, 2)
+        given = given.to(luma.dtype)
+        luma = luma + given.flatten(1, 2)[:, luma_block] @ self.given_table[ranks[0]]
+        chroma = chroma + given[:, :, 4:].flatten(2) @ self.given_table[ranks[4:]].flatten(0, 1)
+        return States(luma, chroma)
+
+    def encoded_places(self, encoded: Tensor, grid: Grid) -> Tensor:
+        """The encoder's share of the place features: ``[B, N, D]`` to ``[B, P, 2 W]``."""
+        parts = self.encoded(encoded).unflatten(-1, (4, -1)).flatten(1, 2)
+        quarter = (grid.row % 2) * 2 + grid.col % 2
+        return parts[:, (grid.mcu * 4 + quarter).to(encoded.device)]
+
+    def features(self, states: States, encoded: Tensor, rank: Tensor, grid: Grid) -> Tensor:
+        """Place features for T channels about to be listed.
+
+        Args:
+            states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
+            encoded: from `encoded_places`, ``[T, P, 2 W]``.
+            rank: int64 ``[T]``, less than 192.
+            grid: the MCU grid.
+
+        Returns:
+            ``[T, P, W]``.
+        """
+        rows, cols = grid.rows, grid.cols
+        luma = states.luma.transpose(1, 2).unflatten(2, (2 * rows, 2 * cols))
+        chroma = states.chroma.transpose(1, 2).unflatten(2, (rows, cols))
+        around_luma = self.luma_mix(luma).flatten(2).transpose(1, 2)
+        around_chroma = self.chroma_mix(chroma).flatten(2).transpose(1, 2)
+        mixed = around_luma + around_chroma[:, grid.mcu.to(rank.device)] + encoded + self.channel(rank)[:, None]
+        gate, up = mixed.chunk(2, dim=-1)
+        return self.norm(F.silu(gate) * up)
+
+
+@dataclasses.dataclass
+class Runs:
+    """Channel runs of a batch of chunks: maximal stretches of triples of one channel.
+
+    Attributes:
+        of_triple: int64 ``[B, L]``, the run of each triple.
+        row: int64 ``[T]``, the chunk of each run.
+        index: int64 ``[T]``, which run of its chunk it is.
+        rank: int64 ``[T]``, less than 192 (stops and padding get the last rank: their features are never used).
+    """
+
+    of_triple: Tensor
+    row: Tensor
+    index: Tensor
+    rank: Tensor
+
+    @classmethod
+    def find(cls, ranks: Tensor) -> Runs:
+        """Runs of the triples' ranks, int64 ``[B, L]``."""
+        fresh = torch.ones_like(ranks, dtype=torch.bool)
+        fresh[:, 1:] = ranks[:, 1:] != ranks[:, :-1]
+        of_triple = fresh.flatten().cumsum(0).view_as(ranks) - 1
+        row, column = fresh.nonzero().unbind(1)
+        index = (fresh.cumsum(1) - 1)[row, column]
+        return cls(of_triple, row, index, ranks[row, column].clamp(max=order.NUM_CHANNELS - 1))
+
+
+def states_by_run(
+    local: LocalContext, start: States, runs: Runs, ranks: Tensor, positions: Tensor, values: Tensor,
+    counted: Tensor, grid: Grid,
+) -> States:  # fmt: skip
+    """States at the beginning of every run of a batch of whole chunks.
+
+    Args:
+        local: the module with the tables.
+        start: states before each chunk.
+        runs: from `Runs.find`.
+        ranks: int64 ``[B, L]``; likewise positions and values.
+        positions: see above.
+        values: see above.
+        counted: bool ``[B, L]``, triples that are not in ``start`` already and are no stop or padding.
+        grid: the MCU grid.
+
+    Returns:
+        luma ``[T, P, S]`` and chroma ``[T, N, S]``.
+    """
+    batch, width = ranks.shape[0], start.luma.shape[-1]
+    most = int(runs.index.max()) + 1
+    added = local.contribution(ranks.clamp(max=order.NUM_CHANNELS - 1), values)
+    is_luma = (RANK_OF_SLOT[0].to(ranks.device)[:, None] == torch.arange(193, device=ranks.device)).any(0)[ranks]
+    run = runs.index[runs.of_triple] + 1  # a triple shows from the next run on
+    row = torch.arange(batch, device=ranks.device)[:, None].expand_as(ranks)
+
+    def accumulate(base: Tensor, chosen: Tensor, place: Tensor) -> Tensor:
+        b, r, p, a = row[chosen], run[chosen], place[chosen], added[chosen]
+        kept = r < most
+        places = base.shape[1]
+        flat = base.new_zeros(batch * most * places, width)
+        flat = flat.index_add(0, ((b * most + r) * places + p)[kept], a[kept].to(base.dtype))
+        total = flat.view(batch, most, places, width).cumsum(1)[runs.row, runs.index]
+        return total + base[runs.row]
+
+    return States(
+        accumulate(start.luma, counted & is_luma, positions),
+        accumulate(start.chroma, counted & ~is_luma, grid.mcu.to(ranks.device)[positions]),
+    )

@@ -1,0 +1,425 @@
+"""The DCTransformer: an encoder over the partial DCT image and three stacked decoders (paper, section 4).
+
+    p(image) = ∏ p(channel | before) · p(position | channel, before) · p(value | channel, position, before)
+
+Training, likelihood and sampling all read the three distributions from `channel_logits`, `position_logits` and
+`value_logits`; whole chunks (`forward`) and single steps (the sampling engine) differ only in how many triples L
+they pass and in the key/value caches.
+
+Shapes: B batch, L triples, N MCUs, P positions, C = 193 channel classes (ranks and the stop), V values, D width,
+T channel runs, S state width, W place width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.tables import value_limits
+from dctransformer.data.chunks import START, ChunkBatch
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.context import (
+    VALUE_FEATURES,
+    LocalContext,
+    Runs,
+    States,
+    neighbour_table,
+    rank_planes,
+    states_by_run,
+    value_features,
+)
+from dctransformer.model.layers import Stack
+from dctransformer.model.legality import (
+    NEVER,
+    ValueAlphabet,
+    last_open_place,
+    legal_channels,
+    legal_positions,
+    open_places,
+)
+
+POINTER = 64
+"""Size of the pointer's queries and keys over encoder features."""
+
+PLACE_POINTER = 8
+"""Size of the pointer's queries and keys over place features, which change with every channel."""
+
+
+@dataclasses.dataclass
+class Context:
+    """All that a chunk's decoders read of what was settled before it (made once a chunk)."""
+
+    grid: Grid
+    labels: Tensor
+    """int64 ``[B]``."""
+    encoded: Tensor
+    """Encoder output, ``[B, N, D]``."""
+    memory: list[list[tuple[Tensor, Tensor]]]
+    """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
+    place_keys: Tensor
+    """Pointer keys, ``[B, P, POINTER]``."""
+    planes: Tensor
+    """Coefficients of the partial DCT image by rank, int16 ``[B, 192, P]``."""
+    opened: Tensor
+    """Places that may be chosen at all, bool ``[B, 192, P]``."""
+    last_open: Tensor
+    """The last of them a rank, int64 ``[B, 192]``."""
+    states: States | None
+    """Local-context states before the chunk (None without local context)."""
+    encoded_places: Tensor | None
+    """The encoder's share of the place features, ``[B, P, 2 W]``."""
+
+    def keep(self, rows: Tensor) -> Context:
+        """The context of some batch rows only."""
+        return Context(
+            self.grid,
+            self.labels[rows],
+            self.encoded[rows],
+            [[(k[rows], v[rows]) for k, v in stack] for stack in self.memory],
+            self.place_keys[rows],
+            self.planes[rows],
+            self.opened[rows],
+            self.last_open[rows],
+            None if self.states is None else self.states[rows],
+            None if self.encoded_places is None else self.encoded_places[rows],
+        )
+
+
+@dataclasses.dataclass
+class Places:
+    """The places as the position and value decisions of some channel runs see them.
+
+    ``features [T, P, W]`` (None without local context), ``same [T, P]`` fp32: the run's own channel, as far as it
+    is settled; ``rank [T]``; ``of_triple [B, L]``: the run of each decision.
+    """
+
+    features: Tensor | None
+    same: Tensor
+    rank: Tensor
+    of_triple: Tensor
+
+
+class DCTransformer(nn.Module):
+    """The model. See the module's text; `config` says its shape."""
+
+    limits: Tensor
+    """int64 ``[192]`` by rank: largest magnitude of each channel."""
+    legal_values: Tensor
+    """bool ``[192, V]`` by rank: values that a channel can have."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        c, d = config, config.width
+        with torch.device("cpu"):  # the alphabet is known even where weights are only planned (meta device)
+            limits = value_limits(config.quality)[torch.from_numpy(order.GENERATION_ORDER)]
+            self.alphabet = ValueAlphabet(limits)
+        self.register_buffer("limits", limits, persistent=False)
+        self.register_buffer("legal_values", self.alphabet.legal, persistent=False)
+
+        # Encoder: all 6 × 64 coefficients of an MCU, and which of them are settled.
+        self.encoder_input = nn.Linear(order.BLOCKS_PER_MCU * 64 * (VALUE_FEATURES + 1), d)
+        self.label = nn.Embedding(c.num_labels + 1, d)
+        self.encoder = Stack(c, c.encoder, decoder=False)
+
+        # Symbols. The row and column tables serve encoder and decoders, luma and chroma.
+        self.rank = nn.Embedding(START + 1, d)
+        self.value = nn.Embedding(len(self.alphabet), d)
+        self.row = nn.Embedding(c.max_grid, d)
+        self.col = nn.Embedding(c.max_grid, d)
+        self.chosen_rank = nn.Embedding(order.NUM_CHANNELS, d)
+        self.chosen_row = nn.Embedding(c.max_grid, d)
+        self.chosen_col = nn.Embedding(c.max_grid, d)
+
+        self.channel_decoder = Stack(c, c.channel, decoder=True)
+        self.position_decoder = Stack(c, c.position, decoder=True)
+        self.value_decoder = Stack(c, c.value, decoder=True)
+
+        self.channel_out = nn.Linear(d, order.NUM_CHANNELS + 1)
+        self.channel_after = nn.Embedding(START + 1, order.NUM_CHANNELS + 1)
+        self.pointer_query = nn.Linear(d, POINTER)
+        self.pointer_key = nn.Linear(d, 4 * POINTER)
+        self.encoder_at_place = nn.Linear(d, d)
+        self.value_out = nn.Linear(d, len(self.alphabet))
+        self.value_after = nn.Embedding(order.NUM_CHANNELS, len(self.alphabet))
+        if c.local_context:
+            w = c.place_width
+            self.local = LocalContext(c, limits)
+            self.place_query = nn.Linear(d, PLACE_POINTER)
+            self.place_key = nn.Linear(w, PLACE_POINTER)
+            self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
+            self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
+            self.neighbour_gate = nn.Linear(d, 4)
+            self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
+            self.value_context = nn.Sequential(nn.Linear(w + 8, d), nn.SiLU(), nn.Linear(d, d))
+        self._initialise()
+        self._neighbours: dict[tuple[int, int], Tensor] = {}
+
+    def _initialise(self) -> None:
+        """Unit-scale streams; residual branches and output heads start at (nearly) nothing."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.inner.out.weight", "cross.inner.out.weight", "inner.down.weight")):
+                # ReZero gates start at 0 themselves and need a live branch behind them.
+                scale = 1.0 if self.config.block == "paper" else 0.1
+                parameter.data.mul_(scale)
+        for table in (self.rank, self.value, self.row, self.col, self.label):
+            nn.init.normal_(table.weight, std=0.5)
+        for table in (self.chosen_rank, self.chosen_row, self.chosen_col):
+            nn.init.normal_(table.weight, std=0.7)
+        for head in (self.channel_out, self.value_out):
+            nn.init.normal_(head.weight, std=0.1 / math.sqrt(self.config.width))
+        for table in (self.channel_after, self.value_after):
+            nn.init.zeros_(table.weight)
+        if self.config.local_context:
+            nn.init.normal_(self.place_readout.weight, std=0.1 / math.sqrt(self.config.place_width))
+            nn.init.constant_(self.place_bias.weight, -1.0)
+            nn.init.zeros_(self.neighbour_bias.weight)
+            nn.init.normal_(self.neighbour_gate.weight, std=0.1 / math.sqrt(self.config.width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.channel_out.weight.device
+
+    # -- what comes before a chunk ------------------------------------------------------------------------------
+
+    def encode(self, coefficients: Tensor, settled: Tensor, given: Tensor, labels: Tensor, grid: Grid) -> Context:
+        """Run the encoder over a partial DCT image.
+
+        Args:
+            coefficients: int16 ``[B, N, 6, 64]``, 0 where absent.
+            settled: bool ``[B, N, 6, 64]``, where the value (zero too) is known.
+            given: bool ``[B, N, 6, 64]``, what is never to be generated.
+            labels: int64 ``[B]``, `ModelConfig.null_label` for none.
+            grid: the MCU grid.
+
+        Returns:
+            The context of the next chunk.
+
+        Raises:
+            ValueError: the picture is larger than the model's position tables.
+        """
+        if max(grid.rows, grid.cols) * 2 > self.config.max_grid:
+            side = self.config.max_grid * order.BLOCK
+            raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
+        features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
+        features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
+        x = self.encoder_input(features) + self._place(self.row, self.col, grid, grid.chroma_position)
+        label = self.label(labels)[:, None]
+        x = torch.cat([label, x + label], dim=1)
+        x = self.encoder.norm(self.encoder(x))
+        encoded = x[:, 1:]
+        keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
+        quarter = (grid.row % 2) * 2 + grid.col % 2
+        opened = open_places(rank_planes(given, grid), grid)
+        return Context(
+            grid=grid,
+            labels=labels,
+            encoded=encoded,
+            memory=[s.memory(x) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
+            place_keys=keys[:, (grid.mcu * 4 + quarter).to(keys.device)],
+            planes=rank_planes(coefficients, grid),
+            opened=opened,
+            last_open=last_open_place(opened),
+            states=self.local.start(coefficients, given, grid) if self.config.local_context else None,
+            encoded_places=self.local.encoded_places(encoded, grid) if self.config.local_context else None,
+        )
+
+    def _place(self, row: nn.Embedding, col: nn.Embedding, grid: Grid, position: Tensor) -> Tensor:
+        """Embedding of positions (any shape) in the luma grid: ``[..., D]``."""
+        position = position.to(self.device)
+        return row(position // grid.width) + col(position % grid.width)
+
+    # -- symbols ------------------------------------------------------------------------------------------------
+
+    def embed_previous(self, rank: Tensor, position: Tensor, value: Tensor, context: Context) -> Tensor:
+        """Embedding of the triples before the ones to predict: int64 ``[B, L]`` each to ``[B, L, D]``."""
+        symbol = self._place(self.row, self.col, context.grid, position)
+        symbol = symbol + self.value(self.alphabet.encode(value))
+        is_triple = (rank < order.NUM_CHANNELS)[..., None]
+        return self.rank(rank) + torch.where(is_triple, symbol, 0.0) + self.label(context.labels)[:, None]
+
+    def embed_channel(self, stream: Tensor, rank: Tensor) -> Tensor:
+        """The position decoder's input: the channel decoder's (normalised) stream and the channel chosen."""
+        return self.channel_decoder.norm(stream) + self.chosen_rank(rank)
+
+    def embed_position(
+        self, stream: Tensor, rank: Tensor, position: Tensor, places: Places, context: Context
+    ) -> Tensor:
+        """The value decoder's input: the stream, the position chosen and what is known around it.
+
+        Args:
+            stream: of the position decoder, ``[B, L, D]``.
+            rank: int64 ``[B, L]``, less than 192.
+            position: int64 ``[B, L]``.
+            places: the places of those channels.
+            context: of the chunk.
+
+        Returns:
+            ``[B, L, D]``.
+        """
+        grid = context.grid
+        x = self.position_decoder.norm(stream)
+        x = x + self._place(self.chosen_row, self.chosen_col, grid, position)
+        batch = torch.arange(position.shape[0], device=position.device)[:, None]
+        x = x + self.encoder_at_place(context.encoded)[batch, grid.mcu.to(position.device)[position]]
+        if places.features is None:
+            return x
+        near = self._neighbours_of(position, rank, grid)
+        same = F.pad(places.same, (0, 1))[places.of_triple[..., None], near]
+        limit = self.limits[rank][..., None]
+        around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
+        here = places.features[places.of_triple, position]
+        return x + self.value_context(torch.cat([here, around.to(here.dtype)], dim=-1))
+
+    def _neighbour_table(self, grid: Grid) -> Tensor:
+        key = (grid.rows, grid.cols)
+        if key not in self._neighbours or self._neighbours[key].device != self.device:
+            self._neighbours[key] = neighbour_table(grid).to(self.device)
+        return self._neighbours[key]
+
+    def _neighbours_of(self, position: Tensor, rank: Tensor, grid: Grid) -> Tensor:
+        """Earlier neighbours in the same channel: int64 ``[B, L, 4]``, P for those outside."""
+        return self._neighbour_table(grid)[self._is_chroma(rank), :, position]
+
+    def _is_chroma(self, rank: Tensor) -> Tensor:
+        """0 for luma ranks, 1 for chroma ranks."""
+        ranks = torch.from_numpy(order.GENERATION_ORDER).to(rank.device)
+        return (ranks >= order.CB).long()[rank]
+
+    # -- the three distributions --------------------------------------------------------------------------------
+
+    def channel_logits(self, stream: Tensor, rank: Tensor, position: Tensor, context: Context) -> Tensor:
+        """Logits of the next channel.
+
+        Args:
+            stream: of the channel decoder, ``[B, L, D]``.
+            rank: of the triples before, int64 ``[B, L]`` (`START` for none).
+            position: of the triples before.
+            context: of the chunk.
+
+        Returns:
+            fp32 ``[B, L, C]`` over ranks and the stop.
+        """
+        logits = self.channel_out(self.channel_decoder.norm(stream)).float() + self.channel_after(rank)
+        started = torch.where(rank == START, -1, rank)
+        return logits.masked_fill(~legal_channels(context.last_open, started, position), NEVER)
+
+    def position_logits(self, stream: Tensor, rank: Tensor, cursor: Tensor, places: Places, context: Context) -> Tensor:
+        """Logits of the position in a chosen channel.
+
+        Every place still open gets a score. With local context the score is the log-odds that the place is the next
+        one *given that those between are passed over*, so the logit is the score less the sum of softplus(score) over
+        the open places up to it (a discrete survival model); without, it is the logit itself.
+
+        Args:
+            stream: of the position decoder, ``[B, L, D]``.
+            rank: the chosen channels, int64 ``[B, L]``, less than 192.
+            cursor: the last position in the same channel, −1 if there is none; int64 ``[B, L]``.
+            places: the places of those channels.
+            context: of the chunk.
+
+        Returns:
+            fp32 ``[B, L, P]``.
+        """
+        stream = self.position_decoder.norm(stream)
+        score = self.pointer_query(stream) @ context.place_keys.transpose(1, 2) / math.sqrt(POINTER)
+        batch = torch.arange(rank.shape[0], device=rank.device)[:, None]
+        legal = legal_positions(context.opened, batch, rank, cursor)
+        if places.features is None:
+            return score.float().masked_fill(~legal, NEVER)
+
+        run = places.of_triple
+        base = (places.features @ self.place_readout(places.rank)[..., None])[..., 0]
+        base = base + self.place_bias(places.rank)
+        keys = self.place_key(places.features)[run]
+        score = score + base[run] + (keys @ self.place_query(stream)[..., None])[..., 0] / math.sqrt(PLACE_POINTER)
+
+        # The same channel's values just left of and above each place, as far as they are listed.
+        weight = self.neighbour_gate(stream) + self.neighbour_bias(rank)
+        table = self._neighbour_table(context.grid)[self._is_chroma(places.rank)]
+        size = F.pad(places.same.abs().log1p(), (0, 1))
+        table_of_triple = self._is_chroma(rank)
+        for k in range(4):
+            near = size.gather(1, table[:, k])[run]
+            listed = self._neighbour_table(context.grid)[:, k][table_of_triple] <= cursor[..., None]
+            score = score + weight[..., k, None] * near * listed
+
+        score = score.float()
+        passed = torch.where(legal, F.softplus(score), 0.0).cumsum(-1)
+        return (score - passed).masked_fill(~legal, NEVER)
+
+    def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
+        """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
+        logits = self.value_out(self.value_decoder.norm(stream)).float() + self.value_after(rank)
+        return logits.masked_fill(~self.legal_values[rank], NEVER)
+
+    # -- whole chunks -------------------------------------------------------------------------------------------
+
+    def places_of_chunk(self, batch: ChunkBatch, context: Context) -> Places:
+        """The places at the beginning of each channel run of whole chunks."""
+        grid = context.grid
+        ranks, positions, values = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
+        runs = Runs.find(ranks)
+        index = torch.arange(ranks.shape[1], device=ranks.device)
+        counted = batch.predicted & (ranks < order.NUM_CHANNELS)
+        listed = (index < batch.lengths[:, None]) & (ranks < order.NUM_CHANNELS)
+        same = context.planes[runs.row, runs.rank].float()
+        same = same.index_put((runs.of_triple[listed], positions[listed]), values[listed].float())
+        features = None
+        if self.config.local_context:
+            assert context.states is not None and context.encoded_places is not None
+            states = states_by_run(self.local, context.states, runs, ranks, positions, values, counted, grid)
+            features = self.local.features(states, context.encoded_places[runs.row], runs.rank, grid)
+        return Places(features, same, runs.rank, runs.of_triple)
+
+    def forward(self, batch: ChunkBatch) -> Tensor:
+        """Negative log-likelihood of every triple of some chunks, by field.
+
+        Args:
+            batch: from `dctransformer.data.chunks.cut_chunks`.
+
+        Returns:
+            fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),
+            and position and value are 0 at the stop.
+        """
+        context = self.encode(batch.coefficients, batch.settled, batch.given, batch.labels, batch.grid)
+        before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
+        rank, position, value = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
+        chosen = rank.clamp(max=order.NUM_CHANNELS - 1)
+        cursor = torch.where(before[0] == rank, before[1], -1)
+        places = self.places_of_chunk(batch, context)
+
+        stream = self.channel_decoder(self.embed_previous(*before, context), context.memory[0])
+        channel = self.channel_logits(stream, before[0], before[1], context)
+        stream = self.position_decoder(self.embed_channel(stream, chosen), context.memory[1])
+        where = self.position_logits(stream, chosen, cursor, places, context)
+        stream = self.embed_position(stream, chosen, position, places, context)
+        what = self.value_logits(self.value_decoder(stream, context.memory[2]), chosen)
+
+        predicted = batch.predicted
+        has_place = predicted & (rank < order.NUM_CHANNELS)
+        return torch.stack(
+            [
+                torch.where(predicted, nll(channel, rank), 0.0),
+                torch.where(has_place, nll(where, position), 0.0),
+                torch.where(has_place, nll(what, self.alphabet.encode(value)), 0.0),
+            ],
+            dim=-1,
+        )
+
+
+def nll(logits: Tensor, target: Tensor) -> Tensor:
+    """−log softmax(logits)[target], in nats: ``[..., K]`` and int64 ``[...]`` to ``[...]``."""
+    return logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]

@@ -1,0 +1,224 @@
+"""Attention, feed-forward and the stacks made of them: nothing here knows of triples.
+
+Shapes: B batch, L sequence, M memory, H heads, E head size, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dctransformer.model.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of one self-attention layer, filled from the left: ``[B, H, capacity, E]`` each."""
+
+    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, like: Tensor):
+        self.k = like.new_zeros(batch, heads, capacity, head_size)
+        self.v = like.new_zeros(batch, heads, capacity, head_size)
+
+    def put(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store ``[B, H, L, E]`` from index ``start`` on; returns all that is stored up to the end of it."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all batch rows but those listed."""
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+def rotary_table(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary index: fp32 ``[length, E]`` each."""
+    frequency = 10_000.0 ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary index applied to ``x [B, H, L, E]`` with tables ``[L, E]``."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The normalisation of the config's block style."""
+    return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a sequence to itself or to a memory."""
+
+    def __init__(self, config: ModelConfig, cross: bool):
+        super().__init__()
+        self.heads, self.head_size = config.heads, config.width // config.heads
+        self.modern = config.block == "modern"
+        self.cross = cross
+        self.query = nn.Linear(config.width, config.width, bias=False)
+        self.key_value = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        if self.modern:
+            self.query_norm = nn.LayerNorm(self.head_size, eps=1e-6, bias=False)
+            self.key_norm = nn.LayerNorm(self.head_size, eps=1e-6, bias=False)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (normalised, not rotated) and values of ``source [B, M, D]``: ``[B, H, M, E]`` each."""
+        k, v = map(self._split, self.key_value(source).chunk(2, dim=-1))
+        return (self.key_norm(k) if self.modern else k), v
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        memory: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: ``[B, L, D]``.
+            memory: keys and values to attend to instead of ``x``'s own.
+            causal: forbid looking ahead.
+            rotary: tables whose row 0 is the index of ``x[:, 0]``.
+            cache: earlier keys and values, to which ``x``'s are appended.
+            start: how many the cache holds already.
+
+        Returns:
+            ``[B, L, D]``.
+        """
+        q = self._split(self.query(x))
+        if self.modern:
+            q = self.query_norm(q)
+        k, v = memory if memory is not None else self.keys_values(x)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.put(k, v, start)
+            # A single new triple may see all that is stored; a prefill starts from an empty cache.
+            assert start == 0 or x.shape[1] == 1
+            causal = causal and x.shape[1] > 1
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Gated (modern) or ReLU (paper) two-layer network on each element."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.modern = config.block == "modern"
+        self.up = nn.Linear(config.width, (2 if self.modern else 1) * config.hidden, bias=not self.modern)
+        self.down = nn.Linear(config.hidden, config.width, bias=not self.modern)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, L, D]`` to the same."""
+        if self.modern:
+            gate, up = self.up(x).chunk(2, dim=-1)
+            return self.down(F.silu(gate) * up)
+        return self.down(F.relu(self.up(x)))
+
+
+class Branch(nn.Module):
+    """Pre-normalised residual branch, with a ReZero gate (starting at 0) in the paper's style."""
+
+    def __init__(self, config: ModelConfig, inner: nn.Module):
+        super().__init__()
+        self.norm = make_norm(config, config.width)
+        self.inner = inner
+        self.dropout = config.dropout
+        self.gate = nn.Parameter(torch.zeros(())) if config.block == "paper" else None
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        """``x + gate · inner(norm(x))``, shape ``[B, L, D]``."""
+        y = self.inner(self.norm(x), **kwargs)
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        return x + y if self.gate is None else x + self.gate * y
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where there is a memory, then some feed-forward layers."""
+
+    def __init__(self, config: ModelConfig, feed_forwards: int, cross: bool):
+        super().__init__()
+        self.attention = Branch(config, Attention(config, cross=False))
+        self.cross = Branch(config, Attention(config, cross=True)) if cross else None
+        self.feed_forwards = nn.ModuleList(Branch(config, FeedForward(config)) for _ in range(feed_forwards))
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
+        """``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
+        x = self.attention(x, **attention)
+        if self.cross is not None:
+            x = self.cross(x, memory=memory)
+        for feed_forward in self.feed_forwards:
+            x = feed_forward(x)
+        return x
+
+
+class Stack(nn.Module):
+    """Layers with a final norm: a bidirectional encoder, or a causal decoder with a memory."""
+
+    def __init__(self, config: ModelConfig, layers: tuple[int, ...], decoder: bool):
+        super().__init__()
+        self.config, self.decoder = config, decoder
+        self.layers = nn.ModuleList(Layer(config, n, cross=decoder) for n in layers)
+        self.norm = make_norm(config, config.width)
+        if decoder and config.block == "paper":
+            self.index = nn.Embedding(config.chunk, config.width)
+            nn.init.normal_(self.index.weight, std=0.02)
+
+    def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of ``encoded [B, M, D]`` for each layer's cross-attention (made once a chunk)."""
+        return [layer.cross.inner.keys_values(encoded) for layer in self.layers]  # type: ignore[union-attr]
+
+    def new_cache(self, batch: int, like: Tensor) -> list[KVCache]:
+        """An empty key/value cache a layer, for one chunk of ``batch`` rows."""
+        c = self.config
+        return [KVCache(batch, c.heads, c.chunk, c.width // c.heads, like) for _ in self.layers]
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: list[tuple[Tensor, Tensor]] | None = None,
+        caches: list[KVCache] | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Run the stack.
+
+        Args:
+            x: ``[B, L, D]``.
+            memory: from `memory`; None for an encoder.
+            caches: from `new_cache`, for step-by-step decoding.
+            start: index in the chunk of ``x[:, 0]``.
+
+        Returns:
+            The residual stream ``[B, L, D]`` before the final norm (`norm` is applied by the reader, so that
+            stacked decoders can pass the stream on).
+        """
+        length = x.shape[1]
+        rotary = None
+        if self.decoder and self.config.block == "modern":
+            cos, sin = rotary_table(start + length, self.config.width // self.config.heads, x.device)
+            rotary = cos[start:], sin[start:]
+        elif self.decoder:
+            x = x + self.index.weight[start : start + length]
+        for i, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                memory[i] if memory is not None else None,
+                causal=self.decoder,
+                rotary=rotary,
+                cache=caches[i] if caches is not None else None,
+                start=start,
+            )
+        return x

@@ -1,0 +1,89 @@
+"""Which outcomes are possible: the masks that training, likelihood and sampling share.
+
+The order lets channels never go down and positions rise inside a channel; settled coefficients are never chosen
+again; a value is never 0 and never larger than the codec can produce. Everything else gets probability 0, so each
+sample is a valid DCT image and the negative log-likelihood is an exact code length.
+
+Shapes: B batch, L triples, P positions, V values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
+
+NEVER = -1e9
+"""Added to the logit of an impossible outcome: its probability is exactly 0 in fp32."""
+
+
+def open_places(given_planes: Tensor, grid: Grid) -> Tensor:
+    """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is given, the same shape."""
+    ranks = torch.from_numpy(order.GENERATION_ORDER).to(given_planes.device)
+    is_luma = (ranks < order.CB)[:, None]
+    return ~given_planes & (is_luma | grid.is_chroma_place.to(given_planes.device))
+
+
+def last_open_place(opened: Tensor) -> Tensor:
+    """Largest open position of each rank, −1 for none: bool ``[B, 192, P]`` to int64 ``[B, 192]``."""
+    index = torch.arange(opened.shape[-1], device=opened.device)
+    return torch.where(opened, index, -1).amax(-1)
+
+
+def legal_channels(last: Tensor, previous_rank: Tensor, previous_position: Tensor) -> Tensor:
+    """Channels (as ranks, with the stop) that may come next.
+
+    Args:
+        last: from `last_open_place`, int64 ``[B, 192]``.
+        previous_rank: int64 ``[B, L]``, −1 before the first triple.
+        previous_position: int64 ``[B, L]``.
+
+    Returns:
+        bool ``[B, L, 193]``; stopping is always possible.
+    """
+    rank = torch.arange(order.NUM_CHANNELS, device=last.device)
+    later = (rank > previous_rank[..., None]) & (last >= 0)[:, None]
+    same = (rank == previous_rank[..., None]) & (last[:, None] > previous_position[..., None])
+    stop = torch.ones_like(previous_rank, dtype=torch.bool)[..., None]
+    return torch.cat([later | same, stop], dim=-1)
+
+
+def legal_positions(opened: Tensor, row: Tensor, rank: Tensor, cursor: Tensor) -> Tensor:
+    """Positions that may come next in a chosen channel.
+
+    Args:
+        opened: from `open_places`, bool ``[B, 192, P]``.
+        row: int64, broadcastable to ``rank``: which of the B each decision belongs to.
+        rank: int64 ``[B, L]``, less than 192.
+        cursor: int64 ``[B, L]``, the last position of the same channel, −1 if the channel is new.
+
+    Returns:
+        bool ``[B, L, P]``.
+    """
+    index = torch.arange(opened.shape[-1], device=opened.device)
+    return opened[row, rank] & (index > cursor[..., None])
+
+
+class ValueAlphabet:
+    """The V possible values: ``−m … −1, 1 … m`` with m the largest limit of any channel."""
+
+    def __init__(self, limits: Tensor):
+        """Args: limits: int64 ``[192]`` by rank, largest magnitude of each channel."""
+        self.largest = int(limits.max())
+        magnitudes = torch.arange(1, self.largest + 1)
+        self.values = torch.cat([-magnitudes.flip(0), magnitudes])
+        self.legal = self.values.abs() <= limits[:, None]
+
+    def __len__(self) -> int:
+        """V."""
+        return 2 * self.largest
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Class of each value (0 is not a value: it gets an arbitrary class, for stops and padding)."""
+        return value + self.largest - (value > 0).to(value.dtype)
+
+    def decode(self, index: Tensor) -> Tensor:
+        """Value of each class."""
+        return index - self.largest + (index >= self.largest).to(index.dtype)

@@ -1,0 +1,145 @@
+"""Models on disk and on the hub: ``config.json`` + ``model.safetensors``, and nothing that can run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from dctransformer.files import write_text, written_beside
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Weights that come with the package, a folder each."""
+
+
+def shipped_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
+    """Find the folder of a model.
+
+    Args:
+        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id (``owner/name``).
+        revision: branch, tag or commit, for a hub id.
+
+    Raises:
+        ValueError: there is no such model, or the hub can't be reached.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+            return path
+        missing = WEIGHTS if (path / CONFIG).is_file() else CONFIG
+        raise ValueError(
+            f"{path} holds no {missing}; give the folder of a run that has saved weights, or of a saved model"
+        )
+    if str(name) in shipped_names():
+        return SHIPPED / str(name)
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _from_hub(str(name), revision)
+    known = ", ".join(shipped_names()) or "none"
+    raise ValueError(
+        f"there is no model {str(name)!r}; give a run or model folder, a hub id, or shipped weights ({known})"
+    )
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no folder {repo!r} here, and the hub did not give it ({first}); check the name or the network"
+        ) from error
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The config of a saved model.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, or has unknown or impossible fields.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} can't be read as a model config ({error}); restore it or save the model again"
+        ) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
+        raise ValueError(f"{path} is not a model config: it has no 'model' section; save the model again")
+    try:
+        return ModelConfig.from_dict(fields["model"])
+    except TypeError as error:
+        raise ValueError(f"{path} holds a field of the wrong type ({error}); save the model again") from error
+
+
+def save_pretrained(model: DCTransformer, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each beside and renamed.
+
+    Args:
+        model: what to save.
+        folder: made if needed.
+        dtype: store floating-point weights so (``torch.bfloat16`` halves the file); None keeps them.
+
+    Raises:
+        ValueError: the folder can't be written.
+    """
+    folder = Path(folder)
+    tensors = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().cpu().contiguous()
+        for name, t in model.state_dict().items()
+    }
+    with written_beside(folder / WEIGHTS) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
+    text = json.dumps({"format": "dctransformer", "model": model.config.to_dict()}, indent=2)
+    write_text(folder / CONFIG, text + "\n")
+
+
+def from_pretrained(
+    name: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None
+) -> DCTransformer:
+    """Load a model for use (fp32, eval mode).
+
+    Args:
+        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
+        device: where to put it.
+        revision: branch, tag or commit, for a hub id.
+
+    Raises:
+        ValueError: there is no such model, or its files are damaged or don't fit each other.
+    """
+    folder = model_folder(name, revision=revision)
+    model = DCTransformer(read_config(folder))
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+    expected = model.state_dict()
+    wrong = sorted(
+        name
+        for name in expected.keys() | tensors.keys()
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape
+    )
+    if wrong:
+        raise ValueError(f"{path} does not fit its {CONFIG} (at {wrong[0]}); copy or download both again")
+    for name_, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{path} is damaged ({name_} holds values that are not numbers); copy or download it again"
+            )
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    return model.to(device).eval()

@@ -1,0 +1,81 @@
+"""Pictures of pictures: contact sheets and heat-maps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+_MARGIN = 4
+
+
+def contact_sheet(
+    pictures: Tensor | np.ndarray,
+    *,
+    columns: int | None = None,
+    captions: list[str] | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Lay pictures out in a grid.
+
+    Args:
+        pictures: uint8 ``[n, H, W, 3]``.
+        columns: pictures in a row; None for a nearly square sheet.
+        captions: a short text under each.
+        scale: whole-number enlargement (nearest neighbour); None enlarges small pictures to about 128 pixels.
+
+    Returns:
+        An RGB picture.
+    """
+    array = np.asarray(pictures)
+    count, height, width, _ = array.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    scale = scale or max(1, 128 // max(height, width))
+    cell_w, cell_h = width * scale + _MARGIN, height * scale + _MARGIN + (14 if captions else 0)
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * cell_w + _MARGIN, rows * cell_h + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(array):
+        x, y = _MARGIN + i % columns * cell_w, _MARGIN + i // columns * cell_h
+        tile = Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(tile, (x, y))
+        if captions:
+            fits = max(1, width * scale // 6)
+            draw.text((x, y + height * scale + 1), captions[i][:fits], fill="black")
+    return sheet
+
+
+def heat_map(counts: Tensor) -> np.ndarray:
+    """Colour counts from black over red and yellow to white.
+
+    Args:
+        counts: ``[n, h, w]``, not negative; each map is scaled to its own largest count.
+
+    Returns:
+        uint8 ``[n, h, w, 3]``.
+    """
+    x = counts.double()
+    x = (x / x.amax((1, 2), keepdim=True).clamp(min=1)).unsqueeze(-1)
+    # Black-body colours: red rises first, then green, then blue.
+    rgb = torch.cat([3 * x, 3 * x - 1, 3 * x - 2], dim=-1).clamp(0, 1)
+    return (rgb * 255).round().to(torch.uint8).numpy()
+
+
+def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Image.Image:
+    """Pictures, each beside the heat-map of its chosen places.
+
+    Args:
+        pictures: uint8 ``[n, H, W, 3]``.
+        counts: ``[n, H / 8, W / 8]``, how often each position was chosen.
+        columns: pairs in a row.
+
+    Returns:
+        An RGB picture.
+    """
+    maps = heat_map(counts)
+    maps = maps.repeat(8, axis=1).repeat(8, axis=2)
+    pairs = np.concatenate([np.asarray(pictures), maps], axis=2)
+    return contact_sheet(pairs, columns=columns, scale=max(1, 128 // pictures.shape[1]))

@@ -1,0 +1,199 @@
+"""What a user asks for, in one call each: conditions in, pictures or figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dctransformer.codec import write_jpeg
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence
+from dctransformer.data.images import find_images
+from dctransformer.data.store import TripleStore
+from dctransformer.files import written_beside
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.precision import resolve_device
+from dctransformer.pretrained import from_pretrained
+from dctransformer.sample import SampleConfig, Samples, sample
+from dctransformer.sheets import contact_sheet, heat_map_sheet
+
+
+def label_number(config: ModelConfig, label: str) -> int:
+    """The class called ``label`` (a name, in any case, or a number).
+
+    Raises:
+        ValueError: the model has no such class; near names are listed.
+    """
+    if not config.num_labels:
+        raise ValueError("this model has no labels; leave --label out")
+    names = [name.casefold() for name in config.label_names]
+    if label.casefold() in names:
+        return names.index(label.casefold())
+    if label.isdecimal() and int(label) < config.num_labels:
+        return int(label)
+    import difflib
+
+    near = difflib.get_close_matches(label.casefold(), names, 3) or names[:5]
+    shown = ", ".join(config.label_names[names.index(n)] for n in near)
+    raise ValueError(
+        f"there is no label {label!r}; did you mean one of: {shown}? (`dctransformer info MODEL` lists all)"
+    )
+
+
+def generate(
+    model: str | Path,
+    num: int = 16,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+    batch: int = 16,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Samples, list[str]]:
+    """Generate pictures.
+
+    Args:
+        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        num: how many.
+        label: class name or number; None gives each picture a class drawn from the seed.
+        seed: picture i of a seed is always the same.
+        temperature: divides the logits of positions and values.
+        top_p: nucleus of positions and values.
+        guidance: classifier-free guidance on the label.
+        batch: pictures at a time.
+        device: cpu, cuda, … or auto.
+        progress: called with (triples so far, pictures finished).
+
+    Returns:
+        The samples and the name of each one's class ("" for an unconditional model).
+
+    Raises:
+        ValueError: the model, the label or a number is impossible.
+    """
+    config = SampleConfig(seed=seed, temperature=temperature, top_p=top_p, guidance=guidance, batch=batch)
+    if num < 1:
+        raise ValueError(f"num {num} must be at least 1")
+    network = from_pretrained(model, device=resolve_device(device))
+    shape = network.config
+    if label is not None:
+        labels = [label_number(shape, label)] * num
+    elif shape.num_labels:
+        # One generator a picture, so that picture i keeps its class whatever num is.
+        labels = [int(np.random.default_rng([seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
+    else:
+        labels = [shape.null_label] * num
+    samples = sample(network, num, config, labels=labels, progress=progress)
+    return samples, [_name(shape, i) for i in labels]
+
+
+def _name(config: ModelConfig, label: int) -> str:
+    if label >= config.num_labels:
+        return ""
+    return config.label_names[label] if config.label_names else str(label)
+
+
+def save_samples(samples: Samples, names: list[str], out: str | Path) -> dict[str, Any]:
+    """Write samples as PNG and JPEG files, a contact sheet and a heat-map of the chosen places.
+
+    Args:
+        samples: from `generate`.
+        names: class names, for the captions.
+        out: folder, made if needed.
+
+    Returns:
+        ``files`` (the JPEG files), ``pngs``, ``sheet``, ``heat_map`` as path strings.
+
+    Raises:
+        ValueError: the folder can't be written.
+    """
+    out = Path(out)
+    pixels, dct = samples.pixels(), samples.dct()
+    files, pngs = [], []
+    for i, picture in enumerate(pixels.numpy()):
+        name = out / f"sample-{i:04d}"
+        with written_beside(name.with_suffix(".jpg")) as beside:
+            write_jpeg(dct[i], beside)
+        with written_beside(name.with_suffix(".png")) as beside:
+            Image.fromarray(picture).save(beside, format="PNG")
+        files.append(str(name.with_suffix(".jpg")))
+        pngs.append(str(name.with_suffix(".png")))
+    sheet, heat = out / "sheet.png", out / "heat-map.png"
+    with written_beside(sheet) as beside:
+        contact_sheet(pixels, captions=names if any(names) else None).save(beside, format="PNG")
+    with written_beside(heat) as beside:
+        heat_map_sheet(pixels, samples.places()).save(beside, format="PNG")
+    return {"files": files, "pngs": pngs, "sheet": str(sheet), "heat_map": str(heat)}
+
+
+def likelihood(
+    model: str | Path,
+    data: str | Path,
+    *,
+    split: str = "validation",
+    num: int | None = None,
+    use_labels: bool = True,
+    batch: int = 32,
+    device: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Exact bits of pictures under a model.
+
+    Args:
+        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as `prepare` does it.
+        split: which part of a prepared data set.
+        num: score the first so many only.
+        use_labels: give the model the pictures' labels where it has a class of the same name.
+        batch: chunks at a time.
+        device: cpu, cuda, … or auto.
+        progress: called with the number of pictures so far.
+
+    Returns:
+        See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
+        Huffman coding needs for the same coefficients, and ``labelled``, how many pictures had a known label.
+
+    Raises:
+        ValueError: the model or the data is missing or doesn't fit.
+    """
+    network = from_pretrained(model, device=resolve_device(device))
+    config = network.config
+    if (Path(data) / "dctransformer.json").is_file():
+        store = TripleStore.open(data, split)
+        if store.info.quality != config.quality:
+            raise ValueError(
+                f"{data} was prepared at quality {store.info.quality}, the model was trained at {config.quality}; "
+                f"prepare the pictures with --quality {config.quality}"
+            )
+    else:
+        images = find_images(data)
+        store = TripleStore.from_images(images[:num], size=config.size, quality=config.quality, root=data)
+    by_name = {name.casefold(): i for i, name in enumerate(config.label_names)}
+    known = [by_name.get(name.casefold(), config.null_label) for name in store.info.labels]
+    count = len(store) if num is None else min(num, len(store))
+    labels = [
+        known[label] if use_labels and 0 <= label < len(known) else config.null_label
+        for label in store.labels[:count].tolist()
+    ]
+    grid = Grid.of_size(store.info.size, store.info.size)
+
+    def sequences() -> Iterator[Sequence]:
+        for i, label in enumerate(labels):
+            yield Sequence.from_triples(store.triples(i), grid, label)
+
+    summary = code_lengths(network, sequences(), batch=batch, progress=progress).summary()
+    return {
+        **summary,
+        "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[:count])),
+        "labelled": sum(label != config.null_label for label in labels),
+        "skipped": store.info.skipped,
+        "quality": config.quality,
+        "size": store.info.size,
+    }

@@ -1,0 +1,501 @@
+"""Training: one loop; a config goes in, a run folder comes out; the same command again resumes it.
+
+A run folder holds
+
+* ``config.json`` and ``model.safetensors``: the model (averaged weights, best validation), for `from_pretrained`;
+* ``train.json``: this loop's settings;
+* ``checkpoint.safetensors``: weights, average, optimiser state, progress, in one file written beside and renamed;
+* ``metrics.jsonl``, ``tensorboard/``: the curves;
+* ``samples/``: sheets on the way.
+
+A resumed run ends with the same weights as one that was never stopped, because a step depends on nothing but its
+number: which chunks it sees, their flips, dropped labels and dropout all come from (seed, step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dctransformer.codec.grid import Grid, flip_triples
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.data.store import TripleStore
+from dctransformer.files import explained, write_text, written_beside
+from dctransformer.likelihood import FIELDS, code_lengths
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.precision import resolve_device, resolve_precision
+from dctransformer.pretrained import CONFIG, WEIGHTS, from_pretrained, read_config, save_pretrained
+from dctransformer.train_config import MAY_CHANGE, TrainConfig
+
+CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
+
+
+class Steps(Dataset[ChunkBatch]):
+    """The batches of a training, by step number: what step k sees depends on (seed, k) alone."""
+
+    def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig):
+        self.store, self.model, self.config = store, model, config
+        self.grid = Grid.of_size(store.info.size, store.info.size)
+        lengths = np.diff(store.offsets) + 1
+        chunks = -(-lengths // model.stride)
+        self.items = np.stack(
+            [np.repeat(np.arange(len(chunks)), chunks), np.concatenate([np.arange(n) for n in chunks])], axis=1
+        )
+
+    def chosen(self, step: int) -> np.ndarray:
+        """(picture, chunk) pairs of a step, ``[batch, 2]``: each epoch visits every chunk once, shuffled."""
+        wanted = np.arange(step * self.config.batch, (step + 1) * self.config.batch)
+        epochs, places = np.divmod(wanted, len(self.items))
+        picked = [self.items[self._shuffled(int(e))[p]] for e, p in zip(epochs, places, strict=True)]
+        return np.stack(picked)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.config.seed, 1, epoch]).permutation(len(self.items))
+        return self._order
+
+    def __getitem__(self, step: int) -> ChunkBatch:
+        """The batch of one step."""
+        draw = np.random.default_rng([self.config.seed, 2, step]).random((self.config.batch, 2))
+        sequences, index = [], []
+        for (picture, chunk), (flip, drop) in zip(self.chosen(step), draw, strict=True):
+            triples = self.store.triples(int(picture))
+            if self.config.flip and flip < 0.5:
+                triples = flip_triples(triples, self.grid)
+            label = int(self.store.labels[picture])
+            if drop < self.config.label_dropout or not 0 <= label < self.model.num_labels:
+                label = self.model.null_label
+            sequences.append(Sequence.from_triples(triples, self.grid, label))
+            index.append(int(chunk))
+        return cut_chunks(sequences, index, self.model.chunk, self.model.overlap)
+
+
+def validation_sequences(store: TripleStore, model: ModelConfig, limit: int | None = None) -> Iterator[Sequence]:
+    """The first ``limit`` pictures of a store as the model's sequences, with their labels."""
+    grid = Grid.of_size(store.info.size, store.info.size)
+    for i in range(len(store) if limit is None else min(limit, len(store))):
+        label = int(store.labels[i])
+        if not 0 <= label < model.num_labels:
+            label = model.null_label
+        yield Sequence.from_triples(store.triples(i), grid, label)
+
+
+def learning_rate(config: TrainConfig, step: int, done: float) -> float:
+    """Warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+def make_optimizer(model: DCTransformer, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW with three groups: decayed matrices, gains and biases, and tables with their own rate."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    if model.config.local_context:
+        tables |= {id(model.local.table), id(model.local.given_table)}
+    groups: dict[str, list[Tensor]] = {"matrices": [], "vectors": [], "tables": []}
+    for p in model.parameters():
+        groups["tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"].append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": groups["matrices"], "weight_decay": config.weight_decay, "scale": 1.0},
+            {"params": groups["vectors"], "weight_decay": 0.0, "scale": 1.0},
+            {"params": groups["tables"], "weight_decay": 0.0, "scale": config.table_lr},
+        ],
+        lr=config.lr,
+        betas=(0.9, 0.95),
+        eps=1e-9,
+        fused=True,
+    )
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    triples: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    """Fewest bytes an image on validation so far."""
+
+    def done(self, config: TrainConfig) -> float:
+        """Part of the budget used, 0 to 1 and beyond."""
+        if config.minutes is not None:
+            return self.seconds / 60 / config.minutes
+        return self.triples / config.triples
+
+
+class Trainer:
+    """State of a run and the operations on it; `train` strings them together."""
+
+    def __init__(self, run: Path, model: ModelConfig, config: TrainConfig):
+        self.run, self.config = run, config
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        torch.manual_seed(config.seed)
+        self.model = DCTransformer(model).to(self.device)
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.optimizer = make_optimizer(self.model, config)
+        self.progress = Progress()
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def step(self, batch: ChunkBatch) -> Tensor:
+        """One optimiser step.
+
+        Args:
+            batch: of the step's number.
+
+        Returns:
+            Summed nats by field, fp32 ``[3]``, on the device.
+        """
+        config, progress = self.config, self.progress
+        torch.manual_seed((config.seed << 32) + progress.step)  # dropout depends on (seed, step) alone
+        rate = learning_rate(config, progress.step, progress.done(config))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        count = int(batch.predicted.sum())
+        total = torch.zeros(3, device=self.device)
+        for part in split(batch, config.micro_batch):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                nats = self.model(part.to(self.device)).sum((0, 1))
+            (nats.sum() / count).backward()
+            total += nats.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(config.ema, (1 + progress.step) / (10 + progress.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)  # pyright: ignore
+        progress.step += 1
+        progress.triples += count
+        return total
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[DCTransformer]:
+        """The model with the averaged weights, in eval mode, for as long as the block lasts."""
+        own = [p.detach().clone() for p in self.model.parameters()]
+        try:
+            _assign(self.model, self.average)
+            yield self.model.eval()
+        finally:
+            _assign(self.model, own)
+            self.model.train()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint beside and rename it."""
+        tensors: dict[str, Tensor] = {}
+        for (name, p), mean in zip(self.model.named_parameters(), self.average, strict=True):
+            tensors[f"weights.{name}"], tensors[f"average.{name}"] = p.detach(), mean
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        state = {**dataclasses.asdict(self.progress), "precision": self.precision}
+        with written_beside(self.run / CHECKPOINT) as beside:
+            save_file(tensors, beside, metadata={"progress": json.dumps(state)})
+
+    def load(self) -> None:
+        """Take up the checkpoint of the run folder.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = self.run / CHECKPOINT
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                state = json.loads((file.metadata() or {})["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            for (name, p), mean in zip(self.model.named_parameters(), self.average, strict=True):
+                p.data.copy_(tensors[f"weights.{name}"])
+                mean.copy_(tensors[f"average.{name}"])
+                prefix = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
+                if prefix:
+                    self.optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to(p.device) for key in prefix}
+        except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete it to start the run again from its beginning"
+            ) from error
+        self.precision = state.pop("precision")
+        self.progress = Progress(**state)
+
+
+def _assign(model: DCTransformer, weights: list[Tensor]) -> None:
+    with torch.no_grad():
+        for p, w in zip(model.parameters(), weights, strict=True):
+            p.copy_(w)
+
+
+def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
+    """Rows of a batch in groups of ``size`` (all at once for None)."""
+    rows = len(batch.labels)
+    if size is None or size >= rows:
+        yield batch
+        return
+    for start in range(0, rows, size):
+        part = {
+            f.name: getattr(batch, f.name)[start : start + size] for f in dataclasses.fields(batch) if f.name != "grid"
+        }
+        yield ChunkBatch(**part, grid=batch.grid)
+
+
+def train(
+    data: str | Path, run: str | Path, model: ModelConfig, config: TrainConfig, *, progress: bool = True
+) -> dict[str, Any]:
+    """Train a model, or go on with a run.
+
+    Args:
+        data: a folder made by `dctransformer.data.prepare`.
+        run: the run folder; made if it does not exist, resumed if it does.
+        model: shape of the model; its quality, size and labels are taken from the data.
+        config: settings of the loop.
+        progress: show a progress bar.
+
+    Returns:
+        The final validation's metrics.
+
+    Raises:
+        ValueError: the data set is missing or empty, the run folder belongs to another config, the disk is full.
+    """
+    store, held_out = TripleStore.open(data, "train"), TripleStore.open(data, "validation")
+    if not len(store):
+        raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
+    info = store.info
+    names = tuple(info.labels)
+    model = dataclasses.replace(model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names)
+    run = Path(run)
+    trainer = Trainer(run, model, config)
+    _check_same_run(run, model, config)
+    if (run / CHECKPOINT).exists():
+        trainer.load()
+    elif (run / WEIGHTS).exists():
+        raise ValueError(f"{run} holds a saved model but no checkpoint to resume; choose another run folder")
+    try:
+        return _run(trainer, store, held_out, progress)
+    except OSError as error:
+        raise explained(error, run) from error
+
+
+def _check_same_run(run: Path, model: ModelConfig, config: TrainConfig) -> None:
+    """Write the settings of a new run, or compare them with those of the run that is resumed."""
+    if (run / SETTINGS).exists():
+        try:
+            before = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{run / SETTINGS} is damaged ({error}); choose another run folder") from error
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        differ = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
+        old = read_config(run).to_dict()
+        differ += [k for k, v in model.to_dict().items() if old[k] != v]
+        if differ:
+            raise ValueError(
+                f"{run} is a run of another config (it differs in {', '.join(differ)}); "
+                "use the settings it was started with, or another run folder"
+            )
+    elif run.is_dir() and any(run.iterdir()) and not (run / CONFIG).exists():
+        raise ValueError(f"{run} is a folder with other files in it; choose another run folder")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, run) from error
+    write_text(run / CONFIG, json.dumps({"format": "dctransformer", "model": model.to_dict()}, indent=2) + "\n")
+    write_text(run / SETTINGS, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+class _StopSignal:
+    """Remembers that the user or the system asked to stop, so that the step in hand is finished and saved."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _StopSignal:
+        self._before: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay with their owner
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool) -> dict[str, Any]:
+    config, state, run = trainer.config, trainer.progress, trainer.run
+    steps = Steps(store, trainer.model.config, config)
+    log = MetricsLog(run, state.step)
+    saved = state.seconds
+    bits, counted = torch.zeros(3), 0
+    total = 1.0 if config.minutes is not None else config.triples
+    bar = tqdm(total=total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
+    if config.minutes is not None:
+        bar.bar_format = "{percentage:3.0f}%|{bar}| {elapsed} {postfix}"
+    bar.update(min(state.done(config), 1.0) * total)
+    with _StopSignal() as stop, bar:
+        loader = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(state.step, 1 << 62),  # type: ignore[arg-type]  (endless; the budget ends it)
+            num_workers=config.loaders,
+            persistent_workers=config.loaders > 0,
+        )
+        clock = time.perf_counter()
+        window = (clock, state.triples)
+        for batch in loader:
+            if state.done(config) >= 1 or stop.asked:
+                break
+            before = state.done(config)
+            bits += trainer.step(batch).cpu() / math.log(2)
+            counted_now = int(batch.predicted.sum())
+            counted += counted_now
+            state.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+            bar.update((min(state.done(config), 1.0) - before) * total)
+            if state.step % 20 == 0:
+                speed = (state.triples - window[1]) / (clock - window[0])
+                window = (clock, state.triples)
+                fields = {name: float(b) / counted for name, b in zip(FIELDS, bits, strict=True)}
+                log.write(
+                    state, {f"train/{k}": v for k, v in fields.items()}
+                    | {"train/bits_per_triple": sum(fields.values()), "triples_per_second": speed,
+                       "lr": trainer.optimizer.param_groups[0]["lr"]},
+                )  # fmt: skip
+                bar.set_postfix_str(
+                    " ".join(f"{k} {v:.3f}" for k, v in fields.items())
+                    + f" = {sum(fields.values()):.3f} bits/triple, {speed:,.0f} triples/s"
+                )
+                bits, counted = torch.zeros(3), 0
+            # Counted in triples, so that a resumed run chooses the same best weights.
+            if _passed(config.eval_every, state.triples, counted_now):
+                _validate(trainer, held_out, log, bar)
+            if _passed(config.sample_every, state.triples, counted_now):
+                _sample_sheet(trainer)
+            if state.seconds - saved >= 60 * config.checkpoint_every:
+                saved = state.seconds
+                trainer.save()
+            clock = time.perf_counter()
+    trainer.save()
+    if stop.asked and state.done(config) < 1:
+        print(f"stopped at step {state.step}; run the same command again to go on")
+        return {"step": state.step, "finished": False}
+    _validate(trainer, held_out, log, bar)
+    metrics = _score_kept(trainer, held_out, log, bar)
+    if config.sample_every:
+        _sample_sheet(trainer)
+    trainer.save()
+    log.close()
+    return {"step": state.step, "triples": state.triples, "finished": True, **metrics}
+
+
+def _passed(every: int, now: int, last: int) -> bool:
+    """Whether a multiple of ``every`` lies in the last ``last`` of ``now`` triples."""
+    return every > 0 and now // every > (now - last) // every
+
+
+def _score(model: DCTransformer, store: TripleStore, limit: int | None) -> dict[str, Any]:
+    summary = code_lengths(model, validation_sequences(store, model.config, limit)).summary()
+    return {
+        "bytes_per_image": summary["bytes_per_image"],
+        "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[: summary["images"]])),
+        **summary["bits_per_triple_by_field"],
+        "bits_per_triple": summary["bits_per_triple"],
+        "images": summary["images"],
+    }
+
+
+def _report(name: str, metrics: dict[str, Any], trainer: Trainer, log: MetricsLog, bar: tqdm) -> None:
+    log.write(trainer.progress, {f"{name}/{k}": v for k, v in metrics.items()})
+    bar.write(
+        f"step {trainer.progress.step}: {name} {metrics['bytes_per_image']:.1f} bytes an image "
+        f"(libjpeg's optimised Huffman {metrics['huffman_bytes_per_image']:.1f}), "
+        f"{metrics['bits_per_triple']:.3f} bits a triple, {metrics['images']} images"
+    )
+
+
+def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqdm) -> None:
+    """Exact bytes an image beside libjpeg's; keeps the averaged weights where they are the best so far."""
+    with trainer.averaged() as model:
+        if not len(held_out):
+            save_pretrained(model, trainer.run)
+            return
+        metrics = _score(model, held_out, trainer.config.eval_images)
+        if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
+            trainer.progress.best = metrics["bytes_per_image"]
+            save_pretrained(model, trainer.run)
+    _report("validation", metrics, trainer, log, bar)
+
+
+def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqdm) -> dict[str, Any]:
+    """Score the weights that were kept on all validation pictures."""
+    if not len(held_out):
+        return {}
+    metrics = _score(from_pretrained(trainer.run, device=trainer.device), held_out, None)
+    _report("final", metrics, trainer, log, bar)
+    return metrics
+
+
+def _sample_sheet(trainer: Trainer) -> None:
+    from dctransformer.sample import SampleConfig, sample
+    from dctransformer.sheets import contact_sheet
+
+    with trainer.averaged() as model:
+        classes = model.config.num_labels
+        labels = [7 * i % classes for i in range(16)] if classes else None
+        result = sample(model, 16, SampleConfig(seed=0), labels=labels)
+        with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
+            contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard; lines after the step that a run resumes at are dropped."""
+
+    def __init__(self, run: Path, step: int):
+        self.path = run / METRICS
+        kept: list[str] = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("TensorBoard is not installed; curves go to metrics.jsonl only (pip install 'dctransformer[train]')")
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+
+    def write(self, state: Progress, metrics: dict[str, float]) -> None:
+        """Append one line."""
+        line = {"step": state.step, "triples": state.triples, "seconds": round(state.seconds, 2), **metrics}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, state.step)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.board is not None:
+            self.board.close()
