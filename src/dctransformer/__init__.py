@@ -1,7 +1,8 @@
 """DCTransformer: generating images with sparse representations."""
 
 from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
+from dctransformer.model.dctransformer import DCTransformer
 
 __version__ = "0.1.0"
 
-__all__ = ["Codec", "DCTImage", "__version__", "read_jpeg", "write_jpeg"]
+__all__ = ["Codec", "DCTImage", "DCTransformer", "__version__", "read_jpeg", "write_jpeg"]

@@ -152,7 +152,7 @@ class Likelihood:
         with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
             summary = likelihood(
                 self.model, self.data, split=self.split, num=self.num, use_labels=self.labels, batch=self.batch,
-                device=self.device, progress=lambda n: bar.update(n - bar.n),
+                device=self.device, progress=lambda n: _advance(bar, n), show=not self.json,
             )  # fmt: skip
         _print(self.json, summary, lambda: _likelihood_table(summary))
 
@@ -175,6 +175,10 @@ class Info:
 
         facts = describe(self.thing)
         _print(self.json, facts, lambda: _list_facts(facts))
+
+
+def _advance(bar: tqdm, count: int) -> None:
+    bar.update(count - bar.n)
 
 
 def _show(bar: tqdm) -> Callable[[int, int], None]:
@@ -211,9 +215,8 @@ def _list_facts(facts: dict[str, Any], indent: str = "") -> None:
 def _likelihood_table(s: dict[str, Any]) -> None:
     error = f" ± {s['standard_error_bytes']:.1f}" if s["standard_error_bytes"] is not None else ""
     print(f"{s['images']:,} images, {s['triples_per_image']:.0f} triples each")
-    print(
-        f"{s['bytes_per_image']:.1f}{error} bytes an image (libjpeg's optimised Huffman: {s['huffman_bytes_per_image']:.1f})"
-    )
+    huffman = s["huffman_bytes_per_image"]
+    print(f"{s['bytes_per_image']:.1f}{error} bytes an image (libjpeg's optimised Huffman: {huffman:.1f})")
     print(f"{s['bits_per_pixel']:.4f} bits a pixel, {s['bits_per_triple']:.4f} bits a triple, of which")
     for field, bits in s["bits_per_triple_by_field"].items():
         print(f"  {field:9s}{bits:8.4f}")

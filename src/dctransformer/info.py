@@ -12,7 +12,7 @@ from dctransformer.codec import DCTImage, order, read_jpeg
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
+from dctransformer.model.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
 
 
 def describe(thing: str | Path) -> dict[str, Any]:

@@ -165,9 +165,9 @@ def fill(
     Returns:
         The samples, in the order of the requests.
     """
-    waiting = [_Row.new(request, grid, config.seed) for request in requests]
-    finished: dict[int, _Row] = {}
-    at_work: list[_Row] = []
+    waiting = [Row.new(request, grid, config.seed) for request in requests]
+    finished: dict[int, Row] = {}
+    at_work: list[Row] = []
     total = 0
     order_of = {id(row): i for i, row in enumerate(waiting)}
     while waiting or at_work:
@@ -191,7 +191,7 @@ def fill(
 
 
 @dataclasses.dataclass
-class _Row:
+class Row:
     """A picture in the making."""
 
     request: Request
@@ -203,7 +203,7 @@ class _Row:
     stopped: bool = False
 
     @classmethod
-    def new(cls, request: Request, grid: Grid, seed: int) -> _Row:
+    def new(cls, request: Request, grid: Grid, seed: int) -> Row:
         shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
         known = torch.zeros(shape, dtype=torch.int16) if request.known is None else request.known.clone()
         given = torch.zeros(shape, dtype=torch.bool) if request.given is None else request.given
@@ -246,7 +246,7 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
 class _Chunk:
     """One chunk of a batch of rows: encode once, then triple by triple."""
 
-    def __init__(self, model: DCTransformer, rows: list[_Row], grid: Grid, config: SampleConfig):
+    def __init__(self, model: DCTransformer, rows: list[Row], grid: Grid, config: SampleConfig):
         self.model, self.rows, self.grid, self.config = model, rows, grid, config
         self.guided = config.guidance != 1 and model.config.num_labels > 0
         overlap = model.config.overlap
@@ -261,7 +261,7 @@ class _Chunk:
             total += self._run([r for r, c in zip(self.rows, self.contexts, strict=True) if c == context], context)
         return total
 
-    def _run(self, rows: list[_Row], overlap: int) -> int:
+    def _run(self, rows: list[Row], overlap: int) -> int:
         model, device = self.model, self.model.device
         stride = model.config.stride
         steps = Decoding.begin(model, rows, self.grid, overlap, guided=self.guided)
@@ -338,7 +338,7 @@ class Decoding:
 
     @classmethod
     def begin(
-        cls, model: DCTransformer, rows: list[_Row], grid: Grid, overlap: int, *, guided: bool = False
+        cls, model: DCTransformer, rows: list[Row], grid: Grid, overlap: int, *, guided: bool = False
     ) -> Decoding:
         """Encode what is settled, and prefill the caches with ``overlap`` triples of context."""
         device = model.device

@@ -12,13 +12,12 @@ from PIL import Image
 from dctransformer.codec import write_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
-from dctransformer.data.images import find_images
 from dctransformer.data.store import TripleStore
 from dctransformer.files import written_beside
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.pretrained import from_pretrained
 from dctransformer.sample import SampleConfig, Samples, sample
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 
@@ -81,7 +80,7 @@ def generate(
     config = SampleConfig(seed=seed, temperature=temperature, top_p=top_p, guidance=guidance, batch=batch)
     if num < 1:
         raise ValueError(f"num {num} must be at least 1")
-    network = from_pretrained(model, device=resolve_device(device))
+    network = DCTransformer.from_pretrained(model, device=resolve_device(device))
     shape = network.config
     if label is not None:
         labels = [label_number(shape, label)] * num
@@ -143,6 +142,7 @@ def likelihood(
     batch: int = 32,
     device: str = "auto",
     progress: Callable[[int], None] | None = None,
+    show: bool = False,
 ) -> dict[str, Any]:
     """Exact bits of pictures under a model.
 
@@ -155,6 +155,7 @@ def likelihood(
         batch: chunks at a time.
         device: cpu, cuda, … or auto.
         progress: called with the number of pictures so far.
+        show: show a bar while pictures of a folder are read.
 
     Returns:
         See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
@@ -163,7 +164,7 @@ def likelihood(
     Raises:
         ValueError: the model or the data is missing or doesn't fit.
     """
-    network = from_pretrained(model, device=resolve_device(device))
+    network = DCTransformer.from_pretrained(model, device=resolve_device(device))
     config = network.config
     if (Path(data) / "dctransformer.json").is_file():
         store = TripleStore.open(data, split)
@@ -173,8 +174,7 @@ def likelihood(
                 f"prepare the pictures with --quality {config.quality}"
             )
     else:
-        images = find_images(data)
-        store = TripleStore.from_images(images[:num], size=config.size, quality=config.quality, root=data)
+        store = TripleStore.from_images(data, size=config.size, quality=config.quality, progress=show)
     by_name = {name.casefold(): i for i, name in enumerate(config.label_names)}
     known = [by_name.get(name.casefold(), config.null_label) for name in store.info.labels]
     count = len(store) if num is None else min(num, len(store))

@@ -40,7 +40,7 @@ from dctransformer.likelihood import FIELDS, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device, resolve_precision
-from dctransformer.pretrained import CONFIG, WEIGHTS, from_pretrained, read_config, save_pretrained
+from dctransformer.model.pretrained import CONFIG, WEIGHTS, read_config, write_config
 from dctransformer.train_config import MAY_CHANGE, TrainConfig
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
@@ -315,7 +315,7 @@ def _check_same_run(run: Path, model: ModelConfig, config: TrainConfig) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explained(error, run) from error
-    write_text(run / CONFIG, json.dumps({"format": "dctransformer", "model": model.to_dict()}, indent=2) + "\n")
+    write_config(model, run)
     write_text(run / SETTINGS, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
@@ -436,12 +436,12 @@ def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqd
     """Exact bytes an image beside libjpeg's; keeps the averaged weights where they are the best so far."""
     with trainer.averaged() as model:
         if not len(held_out):
-            save_pretrained(model, trainer.run)
+            model.save_pretrained(trainer.run)
             return
         metrics = _score(model, held_out, trainer.config.eval_images)
         if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
             trainer.progress.best = metrics["bytes_per_image"]
-            save_pretrained(model, trainer.run)
+            model.save_pretrained(trainer.run)
     _report("validation", metrics, trainer, log, bar)
 
 
@@ -449,7 +449,7 @@ def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: t
     """Score the weights that were kept on all validation pictures."""
     if not len(held_out):
         return {}
-    metrics = _score(from_pretrained(trainer.run, device=trainer.device), held_out, None)
+    metrics = _score(DCTransformer.from_pretrained(trainer.run, device=trainer.device), held_out, None)
     _report("final", metrics, trainer, log, bar)
     return metrics
 

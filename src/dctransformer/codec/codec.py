@@ -51,10 +51,10 @@ class Codec:
         Raises:
             ValueError: another type or shape.
         """
-        if isinstance(images, np.ndarray):
-            images = torch.tensor(images) if images.dtype == np.uint8 else torch.empty(0)
-        if images.dtype != torch.uint8:
+        if images.dtype not in (torch.uint8, np.uint8):
             raise ValueError("pictures are uint8 (0 to 255); convert yours, e.g. (x * 255).round().to(torch.uint8)")
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images.copy())  # The array may be read-only or run backwards.
         shape = list(images.shape)
         if images.ndim == 2:
             images = images[..., None]

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dctransformer import files
 from dctransformer.codec import order
 from dctransformer.codec.dct_image import DCTImage, grid_sizes
 
@@ -68,20 +69,14 @@ def write_jpeg(dct: DCTImage, path: str | os.PathLike[str]) -> None:
 
     Args:
         dct: one picture (batch 1).
-        path: where to; an existing file is replaced.
+        path: where to; an existing file is replaced, missing folders are made.
 
     Raises:
         ValueError: the batch is not 1, baseline JPEG can't hold a coefficient, or the file can't be written.
     """
     data = write_jpeg_bytes(dct)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with files.written_beside(Path(path)) as beside:
         beside.write_bytes(data)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ValueError(f"{path} cannot be written ({error.strerror}); check the folder and the free space") from error
 
 
 def read_jpeg_bytes(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the JPEG data") -> DCTImage:

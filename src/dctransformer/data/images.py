@@ -38,8 +38,6 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
         ValueError: there is no such file, it is not a picture Pillow reads, is damaged, or is too large.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise ValueError(f"there is no file {name}; check the path")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
@@ -49,6 +47,8 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
                     image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
                 image.load()
                 return _to_rgb(_upright(image))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {name}; check the path") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large(name)) from None
     # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
@@ -122,7 +122,8 @@ def crop_resize(image: Image.Image, size: int) -> Image.Image:
     side = min(width, height)
     if (width, height) == (size, size):
         return image
-    # The box may lie half a pixel off the grid; resize samples there, so flipped pictures stay flipped.
+    # The box may lie half a pixel off the grid, where resize samples then: a flipped picture gives a flipped result.
+    # At its edges the filter sees the pixels beyond.
     left, top = (width - side) / 2, (height - side) / 2
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -53,7 +54,7 @@ class Source(Protocol):
     sequential: bool
     """Whether neighbours should be read together (files of rows) rather than in any order (files of pictures)."""
 
-    def read(self, index: int) -> Path | bytes:
+    def read(self, index: int) -> str | Path | bytes:
         """The file of ``items[index]``, or its bytes.
 
         Raises:
@@ -100,6 +101,7 @@ def open_source(source: str | Path, exclude: Path | None = None) -> Source:
 
 @functools.cache
 def _picture_suffixes() -> set[str]:
+    Image.preinit()  # Pillow tries formats in the order in which they are loaded: the common ones first
     known = Image.registered_extensions()
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN} | _OTHER_PICTURES
 
@@ -154,9 +156,9 @@ class FolderSource:
             for picture, p, name in zip(pictures, parts, names, strict=True)
         ]
 
-    def read(self, index: int) -> Path:
+    def read(self, index: int) -> str:
         """Path of a picture."""
-        return self.root / self.items[index].key
+        return os.path.join(self.root, self.items[index].key)  # pathlib is slow enough to be felt here
 
 
 class ParquetSource:
@@ -216,7 +218,7 @@ class ParquetSource:
         """Open files stay behind when the source goes to another process."""
         return {**self.__dict__, "_open": None, "_group": None}
 
-    def read(self, index: int) -> Path | bytes:
+    def read(self, index: int) -> str | Path | bytes:
         """Bytes of a picture; its row group stays in memory for its neighbours."""
         file, group, row = self._places[index]
         if self._group is None or self._group[0] != (file, group):
@@ -268,7 +270,7 @@ def _is_label(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _picture(cell: Any, folder: Path) -> Path | bytes:
+def _picture(cell: Any, folder: Path) -> str | Path | bytes:
     """What a cell of the picture column holds: bytes, or where the file is."""
     if isinstance(cell, bytes):
         return cell
@@ -310,7 +312,7 @@ class DatasetsSource:
         if not self.items:
             raise ValueError(f"the data set {name} holds no rows; choose another")
 
-    def read(self, index: int) -> Path | bytes:
+    def read(self, index: int) -> str | Path | bytes:
         """Bytes (or path) of a picture."""
         split, row = self._places[index]
         (cell,) = self._data[split][row].values()
@@ -353,10 +355,13 @@ def hub_source(name: str) -> DatasetsSource:
     library = _import_datasets()
     identifier, _, config = name.partition(":")
     try:
+        # The library tries an unreachable hub for half a minute; a misspelt path should not wait for that.
+        if not Path(library.config.HF_DATASETS_CACHE, identifier.replace("/", "___")).is_dir():
+            huggingface_hub.HfApi().dataset_info(identifier, timeout=10)
         data = library.load_dataset(identifier, config or None)
-    # The library reports an unknown id, a missing network or a bad file by its own and other libraries' exceptions.
+    # An unknown id, a missing network or a bad file each come as exceptions of several libraries.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{name} is neither a folder here nor a data set that `datasets` can load ({reason}); check the name"
         ) from error

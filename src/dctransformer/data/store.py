@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class TripleStore:
     labels: np.ndarray
     """int64 ``[n]``, class numbers; -1 where there is none."""
     huffman_bytes: np.ndarray
-    """int32 ``[n]``, bytes that libjpeg's optimised Huffman code needs for each picture, less a blank picture's file."""
+    """int32 ``[n]``, bytes of each picture in libjpeg's optimised Huffman code, less a blank picture's file."""
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     """(picture, reason) of those that `from_images` could not read."""
 
@@ -183,7 +183,9 @@ class TripleStore:
                     skipped.append((key, str(error)))
 
         info = DatasetInfo(size=size, quality=quality, splits={}, labels=labels, source=str(paths))
-        arrays = _in_memory(_columns(pairs, info) for pairs in _grouped(encoded(), 1024))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
+            arrays = _in_memory(_columns(pairs, info) for pairs in _grouped(encoded(), 1024))
         count = len(arrays["labels"])
         if not count:
             why = f"; the first: {skipped[0][1]}" if skipped else ""
@@ -192,7 +194,7 @@ class TripleStore:
         return cls._of(info, arrays, skipped)
 
 
-def _read(read, index: int) -> Path | bytes | ValueError:
+def _read(read: Callable[[int], str | Path | bytes], index: int) -> str | Path | bytes | ValueError:
     """What a source holds at a place, or why it holds nothing."""
     try:
         return read(index)

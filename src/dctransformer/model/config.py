@@ -38,7 +38,7 @@ class Architecture:
     hidden: int = 640
     """Width of the feed-forward layers."""
     block: Literal["modern", "paper"] = "modern"
-    """``modern``: RMSNorm, rotary index, normalised queries and keys, gated feed-forward.
+    """``modern``: LayerNorm without bias, rotary index, normalised queries and keys, gated feed-forward.
     ``paper``: LayerNorm, learned index, ReLU feed-forward, ReZero gates."""
     dropout: float = 0.0
     """Dropout rate of every residual branch."""
@@ -136,8 +136,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What two CPU cores can train in an hour or two.
     "small": {
-        "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1, 1), "value": (1, 1),
-        "chunk": 128,
+        "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1, 1),
+        "value": (1, 1), "chunk": 128,
     },
     # One GPU.
     "base": {

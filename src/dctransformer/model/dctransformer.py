@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
 from dctransformer.data.chunks import START, ChunkBatch
+from dctransformer.model import pretrained
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
     VALUE_FEATURES,
@@ -191,6 +193,40 @@ class DCTransformer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.channel_out.weight.device
+
+    # -- on disk and on the hub ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None
+    ) -> DCTransformer:
+        """Load a model for use (fp32, eval mode).
+
+        Args:
+            name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
+            device: where to put it.
+            revision: branch, tag or commit, for a hub id.
+
+        Raises:
+            ValueError: there is no such model, or its files are damaged or don't fit each other.
+        """
+        folder = pretrained.model_folder(name, revision=revision)
+        model = cls(pretrained.read_config(folder))
+        model.load_state_dict(pretrained.read_weights(folder, model.state_dict()))
+        return model.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``; nothing in them can run code.
+
+        Args:
+            folder: made if needed.
+            dtype: store the weights so (``torch.bfloat16`` halves the file); None keeps them.
+
+        Raises:
+            ValueError: the folder can't be written.
+        """
+        pretrained.write_weights(self.state_dict(), folder, dtype)
+        pretrained.write_config(self.config, folder)
 
     # -- what comes before a chunk ------------------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ class ValueAlphabet:
         self.largest = int(limits.max())
         magnitudes = torch.arange(1, self.largest + 1)
         self.values = torch.cat([-magnitudes.flip(0), magnitudes])
-        self.legal = self.values.abs() <= limits[:, None]
+        # At a DC step of 1 the encoder gives −1,024 … 1,016; a baseline file holds a range of 2,047 at most.
+        self.legal = (self.values.abs() <= limits[:, None]) & (self.values <= 1023)
 
     def __len__(self) -> int:
         """V."""

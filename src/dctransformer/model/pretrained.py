@@ -8,14 +8,14 @@ from pathlib import Path
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dctransformer.files import write_text, written_beside
 from dctransformer.model.config import ModelConfig
-from dctransformer.model.dctransformer import DCTransformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent.parent / "weights"
 """Weights that come with the package, a folder each."""
 
 
@@ -86,49 +86,37 @@ def read_config(folder: str | Path) -> ModelConfig:
         raise ValueError(f"{path} holds a field of the wrong type ({error}); save the model again") from error
 
 
-def save_pretrained(model: DCTransformer, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors``, each beside and renamed.
+def write_config(config: ModelConfig, folder: str | Path) -> None:
+    """Write ``config.json``, beside and renamed."""
+    text = json.dumps({"format": "dctransformer", "model": config.to_dict()}, indent=2, ensure_ascii=False)
+    write_text(Path(folder) / CONFIG, text + "\n")
 
-    Args:
-        model: what to save.
-        folder: made if needed.
-        dtype: store floating-point weights so (``torch.bfloat16`` halves the file); None keeps them.
 
-    Raises:
-        ValueError: the folder can't be written.
-    """
-    folder = Path(folder)
+def write_weights(tensors: dict[str, Tensor], folder: str | Path, dtype: torch.dtype | None) -> None:
+    """Write ``model.safetensors``, beside and renamed; ``dtype`` converts what is floating-point."""
     tensors = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().cpu().contiguous()
-        for name, t in model.state_dict().items()
+        for name, t in tensors.items()
     }
-    with written_beside(folder / WEIGHTS) as beside:
+    with written_beside(Path(folder) / WEIGHTS) as beside:
         save_file(tensors, beside, metadata={"format": "pt"})
-    text = json.dumps({"format": "dctransformer", "model": model.config.to_dict()}, indent=2)
-    write_text(folder / CONFIG, text + "\n")
 
 
-def from_pretrained(
-    name: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None
-) -> DCTransformer:
-    """Load a model for use (fp32, eval mode).
+def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read ``model.safetensors`` in fp32.
 
     Args:
-        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
-        device: where to put it.
-        revision: branch, tag or commit, for a hub id.
+        folder: of a saved model.
+        expected: the state that the config asks for; names and shapes must be the same.
 
     Raises:
-        ValueError: there is no such model, or its files are damaged or don't fit each other.
+        ValueError: the file is damaged or does not fit.
     """
-    folder = model_folder(name, revision=revision)
-    model = DCTransformer(read_config(folder))
-    path = folder / WEIGHTS
+    path = Path(folder) / WEIGHTS
     try:
         tensors = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
-    expected = model.state_dict()
     wrong = sorted(
         name
         for name in expected.keys() | tensors.keys()
@@ -136,10 +124,7 @@ def from_pretrained(
     )
     if wrong:
         raise ValueError(f"{path} does not fit its {CONFIG} (at {wrong[0]}); copy or download both again")
-    for name_, tensor in tensors.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{path} is damaged ({name_} holds values that are not numbers); copy or download it again"
-            )
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    return model.to(device).eval()
+            raise ValueError(f"{path} is damaged ({name} holds NaN or infinity); copy or download it again")
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

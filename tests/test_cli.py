@@ -1,0 +1,177 @@
+"""The command line: what a newcomer types, right and wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dctransformer import DCTransformer, read_jpeg
+from dctransformer.cli import main
+from dctransformer.model.config import preset
+from pictures import photo
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 made pictures in two classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(12):
+        path = folder / ("rose" if i % 2 == 0 else "tulip") / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(50, 60, i)).save(path, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, prepared."""
+    out = tmp_path_factory.mktemp("data") / "set"
+    main(["prepare", str(photos), str(out), "--size", "32", "--quality", "30", "--val-fraction", "0.25"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny model of 32-pixel pictures that does not stop at once."""
+    torch.manual_seed(0)
+    network = DCTransformer(preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30))
+    with torch.no_grad():
+        network.channel_out.bias[-1] = -4
+    folder = tmp_path_factory.mktemp("models") / "model"
+    network.save_pretrained(folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a command prints; it must succeed."""
+    main([*map(str, argv)])
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one sentence with which a command is refused: exit status 2 and no traceback."""
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, argv)])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err + captured.out
+
+
+def test_train_then_sample_and_score(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The main job end to end, small."""
+    rundir = tmp_path / "run"
+    run(
+        capsys, "train", "--data", data, "--run", rundir, "--preset", "tiny", "--triples", "2000", "--batch", "4",
+        "--eval-images", "2", "--sample-every", "0", "--model.width", "48",
+    )  # fmt: skip
+    assert json.loads((rundir / "config.json").read_text())["model"]["width"] == 48
+    facts = json.loads(run(capsys, "info", rundir, "--json"))
+    assert facts["kind"] == "model" and facts["labels"] == ["rose", "tulip"] and facts["parameters"] > 0
+    scores = json.loads(run(capsys, "likelihood", rundir, data, "--json"))
+    assert scores["images"] == 3 and scores["bytes_per_image"] > 0
+
+
+def test_sample_writes_real_jpeg_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that hold the same picture as the PNGs, a sheet and a heat-map; the same again for the same seed."""
+    out = json.loads(run(capsys, "sample", model, "--num", "3", "--out", tmp_path / "a", "--seed", "5", "--json"))
+    assert len(out["files"]) == 3
+    for jpg, png in zip(out["files"], out["pngs"], strict=True):
+        assert np.array_equal(np.asarray(Image.open(jpg).convert("RGB")), np.asarray(Image.open(png)))
+        assert Image.open(jpg).format == "JPEG"
+        assert read_jpeg(jpg).sampling == "4:2:0"
+    assert Image.open(out["sheet"]).width > 100 and Image.open(out["heat_map"]).width > 100
+    again = json.loads(run(capsys, "sample", model, "--num", "2", "--out", tmp_path / "b", "--seed", "5", "--json"))
+    for a, b in zip(out["files"], again["files"], strict=False):
+        assert Path(a).read_bytes() == Path(b).read_bytes()
+    text = run(capsys, "sample", model, "--num", "1", "--out", tmp_path / "c", "--label", "Tulip", "--top-p", "0.9")
+    assert "sample-0000.jpg" in text
+
+
+def test_likelihood_of_a_folder_is_that_of_the_prepared_set(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain folder is cropped, resized and encoded as `prepare` does it."""
+    out = tmp_path / "all"
+    run(capsys, "prepare", photos, out, "--size", "32", "--quality", "30", "--val-fraction", "0")
+    prepared = json.loads(run(capsys, "likelihood", model, out, "--split", "train", "--json"))
+    folder = json.loads(run(capsys, "likelihood", model, photos, "--json"))
+    assert prepared["images"] == folder["images"] == 12
+    assert folder["labelled"] == 12
+    for key in ("bytes_per_image", "bits_per_pixel", "bits_per_triple", "huffman_bytes_per_image"):
+        assert folder[key] == pytest.approx(prepared[key], rel=1e-6)
+    assert folder["bits_per_pixel"] == pytest.approx(folder["bytes_per_image"] * 8 / 32**2)
+    by_band = sum(folder["bits_per_image_by_band"].values())
+    assert by_band == pytest.approx(folder["bytes_per_image"] * 8)
+    assert sum(folder["bits_per_triple_by_field"].values()) == pytest.approx(folder["bits_per_triple"])
+    assert "bytes an image" in run(capsys, "likelihood", model, photos, "--num", "2")
+
+
+def test_info_of_a_jpeg_and_of_data(photos: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables, sampling and triples; counts and labels."""
+    path = next(photos.rglob("*.jpg"))
+    facts = json.loads(run(capsys, "info", path, "--json"))
+    dct = read_jpeg(path)
+    assert facts["sampling"] == "4:2:0" and facts["luma_table"] == dct.luma_table.tolist()
+    assert facts["triples"] == len(dct.to_triples()[0]) == sum(facts["triples_by_band"].values())
+    facts = json.loads(run(capsys, "info", data, "--json"))
+    assert facts["pictures"] == {"train": 9, "validation": 3} and facts["labels"] == ["rose", "tulip"]
+    assert "quality: 30" in run(capsys, "info", data)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command has a text and an example; --help of train shows the preset's own values."""
+    for command in ("prepare", "train", "sample", "likelihood", "info"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert "Example: dctransformer" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "paper", "--help"])
+    assert "default: 896" in capsys.readouterr().out
+
+
+def test_wrong_arguments_are_refused(
+    model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clear sentence that says what to do, exit status 2, and nothing left behind."""
+    out = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("no picture")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(next(photos.rglob("*.jpg")).read_bytes()[:700])
+    train = ("train", "--data", data, "--run", out)
+    cases: list[tuple[tuple, str]] = [
+        (("prepare", tmp_path / "nowhere", out), "nowhere"),
+        (("prepare", empty, out), "empty"),
+        (("prepare", texts, out), "texts"),
+        (("prepare", photos, out, "--size", "40"), "multiple of 16"),
+        (("prepare", photos, out, "--quality", "0"), "1 to 100"),
+        (("prepare", photos, out, "--quality", "101"), "1 to 100"),
+        ((*train, "--preset", "huge"), "choose one of tiny"),
+        ((*train, "--model.widht", "3"), "--model.width"),
+        ((*train, "--lr", "fast"), "--lr"),
+        (("train", "--data", empty, "--run", out), "dctransformer prepare"),
+        (("sample", model, "--out", out, "--label", "rosse"), "rose"),
+        (("sample", model, "--out", out, "--num", "0"), "at least 1"),
+        (("sample", model, "--out", out, "--top-p", "0"), "top-p"),
+        (("sample", model, "--out", out, "--temperature", "-1"), "temperature"),
+        (("sample", tmp_path / "nowhere", "--out", out), "no model"),
+        (("sample", model, "--out", broken), "file is in the way"),
+        (("likelihood", model, empty), "empty"),
+        (("likelihood", model, tmp_path / "nowhere"), "nowhere"),
+        (("info", broken), "broken.jpg"),
+        (("info", empty), "neither a model nor a prepared data set"),
+        (("info", tmp_path / "nowhere.jpg"), "no file or folder"),
+    ]
+    for argv, says in cases:
+        assert says in refused(capsys, *argv), argv
+        assert not out.exists() or not any(out.iterdir()), argv

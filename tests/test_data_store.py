@@ -1,0 +1,264 @@
+"""The triples of a prepared data set or of plain pictures."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dctransformer.codec.jpeg import huffman_bytes, read_jpeg_bytes
+from dctransformer.data import TripleStore, prepare
+from dctransformer.data.images import prepare_image
+from pictures import photo, real_photographs
+
+store_module = importlib.import_module("dctransformer.data.store")
+preparing = importlib.import_module("dctransformer.data.prepare")
+
+SIZE, QUALITY = 32, 50
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(40):
+        (root / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(photo(40, 50, i)).save(root / "ab"[i % 2] / f"{i:02d}.png")
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(root / "a" / "blank.png")  # no triples at all
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "out"
+    prepare(photos, out, size=SIZE, quality=QUALITY, val_fraction=0.2, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture
+def data(prepared, tmp_path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+
+
+def stored(folder: Path, split: str) -> list[dict]:
+    return [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def open_quietly(folder: Path, split: str = "train") -> TripleStore:
+    return TripleStore.open(folder, split, progress=False)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_triples_are_those_of_the_files(data, split):
+    store, rows = open_quietly(data, split), stored(data, split)
+    assert len(store) == len(rows) == store.info.splits[split]
+    for i, row in enumerate(rows):
+        image = read_jpeg_bytes(row["image"]["bytes"])
+        triples = store.triples(i)
+        assert triples.dtype == torch.int32
+        assert torch.equal(triples, image.to_triples()[0])
+        assert store.labels[i] == row["label"]
+        assert store.huffman_bytes[i] == huffman_bytes(image)
+    assert torch.equal(store.triples(-1), store.triples(len(store) - 1))
+    with pytest.raises(IndexError):
+        store.triples(len(store))
+
+
+def test_types_and_lengths(data):
+    store = open_quietly(data)
+    types = {
+        "channels": "u1",
+        "positions": "i4",
+        "values": "i2",
+        "offsets": "i8",
+        "labels": "i8",
+        "huffman_bytes": "i4",
+    }
+    for name, kind in types.items():
+        assert getattr(store, name).dtype == np.dtype(kind), name
+    assert store.offsets[0] == 0 and len(store.offsets) == len(store) + 1
+    assert len(store.channels) == len(store.positions) == len(store.values) == store.offsets[-1]
+    assert (np.asarray(store.values) != 0).all()
+    assert 0 in np.diff(np.concatenate([s.offsets for s in (store, open_quietly(data, "validation"))]))  # the blank one
+
+
+def test_the_second_time_nothing_is_derived(data, monkeypatch):
+    first = open_quietly(data)
+    monkeypatch.setattr(store_module, "read_jpeg_bytes", None)
+    again = open_quietly(data)
+    assert isinstance(again.values, np.memmap) and not again.values.flags.writeable
+    assert np.array_equal(first.values, again.values) and np.array_equal(first.offsets, again.offsets)
+
+
+def test_several_processes_give_the_same(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "ROW_GROUP", 5)
+    prepare(photos, tmp_path / "out", size=SIZE, quality=QUALITY, workers=1, progress=False)
+    results = []
+    for cores in (1, 2):
+        monkeypatch.setattr(store_module, "cores", lambda cores=cores: cores)
+        shutil.rmtree(tmp_path / "out" / ".cache", ignore_errors=True)
+        results.append(open_quietly(tmp_path / "out"))
+    for name in ("channels", "positions", "values", "offsets", "labels", "huffman_bytes"):
+        assert np.array_equal(getattr(results[0], name), getattr(results[1], name)), name
+
+
+def test_other_shards_are_derived_anew(data, photos, tmp_path):
+    old = open_quietly(data)
+    other = tmp_path / "other"
+    prepare(photos, other, size=SIZE, quality=QUALITY + 20, val_fraction=0.2, workers=1, progress=False)
+    for name in ("train-00000.parquet", "dctransformer.json"):
+        shutil.copy(other / name, data / name)
+    new = open_quietly(data)
+    assert len(new) == len(old) and new.offsets[-1] > old.offsets[-1]
+    assert len(list((data / ".cache").glob("train-*"))) == 1  # the old one is gone
+
+
+def test_a_data_set_without_validation_or_labels(tmp_path):
+    (tmp_path / "flat").mkdir()
+    for i in range(3):
+        Image.fromarray(photo(20, 20, i)).save(tmp_path / "flat" / f"{i}.png")
+    prepare(tmp_path / "flat", tmp_path / "out", size=16, val_fraction=0, workers=1, progress=False)
+    for _ in range(2):
+        assert len(open_quietly(tmp_path / "out", "validation")) == 0
+        assert open_quietly(tmp_path / "out").labels.tolist() == [-1, -1, -1]
+
+
+def test_a_store_can_be_pickled_for_loader_processes(data):
+    store = open_quietly(data)
+    copy = pickle.loads(pickle.dumps(store))
+    assert torch.equal(copy.triples(3), store.triples(3))
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_data_set(tmp_path, photos, data):
+    with pytest.raises(ValueError, match=r"there is no folder .+nowhere; make one with: dctransformer prepare"):
+        open_quietly(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no prepared data set lies in .+; make one with: dctransformer prepare"):
+        open_quietly(photos)
+    with pytest.raises(ValueError, match="there is no split test; choose train or validation"):
+        open_quietly(data, "test")
+
+
+def test_missing_and_damaged_shards(data):
+    shard = data / "train-00000.parquet"
+    good = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"hold 0 pictures, not .+ restore the missing files"):
+        open_quietly(data)
+    shard.write_bytes(good[:-100])
+    with pytest.raises(ValueError, match=r"train-00000\.parquet is damaged"):
+        open_quietly(data)
+    table = pq.read_table(io.BytesIO(good))
+    cells = table["image"].to_pylist()
+    cells[3]["bytes"] = cells[3]["bytes"][:-20]
+    pq.write_table(table.set_column(0, "image", pa.array(cells, table["image"].type)), shard)
+    with pytest.raises(ValueError, match="is cut off or damaged") as error:
+        open_quietly(data)
+    assert "\n" not in str(error.value)
+    cells[3]["bytes"] = prepare_image(io.BytesIO(png_bytes()).read(), SIZE, QUALITY + 1)
+    pq.write_table(table.set_column(0, "image", pa.array(cells, table["image"].type)), shard)
+    with pytest.raises(ValueError, match="is not 32×32, 4:2:0, quality 50; prepare the data again"):
+        open_quietly(data)
+    assert not list((data / ".cache").iterdir())
+    shard.write_bytes(good)
+    assert len(open_quietly(data)) == len(table)
+
+
+def png_bytes() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(photo(30, 30)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_damaged_cache_is_reported(data):
+    open_quietly(data)
+    for file in (data / ".cache").rglob("values.npy"):
+        file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"\.cache.+ is damaged .+ delete that folder, it is made anew"):
+        open_quietly(data)
+
+
+def test_full_disk(data, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module._Column, "append", full)
+        with pytest.raises(ValueError, match=r"the disk is full: .+ free some space"):
+            open_quietly(data)
+    assert not list((data / ".cache").iterdir())
+    assert len(open_quietly(data)) > 0
+
+
+def test_a_folder_that_can_only_be_read(data, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    expected = open_quietly(data)
+    shutil.rmtree(data / ".cache")
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.warns(UserWarning, match="kept in memory"):
+        store = open_quietly(data)
+    assert np.array_equal(store.values, expected.values) and np.array_equal(store.offsets, expected.offsets)
+    assert not (data / ".cache").exists()
+
+
+# Plain pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_plain_pictures_give_what_prepare_gives(photos, data):
+    store = TripleStore.from_images(photos, SIZE, QUALITY)
+    assert len(store) == 41 and store.info.labels == ["a", "b"] and store.skipped == []
+    paths = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
+    place = {path: i for i, path in enumerate(paths)}
+    for split in ("train", "validation"):
+        other = open_quietly(data, split)
+        for i, row in enumerate(stored(data, split)):
+            mine = place[row["image"]["path"]]
+            assert torch.equal(store.triples(mine), other.triples(i))
+            assert store.labels[mine] == other.labels[i]
+            assert store.huffman_bytes[mine] == other.huffman_bytes[i]
+
+
+def test_one_picture_and_lists(photos, tmp_path):
+    path = photos / "a" / "00.png"
+    (tmp_path / "text.jpg").write_text("text")
+    for given in (path, str(path), [path], [tmp_path / "text.jpg", str(path)]):
+        store = TripleStore.from_images(given, SIZE, QUALITY)
+        assert len(store) == 1 and store.labels.tolist() == [-1]
+        assert torch.equal(store.triples(0), read_jpeg_bytes(prepare_image(path, SIZE, QUALITY)).to_triples()[0])
+    assert [key for key, _ in store.skipped] == [str(tmp_path / "text.jpg")] and store.info.skipped == 1
+
+
+def test_plain_pictures_that_are_no_use(tmp_path, photos):
+    (tmp_path / "text.jpg").write_text("text")
+    for given, size, quality, message in [
+        ([], 32, 50, "there are no pictures that can be read"),
+        ([tmp_path / "text.jpg"], 32, 50, "there are no pictures that can be read; the first: .+text"),
+        (tmp_path / "nowhere", 32, 50, "there is no folder or file"),
+        (photos, 30, 50, "size 30"),
+        (photos, 32, 0, "quality 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TripleStore.from_images(given, size, quality)
+
+
+def test_real_photographs(tmp_path):
+    paths = real_photographs(12)
+    store = TripleStore.from_images(paths, 64, 20)
+    assert len(store) == 12
+    assert 300 < np.diff(store.offsets).mean() < 1200
+    for i, path in enumerate(paths):
+        assert torch.equal(store.triples(i), read_jpeg_bytes(prepare_image(path, 64, 20)).to_triples()[0])

@@ -1,0 +1,310 @@
+"""The distribution: it is legal, it sums to one, and it is the same in chunks, whole and step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dctransformer import DCTransformer
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import START, Sequence, cut_chunks
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.config import ModelConfig, preset
+from dctransformer.sample import Decoding, Request, Row, SampleConfig, fill, sample
+
+GRID = Grid(2, 3)
+"""32 × 48 pixels: not square, so that rows and columns can't be mixed up unnoticed."""
+
+
+def make_model(seed: int = 0, **overrides) -> DCTransformer:
+    """A tiny model whose weights are all alive (heads and residual branches start at nearly nothing)."""
+    torch.manual_seed(seed)
+    model = DCTransformer(preset("tiny", num_labels=3, **overrides)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def make_lively(seed: int = 3, **overrides) -> DCTransformer:
+    """A model whose samples are long: it prefers near channels, and hardly ever stops."""
+    model = make_model(seed, **overrides)
+    with torch.no_grad():
+        model.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
+        model.channel_out.bias[order.STOP] = -40
+    return model
+
+
+def random_slots(seed: int, density: float, model: DCTransformer, grid: Grid = GRID) -> Tensor:
+    """A random legal DCT image: int16 ``[N, 6, 64]``."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
+    values = torch.randint(1, 9, shape, generator=g) * (1 - 2 * torch.randint(0, 2, shape, generator=g))
+    return (values * (torch.rand(shape, generator=g) < density)).to(torch.int16)
+
+
+def triples_of(slots: Tensor, grid: Grid = GRID) -> Tensor:
+    """Triples of a DCT image, by brute force: int32 ``[L, 3]``."""
+    found = []
+    for mcu, block, frequency in slots.nonzero().tolist():
+        channel = (0, 0, 0, 0, 64, 128)[block] + frequency
+        position = int(grid.block_position[mcu, block])
+        found.append((int(order.RANK[channel]), position, channel, int(slots[mcu, block, frequency])))
+    return torch.tensor([(c, p, v) for _, p, c, v in sorted(found)], dtype=torch.int32).view(-1, 3)
+
+
+def make_sequence(seed: int, model: DCTransformer, density: float = 0.08, given: Tensor | None = None) -> Sequence:
+    """A random sequence on `GRID`."""
+    return Sequence.from_triples(triples_of(random_slots(seed, density, model)), GRID, seed % 3, given)
+
+
+VARIANTS = {
+    "tiny": {},
+    "no overlap": {"overlap": 0},
+    "paper blocks": {"block": "paper", "local_context": False},
+    "paper blocks with local context": {"block": "paper"},
+    "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("given", [False, True])
+def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
+    """Cached logits agree with those of the whole chunk within 1e-4, for every chunk of a sequence."""
+    model = make_model(**VARIANTS[variant])
+    mask = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(5)) < 0.3 if given else None
+    sequence = make_sequence(1, model, density=0.12, given=mask)
+    assert sequence.chunks(model.config.stride) >= 3
+    for k in range(sequence.chunks(model.config.stride)):
+        batch = cut_chunks([sequence], [k], model.config.chunk, model.config.overlap)
+        with torch.inference_mode():
+            whole = model(batch)[0]
+            first = k * model.config.stride
+            row = Row.new(Request(0, sequence.label, sequence.known, sequence.given), GRID, seed=0)
+            row.listed = [
+                (int(r), int(p), int(v))
+                for r, p, v in zip(
+                    sequence.ranks[:first], sequence.positions[:first], sequence.values[:first], strict=True
+                )
+            ]
+            row.coefficients = batch.coefficients[0]
+            context = int(batch.context[0])
+            steps = Decoding.begin(model, [row], GRID, context)
+            for index in range(context, int(batch.lengths[0])):
+                rank, position, value = (
+                    x[0, index + 1 : index + 2] for x in (batch.ranks, batch.positions, batch.values)
+                )
+                got = [-steps.channel().log_softmax(-1)[0, rank]]
+                if int(rank) != order.STOP:
+                    got.append(-steps.position(rank).log_softmax(-1)[0, position])
+                    got.append(-steps.value(position).log_softmax(-1)[0, model.alphabet.encode(value)])
+                    steps.settle(value)
+                torch.testing.assert_close(torch.cat(got), whole[index, : len(got)], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
+def test_likelihood_is_the_sum_over_chunks_and_batches(variant: str) -> None:
+    """Bits of a picture: the sum of its chunks cut one by one; the same in batches of 1 and 16."""
+    model = make_model(**VARIANTS[variant])
+    sequences = [make_sequence(i, model, density=0.03 * i) for i in range(5)]
+    lengths = code_lengths(model, sequences, batch=16)
+    torch.testing.assert_close(code_lengths(model, sequences, batch=1).bits, lengths.bits, atol=1e-3, rtol=1e-5)
+    for i, sequence in enumerate(sequences):
+        total = 0.0
+        for k in range(sequence.chunks(model.config.stride)):
+            with torch.inference_mode():
+                total += float(model(cut_chunks([sequence], [k], model.config.chunk, model.config.overlap)).sum())
+        assert float(lengths.bits[i].sum()) == pytest.approx(total / math.log(2), rel=1e-5)
+        assert int(lengths.triples[i].sum()) == len(sequence)
+
+
+def test_the_empty_picture_has_a_likelihood() -> None:
+    """A grey picture is the stop alone."""
+    model = make_model()
+    lengths = code_lengths(model, [make_sequence(0, model, density=0.0)])
+    assert int(lengths.triples.sum()) == 1
+    assert 0 < float(lengths.bits.sum()) < 20
+
+
+def legal_next(listed: list[tuple[int, int, int]], given: Tensor, model: DCTransformer) -> set[tuple[int, int, int]]:
+    """Every triple (rank, position, value) that may follow, from the definition alone."""
+    before = listed[-1][:2] if listed else (-1, -1)
+    values = {}
+    found = set()
+    for mcu in range(GRID.mcus):
+        for block in range(6):
+            position = int(GRID.block_position[mcu, block])
+            for frequency in range(64):
+                rank = int(order.RANK[(0, 0, 0, 0, 64, 128)[block] + frequency])
+                if given[mcu, block, frequency] or (rank, position) <= before:
+                    continue
+                limit = int(model.limits[rank])
+                values.setdefault(limit, [v for v in range(-limit, limit + 1) if v])
+                found |= {(rank, position, v) for v in values[limit]}
+    return found
+
+
+@pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -> None:
+    """Enumerate all next triples in full: legal ones and the stop carry all the probability, others none."""
+    model = make_model(**VARIANTS[variant])
+    given = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(seed)) < 0.4
+    sequence = make_sequence(seed, model, density=0.02, given=given)
+    keep = (0, len(sequence) // 2, len(sequence) - 1)[seed]
+    listed = list(
+        zip(
+            sequence.ranks[:keep].tolist(),
+            sequence.positions[:keep].tolist(),
+            sequence.values[:keep].tolist(),
+            strict=True,
+        )
+    )
+    if keep == 0:
+        assert sequence.given is not None
+    row = Row.new(Request(0, 0, sequence.known, given), GRID, 0)
+    row.coefficients = cut_chunks([sequence], [0], model.config.chunk, 0).coefficients[0]
+    expected = legal_next(listed, given, model)
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.inference_mode():
+        start = Decoding.begin(model, [row], GRID, 0)
+        start.rank = torch.tensor([listed[-1][0] if listed else START])
+        start.position_ = torch.tensor([listed[-1][1] if listed else 0])
+        start.value_ = torch.tensor([listed[-1][2] if listed else 0])
+        channel = start.channel()[0].double().softmax(-1)
+        stream = start.stream
+        total += channel[order.STOP]
+        for rank in range(order.NUM_CHANNELS):
+            wanted = {(p, v) for r, p, v in expected if r == rank}
+            if not wanted:
+                assert channel[rank] == 0
+                continue
+            start.stream, start.index = stream, 0
+            place = start.position(torch.tensor([rank]))[0].double().softmax(-1)
+            inner = start.stream
+            assert {p for p in range(GRID.positions) if place[p] > 0} <= {p for p, _ in wanted}
+            for position in {p for p, _ in wanted}:
+                start.stream = inner
+                what = start.value(torch.tensor([position]))[0].double().softmax(-1)
+                classes = model.alphabet.encode(torch.tensor([v for p, v in wanted if p == position]))
+                total += channel[rank] * place[position] * what[classes].sum()
+    assert float(total) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_samples_of_an_untrained_model_are_legal(variant: str) -> None:
+    """All of them, in order, inside the grid, off what is given, with possible values."""
+    chunks = {"chunk": 16, "overlap": 0 if variant == "no overlap" else 4}
+    model = make_lively(**{**VARIANTS[variant], **chunks})
+    given = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(1)) < 0.5
+    known = random_slots(9, 0.05, model) * given
+    requests = [Request(i, i % 4, known, given) if i % 2 else Request(i, i % 4) for i in range(8)]
+    samples = fill(model, requests, GRID, SampleConfig(batch=5))
+    lengths = [len(t) for t in samples.triples]
+    assert max(lengths) > model.config.chunk, "some sample should need several chunks"
+    for request, slots, triples in zip(requests, samples.mcus, samples.triples, strict=True):
+        rank = torch.from_numpy(order.RANK)[triples[:, 0].long()]
+        key = rank * GRID.positions + triples[:, 1]
+        assert bool((key.diff() > 0).all())
+        assert bool((triples[:, 2] != 0).all())
+        assert bool((triples[:, 2].abs() <= model.limits[rank]).all())
+        slot = GRID.slot(triples[:, 0].long(), triples[:, 1].long())
+        made = torch.zeros(slots.numel(), dtype=torch.int16)
+        made[slot] = triples[:, 2].to(torch.int16)
+        if request.given is not None:
+            assert not bool(request.given.flatten()[slot].any())
+            assert torch.equal(slots[given], known[given])
+            made += known.flatten()
+        assert torch.equal(slots.flatten(), made)
+
+
+def test_a_picture_does_not_depend_on_the_batch() -> None:
+    """Picture i of a seed is the same for any batch size and any number of pictures."""
+    model = make_lively(chunk=16, overlap=4)
+    pictures = [
+        sample(model, n, SampleConfig(seed=4, batch=b), size=(32, 32)).mcus for n, b in ((4, 1), (4, 4), (3, 2))
+    ]
+    assert torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[0][:3], pictures[2])
+    assert not torch.equal(pictures[0], sample(model, 4, SampleConfig(seed=5), size=(32, 32)).mcus)
+
+
+def test_chunk_boundaries_do_not_move_the_place_features() -> None:
+    """The running states at a channel's beginning are the same whether its past lies before the chunk or in it."""
+    long, short = make_model(chunk=512, overlap=0), make_model(chunk=16, overlap=0)
+    short.load_state_dict(long.state_dict())
+    sequence = make_sequence(2, long)
+    whole = cut_chunks([sequence], [0], 512, 0)
+    with torch.inference_mode():
+        places = long.places_of_chunk(whole, _context(long, whole))
+        for k in range(1, sequence.chunks(16)):
+            part = cut_chunks([sequence], [k], 16, 0)
+            some = short.places_of_chunk(part, _context(short, part))
+            for index in range(int(part.lengths[0])):
+                rank = part.ranks[0, index + 1]
+                if rank == order.STOP or rank == part.ranks[0, 1]:
+                    continue  # a channel cut in two counts its own first part
+                there, here = places.of_triple[0, 16 * k + index], some.of_triple[0, index]
+                assert places.features is not None and some.features is not None
+                difference = (places.features[there] - some.features[here]).abs().max()
+                # The encoder has seen more by then, so only its share may differ: here it is switched off.
+                assert float(difference) < 1e-4
+
+
+def _context(model: DCTransformer, batch):
+    context = model.encode(batch.coefficients, batch.settled, batch.given, batch.labels, batch.grid)
+    assert context.encoded_places is not None
+    return dataclasses.replace(context, encoded_places=torch.zeros_like(context.encoded_places))
+
+
+def test_guidance_leans_towards_the_label() -> None:
+    """Guidance 1 is no guidance; more of it changes the picture and stays legal; labels matter."""
+    model = make_lively(chunk=16, overlap=4)
+    plain = sample(model, 2, SampleConfig(seed=1), labels=[1, 1], size=(32, 48))
+    strong = sample(model, 2, SampleConfig(seed=1, guidance=3.0), labels=[1, 1], size=(32, 48))
+    other = sample(model, 2, SampleConfig(seed=1), labels=[2, 2], size=(32, 48))
+    assert not torch.equal(plain.mcus, strong.mcus)
+    assert not torch.equal(plain.mcus, other.mcus)
+    for triples in strong.triples:
+        rank = torch.from_numpy(order.RANK)[triples[:, 0].long()]
+        assert bool(((rank * GRID.positions + triples[:, 1]).diff() > 0).all())
+
+
+def test_paper_preset_has_the_papers_size() -> None:
+    """448M parameters (within 1 %), counted without making them."""
+    from dctransformer.info import parameters_by_part
+
+    total = sum(parameters_by_part(preset("paper")).values())
+    assert abs(total / 448e6 - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"size": 40}, "multiple of 16"),
+        ({"quality": 0}, "1 to 100"),
+        ({"quality": 101}, "1 to 100"),
+        ({"width": 33}, "even multiple"),
+        ({"overlap": 128, "chunk": 128}, "less than chunk"),
+        ({"encoder": ()}, "at least one layer"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"num_labels": 2, "label_names": ("rose",)}, "label_names"),
+    ],
+)
+def test_impossible_configs_are_refused(fields: dict, says: str) -> None:
+    """With a sentence that names the field."""
+    with pytest.raises(ValueError, match=says):
+        ModelConfig(**fields)
+
+
+def test_unknown_fields_and_presets_name_the_nearest() -> None:
+    """A misspelt override is not ignored."""
+    with pytest.raises(ValueError, match="did you mean 'width'"):
+        preset("tiny", widht=64)
+    with pytest.raises(ValueError, match="choose one of tiny"):
+        preset("huge")

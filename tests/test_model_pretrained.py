@@ -1,0 +1,92 @@
+"""Models on disk: what is saved comes back, what is damaged is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dctransformer import DCTransformer
+from dctransformer.model.config import preset
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A tiny model's folder."""
+    torch.manual_seed(0)
+    DCTransformer(preset("tiny", num_labels=2, label_names=("Röse", "Tulip"))).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
+    """Config and weights, bit for bit; in bf16 rounded once; nothing but JSON and safetensors."""
+    model = DCTransformer.from_pretrained(saved)
+    assert model.config == preset("tiny", num_labels=2, label_names=("Röse", "Tulip"))
+    assert not model.training
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    half = DCTransformer.from_pretrained(tmp_path / "half")
+    for a, b in zip(half.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b.bfloat16().float())
+
+
+def test_shipped_weights_load_by_name() -> None:
+    """The weights that come with the package."""
+    model = DCTransformer.from_pretrained("flowers64")
+    assert model.config.size == 64
+    assert model.config.num_labels == 102
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _not_a_number(folder: Path) -> None:
+    model = DCTransformer.from_pretrained(folder)
+    with torch.no_grad():
+        model.value_out.bias[0] = float("nan")
+    model.save_pretrained(folder)
+
+
+def _other_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["hidden"] = 96
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _unknown_field(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["widht"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+DAMAGE = {
+    "a truncated weights file": (_truncate, "is damaged"),
+    "weights that are not numbers": (_not_a_number, "NaN"),
+    "a config of another shape": (_other_width, "does not fit"),
+    "an unknown field": (_unknown_field, "did you mean 'width'"),
+    "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "no model config"),
+    "a config without a model": (lambda f: (f / "config.json").write_text("[]"), "no 'model' section"),
+    "missing weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "a missing config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_refused(saved: Path, kind: str) -> None:
+    """Never a traceback of somebody else's error."""
+    damage, says = DAMAGE[kind]
+    damage(saved)
+    with pytest.raises(ValueError, match=says):
+        DCTransformer.from_pretrained(saved)
+
+
+def test_no_such_model_lists_the_shipped_ones() -> None:
+    """A name that is neither a folder nor shipped."""
+    with pytest.raises(ValueError, match="no model 'flowers65'"):
+        DCTransformer.from_pretrained("flowers65")
