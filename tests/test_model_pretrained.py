@@ -70,7 +70,7 @@ DAMAGE = {
     "weights that are not numbers": (_not_a_number, "NaN"),
     "a config of another shape": (_other_width, "does not fit"),
     "an unknown field": (_unknown_field, "did you mean 'width'"),
-    "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "no model config"),
+    "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "as a model config"),
     "a config without a model": (lambda f: (f / "config.json").write_text("[]"), "no 'model' section"),
     "missing weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
     "a missing config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),

@@ -130,9 +130,9 @@ def test_a_run_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
     before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
-    with pytest.raises(ValueError, match="another config .*width"):
+    with pytest.raises(ValueError, match=r"another config .*width"):
         train(data, run, preset("tiny", width=64), TrainConfig(triples=1000, **QUICK), progress=False)
-    with pytest.raises(ValueError, match="another config .*lr"):
+    with pytest.raises(ValueError, match=r"another config .*lr"):
         train(data, run, preset("tiny"), TrainConfig(triples=1000, lr=1e-5, **QUICK), progress=False)
     assert before == {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import START, settled_before
-from dctransformer.model.context import States
 from dctransformer.model.dctransformer import Context, DCTransformer, Places
 from dctransformer.model.layers import KVCache
 
@@ -329,8 +328,7 @@ class Decoding:
         batch = len(self.rank)
         device = model.device
         self.run_rank = torch.full((batch,), -1, device=device)
-        self.live = context.states
-        self.at_run = None if context.states is None else States(context.states.luma, context.states.chroma)
+        self.states = context.states
         self.same = torch.zeros(batch, context.grid.positions, device=device)
         self.features: Tensor | None = None
         self.stream = torch.empty(0)
@@ -381,8 +379,7 @@ class Decoding:
                 cache.keep(rows)
         self.rank, self.position_, self.value_ = self.rank[rows], self.position_[rows], self.value_[rows]
         self.run_rank, self.same, self.planes = self.run_rank[rows], self.same[rows], self.planes[rows]
-        self.live = None if self.live is None else self.live[rows]
-        self.at_run = None if self.at_run is None else self.at_run[rows]
+        self.states = None if self.states is None else self.states[rows]
         self.features = None if self.features is None else self.features[rows]
         self.stream = self.stream[rows]
 
@@ -417,30 +414,28 @@ class Decoding:
         rank, position = self.chosen_rank, self.chosen_position
         rows = torch.arange(len(rank), device=rank.device)
         self.same[rows, position] = value.float()
-        if self.live is not None and counted:
+        if self.states is not None and counted:
             added = self.model.local.contribution(rank, value)
             luma = (_CHANNEL.to(rank.device)[rank] < order.CB)[:, None]
-            self.live.luma[rows, position] += torch.where(luma, added, 0.0)
+            self.states.luma[rows, position] += torch.where(luma, added, 0.0)
             mcu = self.context.grid.mcu.to(rank.device)[position]
-            self.live.chroma[rows, mcu] += torch.where(luma, 0.0, added)
+            self.states.chroma[rows, mcu] += torch.where(luma, 0.0, added)
         self.rank, self.position_, self.value_ = rank, position, value
         self.index += 1
 
     def _enter(self, rank: Tensor) -> None:
-        """Where a row's channel is new, take its states as they are now and make its place features."""
-        fresh = rank != self.run_rank
-        self.run_rank = rank
+        """Where a row's channel is new, make its place features from the states as they are now."""
         rows = torch.arange(len(rank), device=rank.device)
-        self.same = torch.where(fresh[:, None], self.planes[rows, rank], self.same)
-        if self.live is not None:
-            assert self.at_run is not None and self.context.encoded_places is not None
-            chosen = fresh[:, None, None]
-            self.at_run = States(
-                torch.where(chosen, self.live.luma, self.at_run.luma),
-                torch.where(chosen, self.live.chroma, self.at_run.chroma),
-            )
-            if bool(fresh.any()):
-                self.features = self.model.local.features(
-                    self.at_run, self.context.encoded_places, rank, self.context.grid
+        fresh = (rank != self.run_rank).nonzero()[:, 0]
+        self.run_rank = rank
+        if len(fresh):
+            self.same[fresh] = self.planes[fresh, rank[fresh]]
+            if self.states is not None:
+                assert self.context.encoded_places is not None
+                made = self.model.local.features(
+                    self.states[fresh], self.context.encoded_places[fresh], rank[fresh], self.context.grid
                 )
+                if self.features is None:
+                    self.features = made.new_zeros(len(rank), *made.shape[1:])
+                self.features[fresh] = made
         self.places = Places(self.features, self.same, rank, rows[:, None])
