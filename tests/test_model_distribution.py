@@ -173,9 +173,9 @@ def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -
     total = torch.zeros((), dtype=torch.float64)
     with torch.inference_mode():
         start = Decoding.begin(model, [row], GRID, 0)
-        start.rank = torch.tensor([listed[-1][0] if listed else START])
-        start.position_ = torch.tensor([listed[-1][1] if listed else 0])
-        start.value_ = torch.tensor([listed[-1][2] if listed else 0])
+        start.previous_rank = torch.tensor([listed[-1][0] if listed else START])
+        start.previous_position = torch.tensor([listed[-1][1] if listed else 0])
+        start.previous_value = torch.tensor([listed[-1][2] if listed else 0])
         channel = start.channel()[0].double().softmax(-1)
         stream = start.stream
         total += channel[order.STOP]

@@ -109,8 +109,10 @@ class Sample:
 
     def run(self) -> None:
         """Sample."""
+        from dctransformer.files import make_folder
         from dctransformer.tasks import generate, save_samples
 
+        make_folder(self.out)
         with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
             samples, names = generate(
                 self.model, self.num, label=self.label, seed=self.seed, temperature=self.temperature,

@@ -120,7 +120,7 @@ def code_lengths(
         if progress is not None:
             progress(len(bits))
     if not bits:
-        raise ValueError("there are no pictures to score; give a folder that holds some")
+        raise ValueError("there are no pictures to score; give some")
     return CodeLengths(torch.stack(bits), torch.stack(counts), pixels)
 
 

@@ -1,6 +1,6 @@
 """The sampling engine: pictures from a model, step by step with key/value caches.
 
-It knows the model only through `encode`, the three stacks and the three distributions, the same that training uses.
+It calls the same parts of the model that training uses, the three distributions above all.
 Rows run in step inside a chunk; a row that stops leaves the batch at once, and its place is taken by a picture
 still waiting when the next chunk begins.
 
@@ -21,6 +21,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import START, settled_before
 from dctransformer.model.dctransformer import Context, DCTransformer, Places
 from dctransformer.model.layers import KVCache
+from dctransformer.model.legality import NEVER
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
@@ -30,7 +31,7 @@ class SampleConfig:
     """How to sample."""
 
     seed: int = 0
-    """Picture i of a seed is the same whatever the batch size and the number of pictures."""
+    """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
     temperature: float = 1.0
     """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest."""
     top_p: float = 1.0
@@ -42,6 +43,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature {self.temperature} must be 0 or more; 1 samples from the model as it is")
         if not 0 < self.top_p <= 1:
@@ -230,7 +233,8 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p = (logits.double() / temperature).softmax(-1)
+    impossible = logits <= NEVER / 2
+    p = (logits.double() / temperature).masked_fill(impossible, -torch.inf).softmax(-1)
     if top_p < 1:
         high, index = p.sort(-1, descending=True)
         # A class stays if the likelier ones do not already make up top_p: the first always stays.
@@ -304,7 +308,7 @@ class _Chunk:
         if not self.guided:
             return logits
         labelled, plain = logits.log_softmax(-1).chunk(2)
-        legal = logits.chunk(2)[0] > -1e8
+        legal = logits.chunk(2)[0] > NEVER / 2
         mixed = plain + self.config.guidance * (labelled - plain)
         return torch.where(legal, mixed, logits.chunk(2)[0])
 
@@ -323,15 +327,18 @@ class Decoding:
         previous: tuple[Tensor, Tensor, Tensor],
     ):
         self.model, self.context, self.caches = model, context, caches
-        self.rank, self.position_, self.value_ = previous
+        self.previous_rank, self.previous_position, self.previous_value = previous
         self.index = 0
-        batch = len(self.rank)
+        batch = len(self.previous_rank)
         device = model.device
         self.run_rank = torch.full((batch,), -1, device=device)
-        self.states = context.states
+        self.states = None if context.states is None else context.states.copy()
         self.same = torch.zeros(batch, context.grid.positions, device=device)
         self.features: Tensor | None = None
-        self.stream = torch.empty(0)
+        self.stream = context.encoded.new_zeros(batch, 1, model.config.width)
+        # What has been decided of the triple in hand, and the last position in its channel.
+        self.chosen_rank = self.chosen_position = torch.zeros_like(self.run_rank)
+        self.cursor = self.chosen_rank[:, None]
         self.planes = context.planes.float()
 
     @classmethod
@@ -377,7 +384,9 @@ class Decoding:
         for stack in self.caches:
             for cache in stack:
                 cache.keep(rows)
-        self.rank, self.position_, self.value_ = self.rank[rows], self.position_[rows], self.value_[rows]
+        self.previous_rank = self.previous_rank[rows]
+        self.previous_position = self.previous_position[rows]
+        self.previous_value = self.previous_value[rows]
         self.run_rank, self.same, self.planes = self.run_rank[rows], self.same[rows], self.planes[rows]
         self.states = None if self.states is None else self.states[rows]
         self.features = None if self.features is None else self.features[rows]
@@ -386,7 +395,7 @@ class Decoding:
     def channel(self) -> Tensor:
         """Logits of the next channel, ``[B, 193]``."""
         m = self.model
-        before = self.rank[:, None], self.position_[:, None], self.value_[:, None]
+        before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
         x = m.embed_previous(*before, self.context)
         self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index)
         return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
@@ -395,7 +404,7 @@ class Decoding:
         """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
         m = self.model
         self._enter(rank)
-        self.cursor = torch.where(self.rank == rank, self.position_, -1)[:, None]
+        self.cursor = torch.where(self.previous_rank == rank, self.previous_position, -1)[:, None]
         self.chosen_rank = rank
         x = m.embed_channel(self.stream, rank[:, None])
         self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index)
@@ -420,7 +429,7 @@ class Decoding:
             self.states.luma[rows, position] += torch.where(luma, added, 0.0)
             mcu = self.context.grid.mcu.to(rank.device)[position]
             self.states.chroma[rows, mcu] += torch.where(luma, 0.0, added)
-        self.rank, self.position_, self.value_ = rank, position, value
+        self.previous_rank, self.previous_position, self.previous_value = rank, position, value
         self.index += 1
 
     def _enter(self, rank: Tensor) -> None:

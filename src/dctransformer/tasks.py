@@ -12,6 +12,7 @@ from PIL import Image
 from dctransformer.codec import write_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
+from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
 from dctransformer.files import written_beside
 from dctransformer.likelihood import code_lengths
@@ -164,10 +165,17 @@ def likelihood(
     Raises:
         ValueError: the model or the data is missing or doesn't fit.
     """
+    for name, number in (("num", num), ("batch", batch)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number} must be at least 1")
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     network = DCTransformer.from_pretrained(model, device=resolve_device(device))
     config = network.config
-    if (Path(data) / "dctransformer.json").is_file():
-        store = TripleStore.open(data, split)
+    if (Path(data) / INFO).is_file():
+        store = TripleStore.open(data, split, progress=show)
+        if not len(store):
+            raise ValueError(f"the {split} split of {data} is empty; choose another with --split")
         if store.info.quality != config.quality:
             raise ValueError(
                 f"{data} was prepared at quality {store.info.quality}, the model was trained at {config.quality}; "

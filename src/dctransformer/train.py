@@ -8,8 +8,9 @@ A run folder holds
 * ``metrics.jsonl``, ``tensorboard/``: the curves;
 * ``samples/``: sheets on the way.
 
-A resumed run ends with the same weights as one that was never stopped, because a step depends on nothing but its
-number: which chunks it sees, their flips, dropped labels and dropout all come from (seed, step).
+With a budget in triples, a resumed run on a CPU ends with the same weights, to the last bit, as one that was never
+stopped, because a step depends on nothing but its number: which chunks it sees, their flips, dropped labels and
+dropout all come from (seed, step). (Some sums on a GPU come out in no fixed order, resumed or not.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -35,13 +35,13 @@ from tqdm import tqdm
 from dctransformer.codec.grid import Grid, flip_triples
 from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.data.store import TripleStore
-from dctransformer.files import explained, write_text, written_beside
+from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
 from dctransformer.likelihood import FIELDS, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device, resolve_precision
-from dctransformer.model.pretrained import CONFIG, WEIGHTS, read_config, write_config
-from dctransformer.train_config import MAY_CHANGE, TrainConfig
+from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
+from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
 
@@ -134,11 +134,12 @@ class Progress:
     best: float = math.inf
     """Fewest bytes an image on validation so far."""
 
+    finished: bool = False
+    """Whether the last validation and sample sheet are made, too."""
+
     def done(self, config: TrainConfig) -> float:
         """Part of the budget used, 0 to 1 and beyond."""
-        if config.minutes is not None:
-            return self.seconds / 60 / config.minutes
-        return self.triples / config.triples
+        return config.done(self.triples, self.seconds)
 
 
 class Trainer:
@@ -177,7 +178,11 @@ class Trainer:
                 nats = self.model(part.to(self.device)).sum((0, 1))
             (nats.sum() / count).backward()
             total += nats.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"training diverged at step {progress.step}; start another run with a lower --lr (now {config.lr:g})"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         decay = min(config.ema, (1 + progress.step) / (10 + progress.step))
@@ -209,8 +214,7 @@ class Trainer:
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         state = {**dataclasses.asdict(self.progress), "precision": self.precision}
-        with written_beside(self.run / CHECKPOINT) as beside:
-            save_file(tensors, beside, metadata={"progress": json.dumps(state)})
+        write_tensors(self.run / CHECKPOINT, tensors, {"progress": json.dumps(state)})
 
     def load(self) -> None:
         """Take up the checkpoint of the run folder.
@@ -282,41 +286,50 @@ def train(
     model = dataclasses.replace(model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names)
     run = Path(run)
     trainer = Trainer(run, model, config)
-    _check_same_run(run, model, config)
+    _open_run(run, model, config, info.fingerprint)
     if (run / CHECKPOINT).exists():
         trainer.load()
-    elif (run / WEIGHTS).exists():
-        raise ValueError(f"{run} holds a saved model but no checkpoint to resume; choose another run folder")
+        if trainer.progress.finished and trainer.progress.done(config) >= 1:
+            print(f"{run} is finished; give more --triples or --minutes to go on")
+            return {"step": trainer.progress.step, "triples": trainer.progress.triples, "finished": True}
+        trainer.progress.finished = False
     try:
         return _run(trainer, store, held_out, progress)
     except OSError as error:
         raise explained(error, run) from error
 
 
-def _check_same_run(run: Path, model: ModelConfig, config: TrainConfig) -> None:
-    """Write the settings of a new run, or compare them with those of the run that is resumed."""
-    if (run / SETTINGS).exists():
+def _open_run(run: Path, model: ModelConfig, config: TrainConfig, data: str) -> None:
+    """Write the settings of a new run, or compare them with those of the run that is resumed.
+
+    Args:
+        run: the run folder.
+        model: shape of the model.
+        config: settings of the loop.
+        data: fingerprint of the data set.
+
+    Raises:
+        ValueError: the folder holds something else, or a run of another config or data set.
+    """
+    now = {**json.loads(json.dumps(dataclasses.asdict(config))), "data": data}
+    if (run / CHECKPOINT).exists() and (run / SETTINGS).exists():
         try:
             before = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{run / SETTINGS} is damaged ({error}); choose another run folder") from error
-        now = json.loads(json.dumps(dataclasses.asdict(config)))
         differ = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
         old = read_config(run).to_dict()
         differ += [k for k, v in model.to_dict().items() if old[k] != v]
         if differ:
             raise ValueError(
                 f"{run} is a run of another config (it differs in {', '.join(differ)}); "
-                "use the settings it was started with, or another run folder"
+                "use the settings and the data it was started with, or another run folder"
             )
-    elif run.is_dir() and any(run.iterdir()) and not (run / CONFIG).exists():
+    elif not (run / SETTINGS).exists() and run.is_dir() and any(run.iterdir()):
         raise ValueError(f"{run} is a folder with other files in it; choose another run folder")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explained(error, run) from error
+    make_folder(run)
     write_config(model, run)
-    write_text(run / SETTINGS, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_text(run / SETTINGS, json.dumps(now, indent=2) + "\n")
 
 
 class _StopSignal:
@@ -346,7 +359,7 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
     log = MetricsLog(run, state.step)
     saved = state.seconds
     bits, counted = torch.zeros(3), 0
-    total = 1.0 if config.minutes is not None else config.triples
+    total = 1.0 if config.minutes is not None else config.triples or DEFAULT_TRIPLES
     bar = tqdm(total=total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
     if config.minutes is not None:
         bar.bar_format = "{percentage:3.0f}%|{bar}| {elapsed} {postfix}"
@@ -360,7 +373,7 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
             persistent_workers=config.loaders > 0,
         )
         clock = time.perf_counter()
-        window = (clock, state.triples)
+        window = (state.seconds, state.triples)
         for batch in loader:
             if state.done(config) >= 1 or stop.asked:
                 break
@@ -372,8 +385,8 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
             clock = time.perf_counter()
             bar.update((min(state.done(config), 1.0) - before) * total)
             if state.step % 20 == 0:
-                speed = (state.triples - window[1]) / (clock - window[0])
-                window = (clock, state.triples)
+                speed = (state.triples - window[1]) / (state.seconds - window[0])
+                window = (state.seconds, state.triples)
                 fields = {name: float(b) / counted for name, b in zip(FIELDS, bits, strict=True)}
                 log.write(
                     state, {f"train/{k}": v for k, v in fields.items()}
@@ -387,6 +400,8 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
                 bits, counted = torch.zeros(3), 0
             # Counted in triples, so that a resumed run chooses the same best weights.
             if _passed(config.eval_every, state.triples, counted_now):
+                if not (run / CHECKPOINT).exists():
+                    trainer.save()  # so that a run with saved weights can always be resumed
                 _validate(trainer, held_out, log, bar)
             if _passed(config.sample_every, state.triples, counted_now):
                 _sample_sheet(trainer)
@@ -402,6 +417,7 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
     metrics = _score_kept(trainer, held_out, log, bar)
     if config.sample_every:
         _sample_sheet(trainer)
+    state.finished = True
     trainer.save()
     log.close()
     return {"step": state.step, "triples": state.triples, "finished": True, **metrics}
@@ -484,7 +500,7 @@ class MetricsLog:
             print("TensorBoard is not installed; curves go to metrics.jsonl only (pip install 'dctransformer[train]')")
             self.board = None
         else:
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, state: Progress, metrics: dict[str, float]) -> None:
         """Append one line."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+DEFAULT_TRIPLES = 20_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the training loop. Progress is counted in triples, or in minutes where ``minutes`` is set."""
+    """Settings of the training loop. The budget is counted in triples or in minutes."""
 
-    triples: int = 20_000_000
-    """Triples to train on; the learning rate falls to its end over them."""
+    triples: int | None = None
+    """Triples to train on; the learning rate falls to its end over them. 20 million if minutes are not given either."""
     minutes: float | None = None
-    """Train for so many minutes instead (then speed decides the schedule, and a resumed run is not bit-equal)."""
+    """Train for so many minutes instead: the machine's speed then decides the schedule, so that a run which is
+    stopped and resumed is no longer equal to the last bit to one that was not."""
     seed: int = 0
     """Seed of the weights, the data order, flips and dropout."""
 
@@ -36,7 +39,7 @@ class TrainConfig:
     ema: float = 0.998
     """Decay a step of the weight average that is validated, sampled and saved."""
     flip: bool = True
-    """Mirror every other picture, exactly."""
+    """Mirror a picture half of the time, exactly."""
     label_dropout: float = 0.1
     """Part of the chunks whose label is hidden, so that guidance is possible."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -57,9 +60,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
-        for name in ("triples", "batch", "eval_images", "eval_every"):
+        if self.triples is not None and self.minutes is not None:
+            raise ValueError("give --triples or --minutes, not both")
+        for name in ("batch", "eval_images", "eval_every", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.triples is not None and self.triples < 1:
+            raise ValueError("triples must be at least 1")
+        for name in ("loaders", "sample_every", "weight_decay", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError("final_lr must be from 0 to 1")
         for name in ("lr", "clip", "table_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
@@ -69,6 +83,12 @@ class TrainConfig:
             raise ValueError("ema must be in [0, 1) and label_dropout in [0, 1]")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
+
+    def done(self, triples: int, seconds: float) -> float:
+        """Part of the budget that is used, 0 to 1 and beyond."""
+        if self.minutes is not None:
+            return seconds / 60 / self.minutes
+        return triples / (self.triples or DEFAULT_TRIPLES)
 
 
 # What may differ when a run is resumed: the budget and how often one looks, not what is learnt.

@@ -106,12 +106,6 @@ class Grid:
         return row * self.width + last - col
 
 
-@functools.lru_cache(maxsize=64)
-def grid(rows: int, cols: int) -> Grid:
-    """The (cached) grid of ``rows`` × ``cols`` MCUs."""
-    return Grid(rows, cols)
-
-
 def channel_grid() -> Tensor:
     """Channel id of each slot of an MCU: int64 ``[6, 64]``."""
     component = torch.tensor([order.LUMA] * 4 + [order.CB, order.CR])

@@ -61,6 +61,8 @@ class Architecture:
         """Check what no type can say."""
         if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
+        if self.block not in ("modern", "paper"):
+            raise ValueError(f"block {self.block!r} must be modern or paper")
         if not 0 <= self.overlap < self.chunk:
             raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
         if not 0 <= self.dropout < 1:
@@ -97,6 +99,8 @@ class ModelConfig(Architecture):
         quant_tables(self.quality)
         if self.size < order.MCU or self.size % order.MCU:
             raise ValueError(f"size {self.size} is not a positive multiple of {order.MCU}; choose 64 or 128, say")
+        if self.num_labels < 0:
+            raise ValueError(f"num_labels {self.num_labels} must be at least 0")
         if self.label_names and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name a label"
@@ -125,6 +129,18 @@ class ModelConfig(Architecture):
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
                 raise ValueError(f"the model config has no field {name!r}; {hint}")
         typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        for field in dataclasses.fields(cls):
+            value, default = typed.get(field.name, field.default), field.default
+            whole = isinstance(default, (int, tuple)) and not isinstance(default, bool)
+            wanted = str if field.name == "label_names" else int
+            parts = value if isinstance(value, tuple) else (value,)
+            fits = isinstance(value, tuple) == isinstance(default, tuple) and (
+                all(isinstance(part, wanted) and not isinstance(part, bool) for part in parts)
+                if whole
+                else isinstance(value, (int, float) if isinstance(default, float) else type(default))
+            )
+            if not fits:
+                raise ValueError(f"the model config's {field.name} can't be {value!r}; its default is {default!r}")
         return cls(**typed)
 
 

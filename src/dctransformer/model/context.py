@@ -26,7 +26,7 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import ModelConfig
 
 VALUE_FEATURES = 4
-"""K: signed log, non-zero flag, log magnitude, and the value as a part of the channel's limit."""
+"""K: signed log, non-zero flag, log magnitude, and four times the value over the channel's limit."""
 
 
 def value_features(value: Tensor, limit: Tensor) -> Tensor:
@@ -76,6 +76,10 @@ class States:
 
     def __getitem__(self, rows: Tensor | tuple[Tensor, ...]) -> States:
         return States(self.luma[rows], self.chroma[rows])
+
+    def copy(self) -> States:
+        """States that can be changed in place."""
+        return States(self.luma.clone(), self.chroma.clone())
 
 
 class LocalContext(nn.Module):

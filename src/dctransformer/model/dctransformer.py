@@ -64,6 +64,8 @@ class Context:
     """Encoder output, ``[B, N, D]``."""
     memory: list[list[tuple[Tensor, Tensor]]]
     """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
+    at_place: Tensor
+    """The encoder's share of the value decoder's input, ``[B, N, D]``."""
     place_keys: Tensor
     """Pointer keys, ``[B, P, POINTER]``."""
     planes: Tensor
@@ -84,6 +86,7 @@ class Context:
             self.labels[rows],
             self.encoded[rows],
             [[(k[rows], v[rows]) for k, v in stack] for stack in self.memory],
+            self.at_place[rows],
             self.place_keys[rows],
             self.planes[rows],
             self.opened[rows],
@@ -264,6 +267,7 @@ class DCTransformer(nn.Module):
             labels=labels,
             encoded=encoded,
             memory=[s.memory(x) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
+            at_place=self.encoder_at_place(encoded),
             place_keys=keys[:, (grid.mcu * 4 + quarter).to(keys.device)],
             planes=rank_planes(coefficients, grid),
             opened=opened,
@@ -309,7 +313,7 @@ class DCTransformer(nn.Module):
         x = self.position_decoder.norm(stream)
         x = x + self._place(self.chosen_row, self.chosen_col, grid, position)
         batch = torch.arange(position.shape[0], device=position.device)[:, None]
-        x = x + self.encoder_at_place(context.encoded)[batch, grid.mcu.to(position.device)[position]]
+        x = x + context.at_place[batch, grid.mcu.to(position.device)[position]]
         if places.features is None:
             return x
         near = self._neighbours_of(position, rank, grid)
@@ -322,7 +326,8 @@ class DCTransformer(nn.Module):
     def _neighbour_table(self, grid: Grid) -> Tensor:
         key = (grid.rows, grid.cols)
         if key not in self._neighbours or self._neighbours[key].device != self.device:
-            self._neighbours[key] = neighbour_table(grid).to(self.device)
+            with torch.inference_mode(False):  # it may be made while sampling and used in training
+                self._neighbours[key] = neighbour_table(grid).to(self.device)
         return self._neighbours[key]
 
     def _neighbours_of(self, position: Tensor, rank: Tensor, grid: Grid) -> Tensor:

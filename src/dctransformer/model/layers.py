@@ -53,11 +53,10 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself or to a memory."""
 
-    def __init__(self, config: ModelConfig, cross: bool):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.head_size = config.heads, config.width // config.heads
         self.modern = config.block == "modern"
-        self.cross = cross
         self.query = nn.Linear(config.width, config.width, bias=False)
         self.key_value = nn.Linear(config.width, 2 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
@@ -104,9 +103,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.put(k, v, start)
-            # A single new triple may see all that is stored; a prefill starts from an empty cache.
-            assert start == 0 or x.shape[1] == 1
-            causal = causal and x.shape[1] > 1
+            assert x.shape[1] == 1  # one new triple, which may see all that is stored
+            causal = False
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -151,8 +149,8 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, feed_forwards: int, cross: bool):
         super().__init__()
-        self.attention = Branch(config, Attention(config, cross=False))
-        self.cross = Branch(config, Attention(config, cross=True)) if cross else None
+        self.attention = Branch(config, Attention(config))
+        self.cross = Branch(config, Attention(config)) if cross else None
         self.feed_forwards = nn.ModuleList(Branch(config, FeedForward(config)) for _ in range(feed_forwards))
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
@@ -11,7 +12,7 @@ def resolve_device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` is a GPU if there is one.
 
     Raises:
-        ValueError: PyTorch knows no such device, or it isn't here.
+        ValueError: PyTorch knows no such device, or it isn't here (a missing CUDA falls back to the CPU, and says so).
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,8 +21,12 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here; using the CPU")
+        print("no CUDA device here; using the CPU", file=sys.stderr)
         return torch.device("cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not here; use auto or cpu") from error
     return device
 
 

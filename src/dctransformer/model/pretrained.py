@@ -7,10 +7,10 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from dctransformer.files import write_text, written_beside
+from dctransformer.files import write_tensors, write_text
 from dctransformer.model.config import ModelConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -36,12 +36,7 @@ def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
-            return path
-        missing = WEIGHTS if (path / CONFIG).is_file() else CONFIG
-        raise ValueError(
-            f"{path} holds no {missing}; give the folder of a run that has saved weights, or of a saved model"
-        )
+        return _complete(path)
     if str(name) in shipped_names():
         return SHIPPED / str(name)
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
@@ -52,17 +47,27 @@ def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
     )
 
 
+def _complete(folder: Path) -> Path:
+    for missing in (CONFIG, WEIGHTS):
+        if not (folder / missing).is_file():
+            raise ValueError(
+                f"{folder} holds no {missing}; give the folder of a run with saved weights, or of a saved model"
+            )
+    return folder
+
+
 def _from_hub(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"no folder {repo!r} here, and the hub did not give it ({first}); check the name or the network"
         ) from error
+    return _complete(Path(folder))
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -98,8 +103,7 @@ def write_weights(tensors: dict[str, Tensor], folder: str | Path, dtype: torch.d
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().cpu().contiguous()
         for name, t in tensors.items()
     }
-    with written_beside(Path(folder) / WEIGHTS) as beside:
-        save_file(tensors, beside, metadata={"format": "pt"})
+    write_tensors(Path(folder) / WEIGHTS, tensors, {"format": "pt"})
 
 
 def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
