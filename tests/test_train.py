@@ -177,6 +177,9 @@ def test_a_full_disk_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: py
     ("fields", "says"),
     [
         ({"lr": 0.0}, "lr"),
+        ({"triples": 5, "minutes": 1.0}, "not both"),
+        ({"warmup": 0}, "warmup"),
+        ({"seed": -1}, "seed"),
         ({"batch": 0}, "batch"),
         ({"minutes": -1.0}, "minutes"),
         ({"micro_batch": 99}, "micro_batch"),
@@ -185,7 +188,7 @@ def test_a_full_disk_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: py
 def test_impossible_settings_are_refused(fields: dict, says: str) -> None:
     """By name."""
     with pytest.raises(ValueError, match=says):
-        TrainConfig(**fields)
+        TrainConfig(**fields).check()
 
 
 def test_a_saved_model_is_not_a_run(data: Path, tmp_path: Path) -> None:

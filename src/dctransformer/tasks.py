@@ -119,8 +119,7 @@ def save_samples(samples: Samples, names: list[str], out: str | Path) -> dict[st
     files, pngs = [], []
     for i, picture in enumerate(pixels.numpy()):
         name = out / f"sample-{i:04d}"
-        with written_beside(name.with_suffix(".jpg")) as beside:
-            write_jpeg(dct[i], beside)
+        write_jpeg(dct[i], name.with_suffix(".jpg"))
         with written_beside(name.with_suffix(".png")) as beside:
             Image.fromarray(picture).save(beside, format="PNG")
         files.append(str(name.with_suffix(".jpg")))

@@ -278,6 +278,7 @@ def train(
     Raises:
         ValueError: the data set is missing or empty, the run folder belongs to another config, the disk is full.
     """
+    config.check()
     store, held_out = TripleStore.open(data, "train"), TripleStore.open(data, "validation")
     if not len(store):
         raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")

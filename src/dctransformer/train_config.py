@@ -58,8 +58,12 @@ class TrainConfig:
     checkpoint_every: float = 2.0
     """Minutes between checkpoints."""
 
-    def __post_init__(self) -> None:
-        """Check what no type can say."""
+    def check(self) -> None:
+        """Check what no type can say.
+
+        Raises:
+            ValueError: a setting can't be what it is.
+        """
         if self.triples is not None and self.minutes is not None:
             raise ValueError("give --triples or --minutes, not both")
         for name in ("batch", "eval_images", "eval_every", "warmup"):

@@ -57,8 +57,12 @@ class Architecture:
     max_grid: int = 128
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
 
-    def __post_init__(self) -> None:
-        """Check what no type can say."""
+    def check(self) -> None:
+        """Check what no type can say.
+
+        Raises:
+            ValueError: a field can't be what it is.
+        """
         if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
         if self.block not in ("modern", "paper"):
@@ -95,7 +99,7 @@ class ModelConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
-        super().__post_init__()
+        self.check()
         quant_tables(self.quality)
         if self.size < order.MCU or self.size % order.MCU:
             raise ValueError(f"size {self.size} is not a positive multiple of {order.MCU}; choose 64 or 128, say")
