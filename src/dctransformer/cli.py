@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -263,9 +264,13 @@ def main(argv: list[str] | None = None) -> None:
             args=argv,
             config=(tyro.conf.OmitSubcommandPrefixes,),
         ).run()
+        sys.stdout.flush()
     except ValueError as error:
         print(f"dctransformer: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of a pipe has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         print("dctransformer: stopped", file=sys.stderr)
         raise SystemExit(130) from None
