@@ -56,7 +56,7 @@ class Prepare:
 class Train:
     """Train a model on a prepared data set. The same command again resumes the run.
 
-    Example: dctransformer train --data data --run runs/flowers --preset small --minutes 120
+    Example: dctransformer train --data data --run runs/flowers --preset small --triples 20000000
     """
 
     data: Path
