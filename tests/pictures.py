@@ -37,6 +37,15 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return picture.clip(0, 255).round().astype(np.uint8)
 
 
+def photo_folder(folder: Path, count: int, labels: tuple[str, ...], suffix: str = ".png") -> Path:
+    """Fill a folder with small pictures, in turn in a sub-folder a label; returns it."""
+    for i in range(count):
+        path = folder / labels[i % len(labels)] / f"{i}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(40, 50, i)).save(path)
+    return folder
+
+
 def pillow_jpeg(picture: np.ndarray, quality: int, **options) -> bytes:
     """A JPEG file as Pillow writes it: accurate integer DCT, 4:2:0 (or grey for ``[H, W]``)."""
     file = io.BytesIO()

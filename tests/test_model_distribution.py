@@ -15,7 +15,8 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import START, Sequence, cut_chunks
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
-from dctransformer.sample import Decoding, Request, Row, SampleConfig, fill, sample
+from dctransformer.model.legality import NEVER
+from dctransformer.sample import Decoding, Request, Row, SampleConfig, fill, pick, sample
 
 GRID = Grid(2, 3)
 """32 × 48 pixels: not square, so that rows and columns can't be mixed up unnoticed."""
@@ -240,6 +241,7 @@ def test_chunk_boundaries_do_not_move_the_place_features() -> None:
     short.load_state_dict(long.state_dict())
     sequence = make_sequence(2, long)
     whole = cut_chunks([sequence], [0], 512, 0)
+    compared = 0
     with torch.inference_mode():
         places = long.places_of_chunk(whole, _context(long, whole))
         for k in range(1, sequence.chunks(16)):
@@ -254,12 +256,32 @@ def test_chunk_boundaries_do_not_move_the_place_features() -> None:
                 difference = (places.features[there] - some.features[here]).abs().max()
                 # The encoder has seen more by then, so only its share may differ: here it is switched off.
                 assert float(difference) < 1e-4
+                compared += 1
+    assert compared > 20
 
 
 def _context(model: DCTransformer, batch):
     context = model.encode(batch.coefficients, batch.settled, batch.given, batch.labels, batch.grid)
     assert context.encoded_places is not None
     return dataclasses.replace(context, encoded_places=torch.zeros_like(context.encoded_places))
+
+
+def test_pick_draws_what_it_is_told() -> None:
+    """Frequencies are the probabilities; 0 is the likeliest; top-p keeps a nucleus; no heat makes the impossible so."""
+    count = 20_000
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    logits = torch.cat([torch.tensor([NEVER]), logits, torch.tensor([NEVER])]).expand(count, -1)
+    uniform = torch.arange(count, dtype=torch.float64) / count
+
+    def shares(**options) -> Tensor:
+        return torch.bincount(pick(logits, uniform, **options), minlength=6) / count
+
+    torch.testing.assert_close(shares(), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), atol=1e-3, rtol=0)
+    assert shares(temperature=0)[4] == 1
+    nucleus = torch.tensor([0.0, 0.0, 0.0, 3 / 7, 4 / 7, 0.0])
+    torch.testing.assert_close(shares(top_p=0.65), nucleus, atol=1e-3, rtol=0)
+    hot = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25, 0.0])
+    torch.testing.assert_close(shares(temperature=1e12), hot, atol=1e-3, rtol=0)
 
 
 def test_guidance_leans_towards_the_label() -> None:

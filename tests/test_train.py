@@ -23,7 +23,7 @@ from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
 from dctransformer.train import Steps, train
 from dctransformer.train_config import TrainConfig
-from pictures import photo
+from pictures import photo_folder
 
 QUICK = {"batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
 
@@ -32,10 +32,7 @@ QUICK = {"batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set of 40 made pictures in two classes, 32 pixels."""
     folder = tmp_path_factory.mktemp("pictures")
-    for i in range(40):
-        path = folder / ("even" if i % 2 == 0 else "odd") / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(photo(40, 40, i)).save(path)
+    photo_folder(folder, 40, ("even", "odd"))
     out = tmp_path_factory.mktemp("data") / "set"
     prepare(folder, out, size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
     return out
@@ -203,10 +200,7 @@ def test_a_saved_model_is_not_a_run(data: Path, tmp_path: Path) -> None:
 
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
     """A run goes on with the pictures it began with."""
-    for i in range(12):
-        path = tmp_path / "pictures" / ("even" if i % 2 == 0 else "odd") / f"{i}.png"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(photo(40, 40, i)).save(path)
+    photo_folder(tmp_path / "pictures", 12, ("even", "odd"))
     prepare(tmp_path / "pictures", tmp_path / "set", size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
     run = tmp_path / "run"
     train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)

@@ -110,15 +110,13 @@ class Sample:
 
     def run(self) -> None:
         """Sample."""
-        from dctransformer.files import make_folder
         from dctransformer.tasks import generate, save_samples
 
-        make_folder(self.out)
         with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
             samples, names = generate(
                 self.model, self.num, label=self.label, seed=self.seed, temperature=self.temperature,
                 top_p=self.top_p, guidance=self.guidance, batch=self.batch, device=self.device,
-                progress=_show(bar),
+                out=self.out, progress=_show(bar),
             )  # fmt: skip
         files = save_samples(samples, names, self.out)
         _print(self.json, {**files, "seed": self.seed, "labels": names}, lambda: _list_files(files))

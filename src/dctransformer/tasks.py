@@ -14,7 +14,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
 from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
-from dctransformer.files import written_beside
+from dctransformer.files import make_folder, written_beside
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -56,6 +56,7 @@ def generate(
     guidance: float = 1.0,
     batch: int = 16,
     device: str = "auto",
+    out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Samples, list[str]]:
     """Generate pictures.
@@ -70,6 +71,7 @@ def generate(
         guidance: classifier-free guidance on the label.
         batch: pictures at a time.
         device: cpu, cuda, … or auto.
+        out: folder that `save_samples` is to write; it is tried before the work.
         progress: called with (triples so far, pictures finished).
 
     Returns:
@@ -90,6 +92,8 @@ def generate(
         labels = [int(np.random.default_rng([seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
     else:
         labels = [shape.null_label] * num
+    if out is not None:
+        make_folder(out)
     samples = sample(network, num, config, labels=labels, progress=progress)
     return samples, [_name(shape, i) for i in labels]
 

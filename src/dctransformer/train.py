@@ -364,7 +364,7 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
     bar = tqdm(total=total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
     if config.minutes is not None:
         bar.bar_format = "{percentage:3.0f}%|{bar}| {elapsed} {postfix}"
-    bar.update(min(state.done(config), 1.0) * total)
+    bar.n = min(state.done(config), 1.0) * total
     with _StopSignal() as stop, bar:
         loader = DataLoader(
             steps,
@@ -378,13 +378,13 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
         for batch in loader:
             if state.done(config) >= 1 or stop.asked:
                 break
-            before = state.done(config)
             bits += trainer.step(batch).cpu() / math.log(2)
             counted_now = int(batch.predicted.sum())
             counted += counted_now
             state.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
-            bar.update((min(state.done(config), 1.0) - before) * total)
+            bar.n = min(state.done(config), 1.0) * total  # set, since summing would round past the end
+            bar.update(0)
             if state.step % 20 == 0:
                 speed = (state.triples - window[1]) / (state.seconds - window[0])
                 window = (state.seconds, state.triples)
