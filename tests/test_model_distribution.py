@@ -261,7 +261,7 @@ def test_chunk_boundaries_do_not_move_the_place_features() -> None:
 
 
 def _context(model: DCTransformer, batch):
-    context = model.encode(batch.coefficients, batch.settled, batch.given, batch.labels, batch.grid)
+    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
     assert context.encoded_places is not None
     return dataclasses.replace(context, encoded_places=torch.zeros_like(context.encoded_places))
 

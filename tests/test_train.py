@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +21,10 @@ from safetensors.torch import load_file
 
 from dctransformer import DCTransformer
 from dctransformer.data import prepare
+from dctransformer.data.conditions import Conditions
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
-from dctransformer.train import Steps, train
+from dctransformer.train import Steps, Trainer, train
 from dctransformer.train_config import TrainConfig
 from pictures import photo_folder
 
@@ -270,3 +273,53 @@ def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None
         scores.append(train(data, tmp_path / precision, preset("tiny"), config, progress=False)["bytes_per_image"])
     assert scores[0] != scores[1]
     assert scores[1] == pytest.approx(scores[0], rel=0.02)
+
+
+def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
+    """Every condition turns up, each chunk predicts something, and a step can be made again."""
+    model = preset("tiny", quality=30, size=32, num_labels=2)
+    config = TrainConfig(batch=4)
+    steps, again = (Steps(TripleStore.open(data, "train"), model, config) for _ in range(2))
+    given = 0
+    for k in range(40):
+        batch, same = steps[k], again[k]
+        assert torch.equal(batch.closed, same.closed) and torch.equal(batch.values, same.values)
+        assert bool(batch.predicted.any(1).all())
+        given += int(batch.closed.any((1, 2, 3)).sum())
+    assert 0.35 < given / 160 < 0.75
+
+
+def test_the_run_says_what_it_was_trained_on(data: Path, tmp_path: Path) -> None:
+    """So that a task it has never seen can be refused."""
+    only = TrainConfig(triples=200, batch=2, conditions=Conditions(none=1, low=1, luma=0, region=0, factors=(2,)))
+    train(data, tmp_path / "run", preset("tiny"), only, progress=False)
+    assert DCTransformer.from_pretrained(tmp_path / "run").config.conditions == ("none", "low4")
+
+
+def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
+    """Its weights are taken over, its classes by name; another shape is refused."""
+    train(data, tmp_path / "first", preset("tiny"), TrainConfig(triples=300, batch=2), progress=False)
+    first = DCTransformer.from_pretrained(tmp_path / "first")
+    config = TrainConfig(triples=300, batch=2, init=str(tmp_path / "first"))
+    shape = dataclasses.replace(first.config, num_labels=2, label_names=(first.config.label_names[1], "new"))
+    trainer = Trainer(tmp_path / "second", shape, config)
+    trainer.start_from(str(tmp_path / "first"))
+    before, now = first.label.weight, trainer.model.label.weight
+    assert torch.equal(now[0], before[1]) and torch.equal(now[1], before[-1]) and torch.equal(now[2], before[-1])
+    assert torch.equal(trainer.model.value_out.weight, first.value_out.weight)
+    assert torch.equal(trainer.average.value_out.weight, first.value_out.weight)
+    with pytest.raises(ValueError, match="width"):
+        train(data, tmp_path / "third", preset("tiny", width=48), config, progress=False)
+    assert not (tmp_path / "third").exists()
+
+
+def test_compiled_stacks_take_the_same_steps(data: Path, tmp_path: Path) -> None:
+    """Up to rounding."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler, which torch.compile needs on a CPU")
+    store, losses = TripleStore.open(data, "train"), []
+    for mode in ("off", "on"):
+        trainer = Trainer(tmp_path, preset("tiny", quality=30, size=32), TrainConfig(batch=4, compile=mode))
+        steps = Steps(store, trainer.model.config, trainer.config)
+        losses.append(torch.stack([trainer.step(steps[k]) for k in range(3)]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-3)

@@ -67,7 +67,7 @@ class Train:
     """Shape of the model: tiny, small, base or paper."""
     model: Architecture = dataclasses.field(default_factory=Architecture)
     """Changes to the preset."""
-    options: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    options: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
     """Settings of the loop."""
 
     def run(self) -> None:

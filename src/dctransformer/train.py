@@ -16,6 +16,7 @@ dropout all come from (seed, step). (Some sums on a GPU come out in no fixed ord
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -53,9 +54,10 @@ class Steps(Dataset[ChunkBatch]):
         self.store, self.model, self.config = store, model, config
         self.grid = Grid.of_size(store.info.size, store.info.size)
         lengths = np.diff(store.offsets) + 1
-        chunks = -(-lengths // model.stride)
+        self.chunks = -(-lengths // model.stride)
         self.items = np.stack(
-            [np.repeat(np.arange(len(chunks)), chunks), np.concatenate([np.arange(n) for n in chunks])], axis=1
+            [np.repeat(np.arange(len(self.chunks)), self.chunks), np.concatenate([np.arange(n) for n in self.chunks])],
+            axis=1,
         )
 
     def chosen(self, step: int) -> np.ndarray:
@@ -74,6 +76,7 @@ class Steps(Dataset[ChunkBatch]):
     def __getitem__(self, step: int) -> ChunkBatch:
         """The batch of one step."""
         draw = np.random.default_rng([self.config.seed, 2, step]).random((self.config.batch, 2))
+        noise = np.random.default_rng([self.config.seed, 3, step])
         sequences, index = [], []
         for (picture, chunk), (flip, drop) in zip(self.chosen(step), draw, strict=True):
             triples = self.store.triples(int(picture))
@@ -82,8 +85,12 @@ class Steps(Dataset[ChunkBatch]):
             label = int(self.store.labels[picture])
             if drop < self.config.label_dropout or not 0 <= label < self.model.num_labels:
                 label = self.model.null_label
-            sequences.append(Sequence.from_triples(triples, self.grid, label))
-            index.append(int(chunk))
+            given, first = self.config.conditions.draw(self.grid, noise)
+            masks = {"hidden": ~given} if given is not None and first else {"given": given}
+            sequence = Sequence.from_triples(triples, self.grid, label, **masks)
+            sequences.append(sequence)
+            # A condition leaves fewer chunks: the drawn one's place among them is kept.
+            index.append(int(chunk) * sequence.chunks(self.model.stride) // int(self.chunks[picture]))
         return cut_chunks(sequences, index, self.model.chunk, self.model.overlap)
 
 
@@ -151,9 +158,38 @@ class Trainer:
         self.precision = resolve_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.model = DCTransformer(model).to(self.device)
-        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        """The model with averaged weights: it is the one that is validated, sampled and saved."""
         self.optimizer = make_optimizer(self.model, config)
+        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
+            self.model.compile_stacks()
         self.progress = Progress()
+
+    def start_from(self, name: str) -> None:
+        """Take over the weights of another model; classes are matched by name, new ones start as "no label".
+
+        Args:
+            name: run folder, saved model's folder, hub id or shipped weights.
+
+        Raises:
+            ValueError: there is no such model, or its architecture or quality is another.
+        """
+        other, own = DCTransformer.from_pretrained(name), self.model.config
+        before, now = (dataclasses.asdict(c) for c in (other.config, own))
+        free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap"}
+        differ = [field for field in now if field not in free and before[field] != now[field]]
+        if differ or (own.block == "paper" and before["chunk"] != now["chunk"]):
+            raise ValueError(
+                f"{name} can't be started from: its {', '.join(differ or ['chunk'])} differs; "
+                f"give the settings and the quality it was trained with, or leave --init out"
+            )
+        state = other.state_dict()
+        numbers = {n: i for i, n in enumerate(other.config.label_names)}
+        null = other.config.null_label
+        rows = [numbers.get(n, null) for n in own.label_names]
+        state["label.weight"] = state["label.weight"][[*rows, null]]
+        self.model.load_state_dict(state)
+        self.average.load_state_dict(state)
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -187,28 +223,17 @@ class Trainer:
         self.optimizer.zero_grad()
         decay = min(config.ema, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)  # pyright: ignore
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)  # pyright: ignore
         progress.step += 1
         progress.triples += count
         return total
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[DCTransformer]:
-        """The model with the averaged weights, in eval mode, for as long as the block lasts."""
-        own = [p.detach().clone() for p in self.model.parameters()]
-        try:
-            _assign(self.model, self.average)
-            yield self.model.eval()
-        finally:
-            _assign(self.model, own)
-            self.model.train()
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the checkpoint beside and rename it."""
         tensors: dict[str, Tensor] = {}
-        for (name, p), mean in zip(self.model.named_parameters(), self.average, strict=True):
+        for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
             tensors[f"weights.{name}"], tensors[f"average.{name}"] = p.detach(), mean
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -227,7 +252,7 @@ class Trainer:
             with safetensors.safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            for (name, p), mean in zip(self.model.named_parameters(), self.average, strict=True):
+            for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
                 p.data.copy_(tensors[f"weights.{name}"])
                 mean.copy_(tensors[f"average.{name}"])
                 prefix = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
@@ -239,12 +264,6 @@ class Trainer:
             ) from error
         self.precision = state.pop("precision")
         self.progress = Progress(**state)
-
-
-def _assign(model: DCTransformer, weights: list[Tensor]) -> None:
-    with torch.no_grad():
-        for p, w in zip(model.parameters(), weights, strict=True):
-            p.copy_(w)
 
 
 def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
@@ -284,9 +303,14 @@ def train(
         raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
     info = store.info
     names = tuple(info.labels)
-    model = dataclasses.replace(model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names)
+    model = dataclasses.replace(
+        model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names,
+        conditions=config.conditions.names(),
+    )  # fmt: skip
     run = Path(run)
     trainer = Trainer(run, model, config)
+    if config.init is not None and not (run / CHECKPOINT).exists():
+        trainer.start_from(config.init)
     _open_run(run, model, config, info.fingerprint)
     if (run / CHECKPOINT).exists():
         trainer.load()
@@ -451,14 +475,14 @@ def _report(name: str, metrics: dict[str, Any], trainer: Trainer, log: MetricsLo
 
 def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqdm) -> None:
     """Exact bytes an image beside libjpeg's; keeps the averaged weights where they are the best so far."""
-    with trainer.averaged() as model:
-        if not len(held_out):
-            model.save_pretrained(trainer.run)
-            return
-        metrics = _score(model, held_out, trainer.config.eval_images)
-        if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
-            trainer.progress.best = metrics["bytes_per_image"]
-            model.save_pretrained(trainer.run)
+    model = trainer.average
+    if not len(held_out):
+        model.save_pretrained(trainer.run)
+        return
+    metrics = _score(model, held_out, trainer.config.eval_images)
+    if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
+        trainer.progress.best = metrics["bytes_per_image"]
+        model.save_pretrained(trainer.run)
     _report("validation", metrics, trainer, log, bar)
 
 
@@ -475,12 +499,11 @@ def _sample_sheet(trainer: Trainer) -> None:
     from dctransformer.sample import SampleConfig, sample
     from dctransformer.sheets import contact_sheet
 
-    with trainer.averaged() as model:
-        classes = model.config.num_labels
-        labels = [7 * i % classes for i in range(16)] if classes else None
-        result = sample(model, 16, SampleConfig(seed=0), labels=labels)
-        with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
-            contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
+    classes = trainer.average.config.num_labels
+    labels = [7 * i % classes for i in range(16)] if classes else None
+    result = sample(trainer.average, 16, SampleConfig(seed=0), labels=labels)
+    with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
+        contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
 
 
 class MetricsLog:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from dctransformer.data.conditions import Conditions
+
 DEFAULT_TRIPLES = 20_000_000
 
 
@@ -42,8 +44,14 @@ class TrainConfig:
     """Mirror a picture half of the time, exactly."""
     label_dropout: float = 0.1
     """Part of the chunks whose label is hidden, so that guidance is possible."""
+    conditions: Conditions = dataclasses.field(default_factory=Conditions)
+    """Mixture of what is known from the start; the default trains for every task."""
+    init: str | None = None
+    """Model to start from (run folder, saved model, hub id or shipped weights) instead of random weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster on this device."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the Transformer stacks, which takes half a minute; auto does so on a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     loaders: int = 0
@@ -64,6 +72,7 @@ class TrainConfig:
         Raises:
             ValueError: a setting can't be what it is.
         """
+        self.conditions.check()
         if self.triples is not None and self.minutes is not None:
             raise ValueError("give --triples or --minutes, not both")
         for name in ("batch", "eval_images", "eval_every", "warmup"):
@@ -97,5 +106,5 @@ class TrainConfig:
 
 # What may differ when a run is resumed: the budget and how often one looks, not what is learnt.
 MAY_CHANGE = {
-    "triples", "minutes", "device", "loaders", "sample_every", "checkpoint_every",
+    "triples", "minutes", "compile", "init", "device", "loaders", "sample_every", "checkpoint_every",
 }  # fmt: skip

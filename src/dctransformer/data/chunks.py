@@ -30,6 +30,7 @@ class Sequence:
         values: int64 ``[L]``; 0 for the stop.
         given: bool ``[N, 6, 64]``, coefficients that are settled from the start, or None for none.
         known: int16 ``[N, 6, 64]``, their values (0 elsewhere), or None for none.
+        hidden: bool ``[N, 6, 64]``, coefficients that are neither known nor to be listed, or None for none.
         label: class number.
         grid: where the positions lie.
     """
@@ -41,12 +42,18 @@ class Sequence:
     known: Tensor | None
     label: int
     grid: Grid
+    hidden: Tensor | None = None
 
     @classmethod
-    def from_triples(cls, triples: Tensor, grid: Grid, label: int, given: Tensor | None = None) -> Sequence:
-        """List what ``given`` leaves open of a picture's triples (int ``[L, 3]``, generation order)."""
+    def from_triples(
+        cls, triples: Tensor, grid: Grid, label: int, given: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Sequence:
+        """List what ``given`` and ``hidden`` leave open of a picture's triples (int ``[L, 3]``, generation order)."""
         channel, position, value = triples.long().unbind(1)
         known = None
+        if hidden is not None:
+            shown = ~hidden.flatten()[grid.slot(channel, position)]
+            channel, position, value = channel[shown], position[shown], value[shown]
         if given is not None:
             slot = grid.slot(channel, position)
             settled = given.flatten()[slot]
@@ -63,7 +70,17 @@ class Sequence:
             known,
             label,
             grid,
+            hidden,
         )
+
+    @property
+    def closed(self) -> Tensor:
+        """Coefficients that are never to be listed: bool ``[N, 6, 64]``."""
+        closed = torch.zeros(self.grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
+        for mask in (self.given, self.hidden):
+            if mask is not None:
+                closed |= mask
+        return closed
 
     def __len__(self) -> int:
         """Number of triples, the stop included."""
@@ -81,7 +98,7 @@ class ChunkBatch:
     Attributes:
         coefficients: int16 ``[B, N, 6, 64]``, the partial DCT image: all that comes before the first predicted triple.
         settled: bool ``[B, N, 6, 64]``, coefficients whose value (zero too) is known by then.
-        given: bool ``[B, N, 6, 64]``, those of them that were never to be generated.
+        closed: bool ``[B, N, 6, 64]``, what is never to be listed: given from the start (and so settled), or hidden.
         ranks: int64 ``[B, L + 1]``; index 0 is the triple before the chunk (`START` if there is none), the others
             are the chunk's.
         positions: int64 ``[B, L + 1]``.
@@ -94,7 +111,7 @@ class ChunkBatch:
 
     coefficients: Tensor
     settled: Tensor
-    given: Tensor
+    closed: Tensor
     ranks: Tensor
     positions: Tensor
     values: Tensor
@@ -136,6 +153,8 @@ def partial_image(sequence: Sequence, start: int) -> tuple[Tensor, Tensor]:
         slot = grid.slot(_CHANNEL[ranks], positions)
         coefficients.view(-1)[slot] = sequence.values[:start].to(torch.int16)
         settled |= settled_before(int(ranks[-1]), int(positions[-1]), grid)
+    if sequence.hidden is not None:
+        settled &= ~sequence.hidden
     return coefficients, settled
 
 
@@ -178,11 +197,10 @@ def cut_chunks(sequences: list[Sequence], index: list[int], chunk: int, overlap:
         span = slice(offset, offset + e - b)
         ranks[row, span], positions[row, span], values[row, span] = s.ranks[b:e], s.positions[b:e], s.values[b:e]
     coefficients, settled = (torch.stack(part) for part in zip(*partial, strict=True))
-    nothing = torch.zeros_like(settled[0])
     return ChunkBatch(
         coefficients=coefficients,
         settled=settled,
-        given=torch.stack([nothing if s.given is None else s.given for s in sequences]),
+        closed=torch.stack([s.closed for s in sequences]),
         ranks=ranks,
         positions=positions,
         values=values,

@@ -96,6 +96,8 @@ class ModelConfig(Architecture):
     """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
     label_names: tuple[str, ...] = ()
     """Names of the classes, in order of their numbers."""
+    conditions: tuple[str, ...] = ("none",)
+    """What the model was trained on (see `dctransformer.data.conditions.NAMES`), and so the tasks that it does."""
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
@@ -136,7 +138,7 @@ class ModelConfig(Architecture):
         for field in dataclasses.fields(cls):
             value, default = typed.get(field.name, field.default), field.default
             whole = isinstance(default, (int, tuple)) and not isinstance(default, bool)
-            wanted = str if field.name == "label_names" else int
+            wanted = str if field.name in ("label_names", "conditions") else int
             parts = value if isinstance(value, tuple) else (value,)
             fits = isinstance(value, tuple) == isinstance(default, tuple) and (
                 all(isinstance(part, wanted) and not isinstance(part, bool) for part in parts)

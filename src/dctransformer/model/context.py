@@ -105,17 +105,17 @@ class LocalContext(nn.Module):
         """What triples add to their place's state: ranks < 192 and values of any shape ``[...]`` to ``[..., S]``."""
         return torch.einsum("...k,...ks->...s", value_features(value, self.limits[rank]), self.table[rank])
 
-    def start(self, coefficients: Tensor, given: Tensor, grid: Grid) -> States:
-        """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what was given of it."""
+    def start(self, coefficients: Tensor, closed: Tensor, grid: Grid) -> States:
+        """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what of it is never to be listed."""
         device = coefficients.device
         ranks = RANK_OF_SLOT.to(device)
         features = value_features(coefficients, self.limits[ranks])
         luma_block = grid.luma_block.to(device)
         luma = features.flatten(1, 2)[:, luma_block].flatten(2) @ self.table[ranks[0]].flatten(0, 1)
         chroma = features[:, :, 4:].flatten(2) @ self.table[ranks[4:]].flatten(0, 2)
-        given = given.to(luma.dtype)
-        luma = luma + given.flatten(1, 2)[:, luma_block] @ self.given_table[ranks[0]]
-        chroma = chroma + given[:, :, 4:].flatten(2) @ self.given_table[ranks[4:]].flatten(0, 1)
+        closed = closed.to(luma.dtype)
+        luma = luma + closed.flatten(1, 2)[:, luma_block] @ self.given_table[ranks[0]]
+        chroma = chroma + closed[:, :, 4:].flatten(2) @ self.given_table[ranks[4:]].flatten(0, 1)
         return States(luma, chroma)
 
     def encoded_places(self, encoded: Tensor, grid: Grid) -> Tensor:

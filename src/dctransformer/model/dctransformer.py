@@ -197,6 +197,11 @@ class DCTransformer(nn.Module):
         """Where the weights are."""
         return self.channel_out.weight.device
 
+    def compile_stacks(self) -> None:
+        """Let `torch.compile` fuse what surrounds the matrix products of the encoder and the decoders (in place)."""
+        for stack in (self.encoder, self.channel_decoder, self.position_decoder, self.value_decoder):
+            stack.compile(dynamic=True)
+
     # -- on disk and on the hub ---------------------------------------------------------------------------------
 
     @classmethod
@@ -233,13 +238,13 @@ class DCTransformer(nn.Module):
 
     # -- what comes before a chunk ------------------------------------------------------------------------------
 
-    def encode(self, coefficients: Tensor, settled: Tensor, given: Tensor, labels: Tensor, grid: Grid) -> Context:
+    def encode(self, coefficients: Tensor, settled: Tensor, closed: Tensor, labels: Tensor, grid: Grid) -> Context:
         """Run the encoder over a partial DCT image.
 
         Args:
             coefficients: int16 ``[B, N, 6, 64]``, 0 where absent.
             settled: bool ``[B, N, 6, 64]``, where the value (zero too) is known.
-            given: bool ``[B, N, 6, 64]``, what is never to be generated.
+            closed: bool ``[B, N, 6, 64]``, what is never to be listed.
             labels: int64 ``[B]``, `ModelConfig.null_label` for none.
             grid: the MCU grid.
 
@@ -261,7 +266,7 @@ class DCTransformer(nn.Module):
         encoded = x[:, 1:]
         keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
         quarter = (grid.row % 2) * 2 + grid.col % 2
-        opened = open_places(rank_planes(given, grid), grid)
+        opened = open_places(rank_planes(closed, grid), grid)
         return Context(
             grid=grid,
             labels=labels,
@@ -272,7 +277,7 @@ class DCTransformer(nn.Module):
             planes=rank_planes(coefficients, grid),
             opened=opened,
             last_open=last_open_place(opened),
-            states=self.local.start(coefficients, given, grid) if self.config.local_context else None,
+            states=self.local.start(coefficients, closed, grid) if self.config.local_context else None,
             encoded_places=self.local.encoded_places(encoded, grid) if self.config.local_context else None,
         )
 
@@ -435,7 +440,7 @@ class DCTransformer(nn.Module):
             fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),
             and position and value are 0 at the stop.
         """
-        context = self.encode(batch.coefficients, batch.settled, batch.given, batch.labels, batch.grid)
+        context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
         before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
         rank, position, value = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
         chosen = rank.clamp(max=order.NUM_CHANNELS - 1)

@@ -19,11 +19,11 @@ NEVER = -1e9
 """Logit of an impossible outcome: its probability is exactly 0 in fp32, and no gradient becomes NaN."""
 
 
-def open_places(given_planes: Tensor, grid: Grid) -> Tensor:
-    """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is given, the same shape."""
-    ranks = torch.from_numpy(order.GENERATION_ORDER).to(given_planes.device)
+def open_places(closed_planes: Tensor, grid: Grid) -> Tensor:
+    """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is never listed, the same shape."""
+    ranks = torch.from_numpy(order.GENERATION_ORDER).to(closed_planes.device)
     is_luma = (ranks < order.CB)[:, None]
-    return ~given_planes & (is_luma | grid.is_chroma_place.to(given_planes.device))
+    return ~closed_planes & (is_luma | grid.is_chroma_place.to(closed_planes.device))
 
 
 def last_open_place(opened: Tensor) -> Tensor:

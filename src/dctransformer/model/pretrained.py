@@ -35,9 +35,10 @@ def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
         ValueError: there is no such model, or the hub can't be reached.
     """
     path = Path(name)
-    if path.is_dir():
+    shipped = str(name) in shipped_names()
+    if path.is_dir() and ((path / CONFIG).is_file() or not shipped):  # a data set may be called like shipped weights
         return _complete(path)
-    if str(name) in shipped_names():
+    if shipped:
         return SHIPPED / str(name)
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         return _from_hub(str(name), revision)
