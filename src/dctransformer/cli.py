@@ -183,9 +183,12 @@ class Evaluate:
         """Evaluate."""
         from dctransformer.evaluate.evaluation import evaluate, result_file, save_result
         from dctransformer.evaluate.tables import as_text
+        from dctransformer.files import make_folder
 
-        result = evaluate(self.model, self.data, self.options, progress=not self.json)
         out = self.out or result_file(self.model)
+        if out is not None:
+            make_folder(out.resolve().parent)
+        result = evaluate(self.model, self.data, self.options, progress=not self.json)
         if out is not None:
             save_result(result, out)
         _print(self.json, result, lambda: print(as_text(result)))
@@ -201,19 +204,19 @@ class Report:
     run_: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """Run folder, saved model's folder, hub id, or shipped weights."""
     data: Path | None = None
-    """Prepared data set or folder of pictures; the one of the run's last evaluation if not given."""
+    """Prepared data set or folder of pictures; that of the run's last evaluation if not given."""
     out: Path = Path("report.html")
     """The page."""
     evaluation: Path | None = None
     """Figures to show, a JSON file written by `evaluate`; the run's own if not given."""
-    num: int = 64
-    """Pictures to generate for the sheets."""
+    num: int = 512
+    """Pictures to generate, for the sheets and, if there is no evaluation, for scores."""
     seed: int = 0
     """Of the generated pictures."""
     top_p: float = 1.0
     """Of the generated pictures."""
     features: str = "small64"
-    """The extractor in whose space training pictures are near: small64, inception, or a TorchScript or .onnx file."""
+    """The extractor for nearest training pictures and scores: small64, inception, or a TorchScript or .onnx file."""
     device: str = "auto"
     """cpu, cuda, …"""
 

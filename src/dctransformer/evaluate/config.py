@@ -19,7 +19,7 @@ class EvaluateConfig:
     features: str = "inception"
     """The extractor: inception (downloaded once), small64 (comes with the package), or a TorchScript or .onnx file."""
     split: str = "train"
-    """Part of a prepared data set to compare with. (Bits are counted on its validation part.)"""
+    """Part of a prepared data set to compare with. (Bits are counted on its validation part, if it has one.)"""
     reference: int | None = None
     """Compare with the first so many real pictures only."""
     originals: Path | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.evaluate.bits import exact_bits, require_finite
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
@@ -66,18 +68,28 @@ def evaluate(
     device = resolve_device(config.device)
     network = DCTransformer.from_pretrained(model, device=device)
     extractor = open_extractor(config.features, device) if distances else None
-    result: dict[str, Any] = {"model": str(model), "data": str(data), "scores": {}, "bits": None}
+    held_out = None
+    if "bits" in wanted:
+        held_out = _held_out(data, network, config, progress)
+    result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}, "bits": None}
     if extractor is not None:
         reference = open_reference(
             data, network.config, split=config.split, originals=config.originals, progress=progress
         ).first(config.reference)
-        result["settings"], result["scores"] = _scores(
-            network, str(model), extractor, reference, distances, config, sampling, progress
+        if config.samples is not None:
+            found = of_folder(config.samples, network.config.size).first(config.num)
+            facts = {"pictures": len(found), "folder": str(config.samples)}
+        else:
+            found, facts = None, sampled(config.num, sampling, bool(network.config.num_labels))
+
+        def generated() -> Pictures:
+            return found or of_samples(draw_samples(network, str(model), reference, config.num, sampling, progress))
+
+        settings, result["scores"] = score(
+            extractor, reference, generated, facts["pictures"], distances, config, progress=progress
         )
-    if "bits" in wanted:
-        held_out = open_reference(
-            data, network.config, split="validation", find_originals=False, progress=progress
-        ).first(config.num)
+        result["settings"] = {**settings, "generated": facts}
+    if held_out is not None:
         with tqdm(total=len(held_out), unit="img", disable=not progress) as bar:
 
             def tell(what: str, done: int) -> None:
@@ -86,6 +98,15 @@ def evaluate(
 
             result["bits"] = exact_bits(network, str(model), held_out, progress=tell)
     return result
+
+
+def _held_out(data: str | Path, network: DCTransformer, config: EvaluateConfig, progress: bool) -> Reference:
+    """The pictures whose bits are counted: of a prepared set the validation part, unless it has none."""
+    split = "validation"
+    if (Path(data) / INFO).is_file() and not DatasetInfo.load(data).splits.get(split):
+        split = config.split
+    found = open_reference(data, network.config, split=split, find_originals=False, progress=progress)
+    return found.first(config.num)
 
 
 def result_file(model: str | Path) -> Path | None:
@@ -99,28 +120,43 @@ def save_result(result: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-def _scores(
-    network: DCTransformer,
-    name: str,
+def score(
     extractor: Extractor,
     reference: Reference,
+    generated: Callable[[], Pictures],
+    number: int,
     metrics: tuple[str, ...],
     config: EvaluateConfig,
-    sampling: SampleConfig,
-    progress: bool,
+    *,
+    progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and scores of the distances."""
-    generated = of_folder(config.samples, network.config.size).first(config.num) if config.samples else None
-    number = config.num if generated is None else len(generated)
-    _require_enough(extractor, reference, number, metrics, config)
-    real = {"codec round trip": _real(extractor, reference.round_trip, config, progress)}
+    """Compare generated pictures with real ones and with their codec round trip, and these two with each other.
+
+    Args:
+        extractor: the network behind the metrics.
+        reference: the real pictures.
+        generated: makes the pictures; called when all else is known to be well.
+        number: how many these are.
+        metrics: which of fid, sfid, precision, recall and kid.
+        config: how to measure.
+        progress: show bars.
+
+    Returns:
+        Settings, but for those of the generated pictures; and scores by what is compared, then by metric.
+
+    Raises:
+        ValueError: there are too few pictures, or the extractor does not fit.
+    """
+    widths = feature_widths(extractor, reference)
+    for metric in metrics:
+        require_enough(extractor, metric, widths, number, len(reference), config)
+    real = {"codec round trip": cached(extractor, reference.round_trip, config.cache, progress=progress)}
     if reference.originals is not None:
-        real["originals"] = _real(extractor, reference.originals, config, progress)
-    if generated is None:
-        generated = of_samples(draw_samples(network, name, reference, number, sampling, progress))
-    found = extract(extractor, generated, progress=progress)
+        real["originals"] = cached(extractor, reference.originals, config.cache, progress=progress)
+    found = extract(extractor, generated(), progress=progress)
     scores = {
-        f"generated, against the {what}": _compare(extractor, a, found, metrics, config) for what, a in real.items()
+        f"generated, against the {what}": _compare(extractor, features, found, metrics, config)
+        for what, features in real.items()
     }
     if "originals" in real:
         floor = _compare(extractor, real["originals"], real["codec round trip"], metrics, config)
@@ -133,56 +169,59 @@ def _scores(
             "data": reference.name,
             "split": reference.split,
             "pictures": len(reference),
-            "size": network.config.size,
+            "size": reference.store.info.size,
             "crop": "centre square, Lanczos",
             "hash": {what: features.digest for what, features in real.items()},
             "originals_missing": reference.why_not,
         },
         "codec": reference.codec,
-        "generated": {
-            "pictures": number,
-            "folder": str(config.samples) if config.samples else None,
-            **({} if config.samples else {
-                **dataclasses.asdict(sampling),
-                "labels": "those of the reference pictures, in their order" if network.config.num_labels else "none",
-            }),
-        },
         "neighbour": NEIGHBOUR,
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": config.kid_subset,
         "seed": config.seed,
-    }  # fmt: skip
+    }
     return settings, scores
 
 
-def _require_enough(
-    extractor: Extractor, reference: Reference, generated: int, metrics: tuple[str, ...], config: EvaluateConfig
+def sampled(number: int, sampling: SampleConfig, labelled: bool) -> dict[str, Any]:
+    """Settings of pictures that `draw_samples` made, for reports."""
+    labels = "those of the reference pictures, in their order" if labelled else "none"
+    return {"pictures": number, "folder": None, **dataclasses.asdict(sampling), "labels": labels}
+
+
+def feature_widths(extractor: Extractor, reference: Reference) -> tuple[int, int | None]:
+    """Numbers of features and of spatial features (None if there are none), by trying one picture."""
+    features, spatial = extractor(reference.round_trip.read(0, 1))
+    return features.shape[1], None if spatial is None else spatial.shape[1]
+
+
+def require_enough(
+    extractor: Extractor,
+    metric: str,
+    widths: tuple[int, int | None],
+    generated: int,
+    real: int,
+    config: EvaluateConfig,
 ) -> None:
     """Refuse what can't be computed, before hours are spent on it.
 
     Raises:
-        ValueError: too few pictures, or no spatial features.
+        ValueError: too few pictures for a metric, or no spatial features.
     """
-    features, spatial = extractor(reference.round_trip.read(0, 1))
-    for metric in metrics:
-        needs, why = 2, ""
-        if metric in ("fid", "sfid"):
-            if metric == "sfid" and spatial is None:
-                raise ValueError(f"the extractor {extractor.name} has no spatial features; leave sfid out of --metrics")
-            width = (spatial if metric == "sfid" and spatial is not None else features).shape[1]
-            if not config.few:
-                needs, why = width + 1, f"more than its {width} features, or --few to have it all the same"
-        elif metric in ("precision", "recall"):
-            needs, why = NEIGHBOUR + 2, f"for its {NEIGHBOUR} nearest neighbours"
-        else:
-            needs, why = max(2, config.kid_subset), "the size of its subsets (--kid-subset)"
-        for what, number in (("generated", generated), ("real", len(reference))):
-            if number < needs:
-                raise ValueError(f"{extractor.metric(metric)} needs {needs} {what} pictures, {why}; there are {number}")
-
-
-def _real(extractor: Extractor, pictures: Pictures, config: EvaluateConfig, progress: bool) -> FeatureSet:
-    return cached(extractor, pictures, config.cache, progress=progress)
+    width = widths[1] if metric == "sfid" else widths[0]
+    if width is None:
+        raise ValueError(f"the extractor {extractor.name} has no spatial features; leave sfid out of --metrics")
+    if metric in ("precision", "recall"):
+        needs, why = NEIGHBOUR + 1, f"as it looks at the {NEIGHBOUR} nearest neighbours"
+    elif metric == "kid":
+        needs, why = max(2, config.kid_subset), "the size of its subsets (--kid-subset)"
+    elif config.few:
+        needs, why = 2, "as a covariance is taken"
+    else:
+        needs, why = width + 1, f"one more than its {width} features (--few allows fewer, at a large bias)"
+    for what, number in (("generated", generated), ("real", real)):
+        if number < needs:
+            raise ValueError(f"{extractor.metric(metric)} needs {needs:,} {what} pictures, {why}; there are {number:,}")
 
 
 def draw_samples(

@@ -137,23 +137,33 @@ def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
     figure, axes = _figure(12, 2.8, 1 + len(order.BANDS))
     both = {"real": (real, REAL), "generated": (generated, GENERATED)}
     longest = max(len(t) for t in real + generated)
+    everything = torch.cat(real + generated).long()
+    of_band = torch.from_numpy(order.BAND_OF_CHANNEL)[everything[:, 0]]
+    ranges = [_reach(everything[of_band == i, 2]) for i in range(len(order.BANDS))]
     for name, (pictures, colour) in both.items():
         lengths = [len(t) for t in pictures]
-        axes[0].hist(lengths, np.linspace(0, longest + 1, 25), density=True, histtype="step", color=colour, label=name)
+        axes[0].hist(lengths, np.linspace(0, longest + 1, 18), density=True, histtype="step", color=colour, label=name)
         joined = torch.cat(pictures).long()
         band = torch.from_numpy(order.BAND_OF_CHANNEL)[joined[:, 0]]
         for i, (axis, title) in enumerate(zip(axes[1:], order.BAND_NAMES, strict=True)):
             values = joined[band == i, 2].numpy()
-            largest = 60 if i == 0 else 20
-            edges = np.arange(-largest - 0.5, largest + 1, 2 if i == 0 else 1)
+            largest = ranges[i]
+            edges = np.arange(-largest - 0.5, largest + 1, max(1, largest // 20))
             weights = np.full(len(values), 1 / len(pictures))
             axis.hist(values.clip(-largest, largest), edges, weights=weights, histtype="step", color=colour)
             axis.set_yscale("log")
             axis.set(title=f"values, {title}", xlabel="value")
     axes[0].set(title="triples an image", xlabel="triples")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     axes[1].set_ylabel("how many an image")
     return figure
+
+
+def _reach(values: Tensor) -> int:
+    """A magnitude that hardly any value exceeds."""
+    if not len(values):
+        return 1
+    return int(np.quantile(values.abs().numpy(), 0.9995)) + 1
 
 
 def nearness(generated: Tensor, held_out: Tensor) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
@@ -21,7 +22,15 @@ from dctransformer.data.info import INFO
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
 from dctransformer.evaluate.cache import cached, extract
-from dctransformer.evaluate.evaluation import RESULT, draw_samples
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.evaluation import (
+    RESULT,
+    draw_samples,
+    feature_widths,
+    require_enough,
+    sampled,
+    score,
+)
 from dctransformer.evaluate.features import open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_reference
@@ -33,6 +42,9 @@ from dctransformer.model.pretrained import model_folder
 from dctransformer.sample import SampleConfig, Samples
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 from dctransformer.train import METRICS as CURVES
+
+SHEET = 64
+"""Pictures in the sheet of samples."""
 
 SHOWN = 8
 """Pictures in the sheets that have a row of their own for each."""
@@ -56,7 +68,7 @@ def write_report(
     *,
     data: str | Path | None = None,
     evaluation: str | Path | None = None,
-    num: int = 64,
+    num: int = 512,
     seed: int = 0,
     top_p: float = 1.0,
     features: str = "small64",
@@ -71,10 +83,10 @@ def write_report(
         data: prepared data set or folder of pictures; None for that of the run's last evaluation. What needs data and
             finds none is left out, and the page says so.
         evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
-        num: pictures to generate.
+        num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
         seed: of them.
         top_p: of them.
-        features: the extractor in whose space training pictures are near.
+        features: the extractor in whose space training pictures are near, and of those scores.
         device: cpu, cuda, … or auto.
         progress: show bars.
 
@@ -140,12 +152,14 @@ class _Work:
             held_out = open_reference(self.data, config, split="validation", find_originals=False)
             training = held_out
             if (Path(self.data) / INFO).is_file():
-                training = open_reference(self.data, config, split="train", find_originals=False)
+                training = open_reference(self.data, config, split="train")
         yield self._summary()
+        samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
+        if training is not None and self.figures is None:
+            self.figures = self._score(samples, training)
         yield self._scores()
         yield self._bits(held_out)
         yield self._curves()
-        samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
         yield self._samples(samples)
         yield self._stages(samples)
         yield self._surprise(held_out)
@@ -171,6 +185,33 @@ class _Work:
             ["dctransformer", dctransformer.__version__],
         ]
         return Section("Model", "", table([["", ""], *rows]))
+
+    def _score(self, samples: Samples, training: Reference) -> dict[str, Any]:
+        """An evaluation of the page's own samples, by all metrics that there are enough of them for."""
+        extractor = open_extractor(self.features, self.network.device)
+        config = EvaluateConfig(
+            num=self.num,
+            seed=self.sampling.seed,
+            top_p=self.sampling.top_p,
+            kid_subset=max(2, min(1000, self.num, len(training))),
+        )
+        widths = feature_widths(extractor, training)
+        possible = []
+        for metric in config.wanted()[:-1]:
+            with contextlib.suppress(ValueError):
+                require_enough(extractor, metric, widths, self.num, len(training), config)
+                possible.append(metric)
+        settings, scores = score(
+            extractor, training, lambda: of_samples(samples), self.num, tuple(possible), config, progress=self.progress
+        )
+        made = sampled(self.num, self.sampling, bool(self.network.config.num_labels))
+        return {
+            "model": self.name,
+            "data": str(self.data),
+            "settings": {**settings, "generated": made},
+            "scores": scores if possible else {},
+            "bits": None,
+        }
 
     def _scores(self) -> Section:
         title = "Scores"
@@ -211,14 +252,13 @@ class _Work:
 
     def _samples(self, samples: Samples) -> Section:
         names = self.network.config.label_names
-        captions = [names[i] if i < len(names) else "" for i in samples.labels.tolist()]
-        sheet = contact_sheet(
-            samples.pixels(), columns=8, captions=captions if any(captions) else None, scale=_scale(samples)
-        )
-        heat = heat_map_sheet(samples.pixels()[:SHOWN], samples.places()[:SHOWN])
+        captions = [names[i] if i < len(names) else "" for i in samples.labels[:SHEET].tolist()]
+        pixels = samples.pixels()[:SHEET]
+        sheet = contact_sheet(pixels, columns=8, captions=captions if any(captions) else None, scale=_scale(samples))
+        heat = heat_map_sheet(pixels[:SHOWN], samples.places()[:SHOWN])
         return Section(
             "Samples",
-            "Unselected, picture by picture of the seed. Below, some with the heat-map of the places that were "
+            "Unselected, the first of the seed. Below, some with the heat-map of the places that were "
             "chosen while they were generated.",
             image(sheet, "samples") + image(heat, "samples and the places chosen"),
         )
@@ -282,8 +322,8 @@ class _Work:
             text += (
                 f" Median distance: generated {figures['generated_median']:.3g}, held-out photographs "
                 f"{figures['held_out_median']:.3g}. {figures['suspicious']:.1%} of the generated pictures lie nearer "
-                f"to a training picture than 99 % of the {figures['held_out']} held-out ones do; about 1 % would if they "
-                "were as new as those."
+                f"to a training picture than 99 % of the {figures['held_out']} held-out ones do; about 1 % would if "
+                "they were as new as those."
             )
         return Section(title, text, body)
 
