@@ -130,6 +130,7 @@ def test_no_network_for_inception(monkeypatch: pytest.MonkeyPatch) -> None:
         open_extractor("inception")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_torchscript_file(tmp_path: Path) -> None:
     """Anybody's network; its file's name is in the figures; what is no vector is refused."""
     torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
@@ -154,6 +155,7 @@ def test_an_onnx_file(tmp_path: Path) -> None:
     assert spatial is None and extractor(photos(2))[0].shape == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_files_that_are_no_extractor(tmp_path: Path) -> None:
     """One sentence each, and nothing of them is run."""
     for name in ("a.pt", "a.onnx"):
@@ -216,10 +218,10 @@ def test_a_foreign_or_damaged_cache_is_refused(tmp_path: Path) -> None:
         (tensors, None),
     ):
         safetensors.torch.save_file({**tensors, **changed}, path, metadata=told)
-        with pytest.raises(ValueError, match="is damaged.*delete it"):
+        with pytest.raises(ValueError, match=r"is damaged.*delete it"):
             cached(counting(pictures)[0], listed(pictures), tmp_path)
     path.write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match="is damaged.*delete it"):
+    with pytest.raises(ValueError, match=r"is damaged.*delete it"):
         cached(counting(pictures)[0], listed(pictures), tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_frechet_distance_with_singular_covariances() -> None:
 
 
 def test_precision_and_recall_are_torch_fidelitys() -> None:
-    """The recorded figures, one by one in NumPy, and torch-fidelity itself, whose first argument is the generated set."""
+    """The recorded figures, one by one in NumPy, and torch-fidelity itself (generated pictures come first there)."""
     precision, recall = precision_recall(REAL_T, GENERATED_T)
     assert (precision, recall) == pytest.approx((PRECISION, RECALL))
     assert precision == pytest.approx(numpy_coverage(GENERATED, REAL, 3))

@@ -1,4 +1,4 @@
-"""torch-fidelity's formulas, as reference in tests: its modules loaded one by one, so that torchvision is not needed."""
+"""torch-fidelity's formulas, as reference in tests; its modules are loaded one by one, to do without torchvision."""
 
 from __future__ import annotations
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.evaluate.bits import exact_bits, require_finite
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
@@ -241,9 +244,11 @@ def draw_samples(
         ValueError: the model gives NaN.
     """
     config = network.config
+    # Sampling turns NaN into some picture or other; the likelihood of any picture shows it.
+    grid = Grid.of_size(config.size, config.size)
+    dot = Sequence.from_triples(torch.tensor([[0, 0, 1]]), grid, config.null_label)
+    require_finite(code_lengths(network, [dot] if reference is None else reference.sequences(1)).bits, name)
     if reference is not None:
-        # Sampling turns NaN into some picture or other; the likelihood shows it.
-        require_finite(code_lengths(network, reference.sequences(1)).bits, name)
         labels = [reference.labels[i % len(reference)] for i in range(number)]
     elif config.num_labels:
         labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(config.num_labels)) for i in range(number)]
