@@ -267,7 +267,10 @@ def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pyt
     for says in ("small64-frechet", "Lepton", "seed 0", "Median distance", "validation split"):
         assert says in text
     run(capsys, "report", rundir, "--out", out, "--num", "6")
-    assert out.read_text(encoding="utf-8") == text
+    assert out.read_text(encoding="utf-8") == text and "OTHER WEIGHTS" not in text
+    DCTransformer.from_pretrained(rundir).save_pretrained(rundir, dtype=torch.float16)
+    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    assert "OTHER WEIGHTS" in out.read_text(encoding="utf-8")
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
 
 
@@ -278,6 +281,13 @@ def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: p
     run(capsys, "report", model, "--out", out, "--num", "3")
     text = out.read_text(encoding="utf-8")
     assert Page(text).titles == SECTIONS and "name them with --data" in text and "No curves" in text
+    everything = tmp_path / "set"
+    run(capsys, "prepare", photos, everything, "--size", "32", "--quality", "30", "--val-fraction", "0")
+    found = json.loads(run(capsys, "evaluate", model, "--data", everything, "--metrics", "bits", "--json"))
+    assert found["bits"]["split"] == "train" and found["bits"]["images"] == 12
+    run(capsys, "report", model, "--data", everything, "--out", out, "--num", "4")
+    text = out.read_text(encoding="utf-8")
+    assert "train split" in text and "Median distance" not in text
     run(capsys, "report", model, "--data", photos, "--out", out, "--num", "4")
     text = out.read_text(encoding="utf-8")
     assert "small64-recall" in text and "small64-frechet" not in text and "floor" in text

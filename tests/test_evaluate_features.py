@@ -139,6 +139,8 @@ def test_a_torchscript_file(tmp_path: Path) -> None:
     torch.testing.assert_close(found, photos(2).float().mean((1, 2)))
     assert spatial is not None and spatial.shape == (2, 1)
     assert extractor.metric("fid") == "mean-frechet" and len(extractor.fingerprint) == 16
+    (tmp_path / "inception.pt").write_bytes((tmp_path / "mean.pt").read_bytes())
+    assert open_extractor(str(tmp_path / "inception.pt")).metric("fid") == "inception.pt-frechet"
     torch.jit.save(torch.jit.script(Flat()), str(tmp_path / "flat.pt"))
     with pytest.raises(ValueError, match=r"gives \[2, 3, 64, 64\]; an extractor gives float \[B, D\]"):
         open_extractor(str(tmp_path / "flat.pt"))(photos(2))

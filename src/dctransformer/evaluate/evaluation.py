@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
-from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.evaluate.bits import exact_bits, require_finite
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
@@ -26,11 +26,12 @@ from dctransformer.evaluate.metrics import (
     kernel_distance,
     precision_recall,
 )
-from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_reference
+from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.files import write_text
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
+from dctransformer.model.pretrained import WEIGHTS, model_folder
 from dctransformer.sample import SampleConfig, Samples, sample
 from dctransformer.train import SETTINGS
 
@@ -73,8 +74,9 @@ def evaluate(
     extractor = open_extractor(config.features, device) if distances else None
     held_out = None
     if "bits" in wanted:
-        held_out = _held_out(data, network, config, progress)
+        held_out = open_held_out(data, network.config, otherwise=config.split, progress=progress).first(config.num)
     result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}, "bits": None}
+    result["weights"] = weights_hash(model_folder(model))
     if extractor is not None:
         reference = open_reference(
             data, network.config, split=config.split, originals=config.originals, progress=progress
@@ -103,13 +105,10 @@ def evaluate(
     return result
 
 
-def _held_out(data: str | Path, network: DCTransformer, config: EvaluateConfig, progress: bool) -> Reference:
-    """The pictures whose bits are counted: of a prepared set the validation part, unless it has none."""
-    split = "validation"
-    if (Path(data) / INFO).is_file() and not DatasetInfo.load(data).splits.get(split):
-        split = config.split
-    found = open_reference(data, network.config, split=split, find_originals=False, progress=progress)
-    return found.first(config.num)
+def weights_hash(folder: Path) -> str:
+    """Which weights a model's folder holds: a hash of their file."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def result_file(model: str | Path) -> Path | None:

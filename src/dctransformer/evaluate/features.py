@@ -27,7 +27,7 @@ from dctransformer.evaluate.small64 import SIDE, WEIGHTS_FILE, load_small64
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-PUBLISHED = "inception"
+PUBLISHED, SHIPPED_NAME = "inception", "small64"
 
 DISTANCES = {
     "fid": "frechet",
@@ -106,10 +106,10 @@ def open_extractor(what: str, device: torch.device | str = "cpu") -> Extractor:
     """
     if what == PUBLISHED:
         return _inception(torch.device(device))
-    if what == "small64":
+    if what == SHIPPED_NAME:
         network = load_small64().to(device)
         resize = f"bilinear with antialiasing to {SIDE}×{SIDE}, in float; none at that size"
-        return Extractor("small64", _hash(WEIGHTS_FILE.read_bytes()), resize, lambda x: network(x.to(device)), 256)
+        return Extractor(SHIPPED_NAME, _hash(WEIGHTS_FILE.read_bytes()), resize, lambda x: network(x.to(device)), 256)
     path = Path(what)
     if not path.is_file():
         raise ValueError(f"there is no extractor {what!r}; choose inception, small64, or a TorchScript or .onnx file")
@@ -123,6 +123,11 @@ def _hash(data: bytes) -> str:
 def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__
+
+
+def _name(path: Path) -> str:
+    """What a person's network is called: never as one of those that are known here."""
+    return path.name if path.stem in (PUBLISHED, SHIPPED_NAME) else path.stem
 
 
 def _two(found: Any, name: str) -> tuple[Tensor, Tensor | None]:
@@ -149,7 +154,7 @@ def _torchscript(path: Path, device: torch.device) -> Extractor:
     def network(pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         return _two(module(pictures.permute(0, 3, 1, 2).contiguous().to(device)), path.name)
 
-    return Extractor(path.stem, _hash(path.read_bytes()), f"whatever {path.name} does itself", network)
+    return Extractor(_name(path), _hash(path.read_bytes()), f"whatever {path.name} does itself", network)
 
 
 def _onnx(path: Path) -> Extractor:
@@ -180,7 +185,7 @@ def _onnx(path: Path) -> Extractor:
         return _two(found, path.name)
 
     resize = f"bilinear with antialiasing to {size[1]}×{size[0]}" if is_fixed else f"whatever {path.name} does itself"
-    return Extractor(path.stem, _hash(path.read_bytes()), resize, network)
+    return Extractor(_name(path), _hash(path.read_bytes()), resize, network)
 
 
 # Inception ------------------------------------------------------------------------------------------------------------

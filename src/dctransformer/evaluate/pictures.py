@@ -21,7 +21,7 @@ from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
 from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image
-from dctransformer.data.info import INFO, SPLITS, shard_paths
+from dctransformer.data.info import INFO, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.sources import Source, open_source
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
@@ -173,6 +173,26 @@ def open_reference(
     return Reference(
         store, np.arange(len(store)), _labels(store, np.arange(len(store)), config), found, why_not, str(data), split
     )
+
+
+def open_held_out(
+    data: str | Path, config: ModelConfig, *, otherwise: str = "train", progress: bool = False
+) -> Reference:
+    """Pictures whose bits are counted, without originals: the validation part of a prepared set.
+
+    Args:
+        data: a prepared data set, or a folder of pictures (all of them are taken).
+        config: of the model.
+        otherwise: the part to take if there is no validation part.
+        progress: show bars.
+
+    Raises:
+        ValueError: as `open_reference`.
+    """
+    split = "validation"
+    if (Path(data) / INFO).is_file() and not DatasetInfo.load(data).splits.get(split):
+        split = otherwise
+    return open_reference(data, config, split=split, find_originals=False, progress=progress)
 
 
 def _of_folder(data: str | Path, config: ModelConfig, progress: bool) -> Reference:

@@ -106,7 +106,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> Any:
     left.set(xlabel="million triples", ylabel="bits a triple", title="training")
     left.set_ylim(bottom=0)
     if left.get_legend_handles_labels()[0]:
-        left.legend(frameon=False)
+        left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     points = [
         (line["triples"] / 1e6, line["validation/bytes_per_image"])
         for line in lines
@@ -116,7 +116,10 @@ def loss_curves(lines: list[dict[str, Any]]) -> Any:
         x, y = np.array(points).T
         right.plot(x, y, "o-", color=FIELD_COLOURS["value"], markersize=3)
         right.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
-    right.set(xlabel="million triples", ylabel="bytes an image", title="validation")
+        right.set(xlabel="million triples", ylabel="bytes an image", title="validation")
+    else:
+        right.set_axis_off()
+        right.set_title("no validation yet")
     return figure
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dctransformer
-from dctransformer.data.info import INFO
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
 from dctransformer.evaluate.cache import cached, extract
@@ -30,10 +29,11 @@ from dctransformer.evaluate.evaluation import (
     require_enough,
     sampled,
     score,
+    weights_hash,
 )
 from dctransformer.evaluate.features import open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
-from dctransformer.evaluate.pictures import Reference, of_samples, open_reference
+from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
 from dctransformer.files import make_folder, write_text
 from dctransformer.info import describe_model
 from dctransformer.model.dctransformer import DCTransformer
@@ -149,10 +149,10 @@ class _Work:
         config = self.network.config
         training = held_out = None
         if self.data is not None:
-            held_out = open_reference(self.data, config, split="validation", find_originals=False)
+            held_out = open_held_out(self.data, config)
             training = held_out
-            if (Path(self.data) / INFO).is_file():
-                training = open_reference(self.data, config, split="train")
+            if held_out.split == "validation":
+                training = open_reference(self.data, config)
         yield self._summary()
         samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
         if training is not None and self.figures is None:
@@ -208,6 +208,7 @@ class _Work:
         return {
             "model": self.name,
             "data": str(self.data),
+            "weights": weights_hash(self.folder),
             "settings": {**settings, "generated": made},
             "scores": scores if possible else {},
             "bits": None,
@@ -217,7 +218,10 @@ class _Work:
         title = "Scores"
         if self.figures is None or not self.figures["scores"]:
             return Section(title, f"None yet; make them with: dctransformer evaluate {self.name} --data DATA", "")
-        notes = "".join(f"<li>{_text(line)}</li>" for line in tables.setting_lines(self.figures["settings"]))
+        lines = tables.setting_lines(self.figures["settings"])
+        if self.figures.get("weights") not in (None, weights_hash(self.folder)):
+            lines.insert(0, "THESE FIGURES ARE OF OTHER WEIGHTS than those that now lie there; evaluate again")
+        notes = "".join(f"<li>{_text(line)}</li>" for line in lines)
         return Section(
             title,
             "Generated pictures against real ones, before the codec (originals) and after it (round trip). The round "
@@ -348,6 +352,7 @@ p, li { max-width: 52rem } ul { font-size: .85rem; color: #555; overflow-wrap: a
 .wide { overflow-x: auto } img, svg { max-width: 100%; height: auto; margin: .5rem 0 }
 table { border-collapse: collapse; margin: .7rem 0; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px solid #eee; font-weight: normal }
+td { white-space: nowrap }
 td:first-child, th:first-child { text-align: left } th { color: #555 } pre { font-size: .75rem; overflow-x: auto }
 """
 

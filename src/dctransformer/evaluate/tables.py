@@ -81,7 +81,7 @@ def setting_lines(settings: dict[str, Any]) -> list[str]:
 
 def as_text(result: dict[str, Any]) -> str:
     """A whole evaluation for the terminal."""
-    blocks = [f"{result['model']} on {result['data']}"]
+    blocks = [f"{result['model']} (weights {result['weights']}) on {result['data']}"]
     if result["scores"]:
         blocks += [aligned(score_rows(result)), "\n".join(setting_lines(result["settings"]))]
     if result["bits"]:
