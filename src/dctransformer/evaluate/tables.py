@@ -22,7 +22,7 @@ def score_rows(result: dict[str, Any]) -> Rows:
 
 def figure(value: float) -> str:
     """Four digits that count."""
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:#.4g}" if abs(value) < 999 else f"{value:,.0f}"
 
 
 def coder_rows(bits: dict[str, Any]) -> Rows:
