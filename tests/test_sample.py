@@ -31,14 +31,14 @@ def model() -> DCTransformer:
     return model
 
 
-def begun(model: DCTransformer, count: int, rows: int = 3) -> Decoding:
+def begun(model: DCTransformer, count: int, rows: int = 3, static: bool = False) -> Decoding:
     """A decoding of pictures that begin with ``count`` triples of a sample."""
     triples = sample(model, rows, SampleConfig(seed=1), size=(32, 32)).triples
     rank = torch.from_numpy(order.RANK)
     parts = [t[:count].long().unbind(1) for t in triples]
     sequences = [Sequence(rank[c], p, v, None, None, i % 3, GRID) for i, (c, p, v) in enumerate(parts)]
     c = model.config
-    return Decoding(model, cut_chunks(sequences, [count // c.stride] * rows, c.chunk, c.overlap))
+    return Decoding(model, cut_chunks(sequences, [count // c.stride] * rows, c.chunk, c.overlap), static=static)
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -49,8 +49,7 @@ def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool
     config = SampleConfig(top_p=0.9, guidance=2.0 if guided else 1.0)
     with torch.inference_mode():
         eager = Stepper(begun(model, 20, rows), noise, config, guided)
-        captured = Stepper(begun(model, 20, rows), noise, config, guided)
-        captured.lazily = False
+        captured = Stepper(begun(model, 20, rows, static=True), noise, config, guided)
         step = torch.compile(lambda: captured._step(), backend="eager", fullgraph=True)
         for _ in range(9):
             eager.step()
@@ -62,7 +61,7 @@ def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool
 def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
     """All of its state is in tensors that keep their place."""
     with torch.inference_mode():
-        one, other = begun(model, 4), begun(model, 20)
+        one, other = begun(model, 4, static=True), begun(model, 20, static=True)
         stepper = Stepper(one, torch.full((3, 16, 3), 0.5, dtype=torch.float64), SampleConfig(), False)
         for _ in range(5):
             stepper.step()
@@ -125,10 +124,10 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
     expected = sample(model, 5, SampleConfig(), size=(32, 32))
     whole, limit = Decoding.__init__, 2
 
-    def small(self, model, batch):
+    def small(self, model, batch, **options):
         if len(batch.labels) > limit:
             raise torch.OutOfMemoryError("out of memory")
-        whole(self, model, batch)
+        whole(self, model, batch, **options)
 
     monkeypatch.setattr(Decoding, "__init__", small)
     with pytest.warns(UserWarning, match="going on with 2"):

@@ -25,17 +25,21 @@ class Decoding:
     Each of the first three returns fp32 logits ``[B, K]`` equal (up to rounding) to those of the whole-chunk forward.
     """
 
-    def __init__(self, model: DCTransformer, batch: ChunkBatch):
+    def __init__(self, model: DCTransformer, batch: ChunkBatch, *, static: bool = False):
         """Encode what is settled, and fill the caches with the triples that the chunks begin with.
 
         Args:
             model: in eval mode.
             batch: chunks as far as they are known, all equally far; on the model's device.
+            static: every step has the same shapes and asks nothing of the host, as a captured or compiled one must;
+                else less is computed.
         """
         rows, device = len(batch.labels), model.device
         begun = batch.ranks.shape[1] - 1
         assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
-        self.model = model
+        self.model, self.static = model, static
+        self.filled: int | None = None if static else begun + 1
+        """How much of the caches is filled with the next triple, where shapes may change."""
         self.context = context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
         self.caches = model.new_caches(rows, context.encoded)
         self.rows = torch.arange(rows, device=device)
@@ -77,22 +81,21 @@ class Decoding:
         m = self.model
         before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
         x = m.embed_previous(*before, self.context)
-        self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index)
+        self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index, self.filled)
         return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
 
-    def enter(self, rank: Tensor, *, lazily: bool = True) -> None:
+    def enter(self, rank: Tensor) -> None:
         """Where a row's channel is new, make its place features from the states as they are now.
 
         Args:
             rank: the channels chosen, int64 ``[B]``; rows that have stopped come along idly.
-            lazily: compute the new rows only, for which the host must look which these are; else all rows.
         """
         self.decided_rank = rank
         rank = rank.clamp(max=order.NUM_CHANNELS - 1)
         fresh = rank != self.run_rank
         self.run_rank.copy_(rank)
         self.chosen_rank = rank
-        if lazily:
+        if not self.static:
             some = fresh.nonzero()[:, 0]
             if len(some):
                 self.same[some] = self.context.planes[some, rank[some]].float()
@@ -117,7 +120,7 @@ class Decoding:
         m, rank = self.model, self.chosen_rank[:, None]
         cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
         x = m.embed_channel(self.stream, rank)
-        self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index)
+        self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index, self.filled)
         return m.position_logits(self.stream, rank, cursor, self._places(), self.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class Decoding:
         m, rank = self.model, self.chosen_rank[:, None]
         self.chosen_position = position
         x = m.embed_position(self.stream, rank, position[:, None], self._places(), self.context)
-        self.stream = m.value_decoder(x, self.context.memory[2], self.caches[2], self.index)
+        self.stream = m.value_decoder(x, self.context.memory[2], self.caches[2], self.index, self.filled)
         return m.value_logits(self.stream, rank)[:, 0]
 
     def _places(self) -> Places:
@@ -140,6 +143,8 @@ class Decoding:
         self.previous_position.copy_(self.chosen_position)
         self.previous_value.copy_(value)
         self.index += 1
+        if self.filled is not None:
+            self.filled += 1
 
     def _add(self, rank: Tensor, position: Tensor, value: Tensor, counted: Tensor | None = None) -> None:
         """Add triples (int64 ``[B, L]`` each) to the states, where ``counted`` (bool ``[B, L]``)."""
@@ -149,8 +154,11 @@ class Decoding:
             added = torch.where(counted[..., None], added, 0.0)
         chroma, rows = self.model.chroma_rank[rank][..., None], self.rows[:, None]
         mcu = self.context.grid.mcu_at(position)
-        self.states.luma.index_put_((rows, position), added * (1 - chroma), accumulate=True)
-        self.states.chroma.index_put_((rows, mcu), added * chroma, accumulate=True)
+        for states, place, part in (
+            (self.states.luma, position, added * (1 - chroma)),
+            (self.states.chroma, mcu, added * chroma),
+        ):
+            states.flatten(0, 1).index_add_(0, (rows * states.shape[1] + place).flatten(), part.flatten(0, 1))
 
     def load(self, other: Decoding) -> None:
         """Take over another batch of chunks of the same shapes, keeping the tensors (a captured graph reads them)."""

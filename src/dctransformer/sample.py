@@ -293,9 +293,10 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
         high = torch.where(high.cumsum(-1) - high < top_p, high, 0.0)
         p = torch.zeros_like(p).scatter(-1, index, high)
     cumulative = p.cumsum(-1)
-    drawn = (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1)
-    last = p.shape[-1] - 1 - (p.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(drawn, last)
+    total = cumulative[:, -1]
+    # Rounding could lift the draw to the total, beyond the last class that is possible.
+    aim = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (cumulative <= aim[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
 
 class Engine:
@@ -344,11 +345,13 @@ class Engine:
             batch = batch.rows(twice)
             batch.labels[len(twice) // 2 :] = self.model.config.null_label
         batch, noise = batch.to(self.device), noise.to(self.device)
+        static = self.device.type != "cpu" or self.config.compile
         if self.stepper is None:
-            self.stepper = Stepper(Decoding(self.model, batch), noise.clone(), self.config, self.guided)
+            first = Decoding(self.model, batch, static=static)
+            self.stepper = Stepper(first, noise.clone(), self.config, self.guided)
             if graphs:
                 self.stepper.capture()
-        self.stepper.load(Decoding(self.model, batch), noise)
+        self.stepper.load(Decoding(self.model, batch, static=static), noise)
         for k in range(steps):
             self.stepper.step()
             if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
@@ -363,7 +366,6 @@ class Stepper:
     def __init__(self, decoding: Decoding, noise: Tensor, config: SampleConfig, guided: bool):
         self.config, self.guided = config, guided
         self.turn = torch.zeros(1, dtype=torch.int64, device=noise.device)
-        self.lazily = noise.device.type == "cpu"
         self.graph: Any = None
         self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
         if config.compile:
@@ -402,7 +404,7 @@ class Stepper:
     def _step(self) -> None:
         choose_channel, choose_rest = self.parts
         rank = choose_channel(self)
-        self.decoding.enter(self._both(rank), lazily=self.lazily)
+        self.decoding.enter(self._both(rank))
         choose_rest(self, rank)
 
     def _choose_channel(self) -> Tensor:

@@ -68,6 +68,10 @@ class Context:
     """The encoder's share of the value decoder's input, ``[B, N, D]``."""
     place_keys: Tensor
     """Pointer keys, ``[B, P, POINTER]``."""
+    previous_place: Tensor
+    """Embedding of each position where the triple before is read, ``[P, D]``."""
+    chosen_place: Tensor
+    """Embedding of each position where the chosen one is read, ``[P, D]``."""
     planes: Tensor
     """Coefficients of the partial DCT image by rank, int16 ``[B, 192, P]``."""
     opened: Tensor
@@ -247,7 +251,8 @@ class DCTransformer(nn.Module):
             raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
         features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
         features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
-        x = self.encoder_input(features) + self._place(self.row, self.col, grid, grid.chroma_position)
+        place = self._places(self.row, self.col, grid)
+        x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
         x = self.encoder.norm(self.encoder(x))
@@ -262,6 +267,8 @@ class DCTransformer(nn.Module):
             memory=[s.memory(x) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
             at_place=self.encoder_at_place(encoded),
             place_keys=keys[:, (grid.mcu * 4 + quarter).to(keys.device)],
+            previous_place=place,
+            chosen_place=self._places(self.chosen_row, self.chosen_col, grid),
             planes=rank_planes(coefficients, grid),
             opened=opened,
             last_open=last_open_place(opened),
@@ -269,16 +276,17 @@ class DCTransformer(nn.Module):
             encoded_places=self.local.encoded_places(encoded, grid) if self.config.local_context else None,
         )
 
-    def _place(self, row: nn.Embedding, col: nn.Embedding, grid: Grid, position: Tensor) -> Tensor:
-        """Embedding of positions (any shape) in the luma grid: ``[..., D]``."""
-        position = position.to(self.device)
-        return row(position // grid.width) + col(position % grid.width)
+    @staticmethod
+    def _places(row: nn.Embedding, col: nn.Embedding, grid: Grid) -> Tensor:
+        """Embedding of every position in the luma grid: ``[P, D]``."""
+        down, across = row.weight[: 2 * grid.rows], col.weight[: grid.width]
+        return (down[:, None] + across).flatten(0, 1)
 
     # -- symbols ------------------------------------------------------------------------------------------------
 
     def embed_previous(self, rank: Tensor, position: Tensor, value: Tensor, context: Context) -> Tensor:
         """Embedding of the triples before the ones to predict: int64 ``[B, L]`` each to ``[B, L, D]``."""
-        symbol = self._place(self.row, self.col, context.grid, position)
+        symbol = F.embedding(position, context.previous_place)
         symbol = symbol + self.value(self.alphabet.encode(value))
         is_triple = (rank < order.NUM_CHANNELS)[..., None]
         return self.rank(rank) + torch.where(is_triple, symbol, 0.0) + self.label(context.labels)[:, None]
@@ -304,7 +312,7 @@ class DCTransformer(nn.Module):
         """
         grid = context.grid
         x = self.position_decoder.norm(stream)
-        x = x + self._place(self.chosen_row, self.chosen_col, grid, position)
+        x = x + F.embedding(position, context.chosen_place)
         batch = torch.arange(position.shape[0], device=position.device)[:, None]
         x = x + context.at_place[batch, grid.mcu_at(position)]
         if places.features is None:
@@ -381,13 +389,11 @@ class DCTransformer(nn.Module):
 
         # The same channel's values just left of and above each place, as far as they are listed.
         weight = self.neighbour_gate(stream) + self.neighbour_bias(rank)
-        table = self._neighbour_table(context.grid)[self._is_chroma(places.rank)]
+        table = self._neighbour_table(context.grid)
         size = F.pad(places.same.abs().log1p(), (0, 1))
-        table_of_triple = self._is_chroma(rank)
-        for k in range(4):
-            near = size.gather(1, table[:, k])[run]
-            listed = self._neighbour_table(context.grid)[:, k][table_of_triple] <= cursor[..., None]
-            score = score + weight[..., k, None] * near * listed
+        near = size[:, None].expand(-1, 4, -1).gather(2, table[self._is_chroma(places.rank)])[run]
+        listed = table[self._is_chroma(rank)] <= cursor[..., None, None]
+        score = score + (weight[..., None] * (near * listed)).sum(-2)
 
         score = score.float()
         passed = torch.where(legal, F.softplus(score), 0.0).cumsum(-1)

@@ -19,11 +19,11 @@ class KVCache:
         self.k = like.new_zeros(batch, heads, capacity, head_size)
         self.v = like.new_zeros(batch, heads, capacity, head_size)
 
-    def put(self, k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``[B, H, L, E]`` at ``index`` (int64 ``[L]``); returns the whole of it."""
+    def put(self, k: Tensor, v: Tensor, index: Tensor, filled: int | None = None) -> tuple[Tensor, Tensor]:
+        """Store ``[B, H, L, E]`` at ``index`` (int64 ``[L]``); returns all, or the first ``filled`` of the capacity."""
         self.k.index_copy_(2, index, k.to(self.k.dtype))
         self.v.index_copy_(2, index, v.to(self.v.dtype))
-        return self.k, self.v
+        return (self.k, self.v) if filled is None else (self.k[:, :, :filled], self.v[:, :, :filled])
 
 
 def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
@@ -41,6 +41,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The normalisation of the config's block style."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+    """Scaled dot-product attention, ``[B, H, L, E]``; for a single query on a CPU, plain products are twice as fast."""
+    if q.shape[2] > 1 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -75,6 +85,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         index: Tensor | None = None,
         seen: Tensor | None = None,
+        filled: int | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -85,7 +96,8 @@ class Attention(nn.Module):
             rotary: tables whose row 0 is the index of ``x[:, 0]``.
             cache: earlier keys and values; ``x``'s are stored with them.
             index: where in the cache, int64 ``[L]``.
-            seen: what of the cache each element may see, bool ``[L, capacity]``.
+            seen: what of the cache each element may see, bool ``[L, capacity]``; None for all.
+            filled: how much of the cache to look at, where the host knows it.
 
         Returns:
             ``[B, L, D]``.
@@ -98,9 +110,9 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             assert index is not None
-            k, v = cache.put(k, v, index)
+            k, v = cache.put(k, v, index, filled)
             causal = False
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+        y = attend(q, k, v, seen, causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -193,6 +205,7 @@ class Stack(nn.Module):
         memory: list[tuple[Tensor, Tensor]] | None = None,
         caches: list[KVCache] | None = None,
         index: Tensor | None = None,
+        filled: int | None = None,
     ) -> Tensor:
         """Run the stack.
 
@@ -201,13 +214,14 @@ class Stack(nn.Module):
             memory: from `memory`; None for an encoder.
             caches: from `new_cache`, for step-by-step decoding.
             index: with caches, where in the chunk the elements of ``x`` are: int64 ``[L]``.
+            filled: with caches and a single element, how much of the caches is filled with it, where the host knows.
 
         Returns:
             The residual stream ``[B, L, D]`` before the final norm (`norm` is applied by the reader, so that
             stacked decoders can pass the stream on).
         """
         rotary = seen = None
-        if index is not None:
+        if index is not None and filled is None:
             seen = torch.arange(self.config.chunk, device=x.device) <= index[:, None]
         if self.decoder and self.config.block == "modern":
             rotary = self._rows(self.cos, index, x), self._rows(self.sin, index, x)
@@ -222,6 +236,7 @@ class Stack(nn.Module):
                 cache=caches[i] if caches is not None else None,
                 index=index,
                 seen=seen,
+                filled=filled,
             )
         return x
 

@@ -1,0 +1,164 @@
+"""Sampling speed: the engine against itself without caches, and against Hugging Face's GPT-2 `generate`.
+
+Two ratios, from one run on one machine:
+
+* ``no_cache``: pictures a second of the engine over those of the same weights when every step runs the decoders over
+  the whole chunk so far, both on chunks of 896 triples. The slow side is timed at evenly spaced fillings of a chunk.
+* ``gpt2``: steps a second of the engine (a step is a triple: one pass through all decoder layers and three draws) over
+  those of `transformers`' GPT-2 of the same width, heads, number of layers, batch and number of steps (512 tokens).
+
+Ends in one JSON line. Example: python benchmarks/sampling.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import tyro
+
+from dctransformer import DCTransformer
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence, cut_chunks
+from dctransformer.model.dctransformer import DCTransformer as Model
+from dctransformer.sample import Engine, Request, Row, sample
+from dctransformer.sample_config import SampleConfig
+
+
+@dataclasses.dataclass
+class Args:
+    """Time sampling."""
+
+    model: str = "flowers64"
+    """Weights of the `small` preset's shape."""
+    batch: int = 16
+    """Pictures at a time."""
+    steps: int = 256
+    """Steps to time against GPT-2."""
+    rounds: int = 3
+    """Rounds in turns; the median counts."""
+    compile: bool = False
+    """Compile the engine's steps, too."""
+    threads: int | None = None
+    """Threads; PyTorch's default if not given."""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def with_chunk(model: Model, chunk: int) -> Model:
+    """The same weights on chunks of another length."""
+    longer = Model(dataclasses.replace(model.config, chunk=chunk, overlap=0)).eval()
+    longer.load_state_dict(model.state_dict())
+    return longer
+
+
+def uncached_step(model: Model, sequences: list[Sequence], filled: int) -> Callable[[], object]:
+    """One step without caches: the decoders over ``filled`` triples of a chunk whose context is there."""
+    begun = [Sequence(s.ranks[:filled], s.positions[:filled], s.values[:filled], None, None, s.label, s.grid)
+             for s in sequences]  # fmt: skip
+    batch = cut_chunks(begun, [0] * len(begun), model.config.chunk, 0)
+    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+
+    def step() -> None:
+        places = model.places_of_chunk(batch, context)
+        channel, position, value = model.streams(batch, context, places)
+        last = slice(-1, None)
+        rank = batch.ranks[:, -1:].clamp(max=191)
+        model.channel_logits(channel[:, last], rank, batch.positions[:, -1:], context).softmax(-1)
+        here = dataclasses.replace(places, of_triple=places.of_triple[:, last])
+        model.position_logits(position[:, last], rank, batch.positions[:, -1:] * 0 - 1, here, context).softmax(-1)
+        model.value_logits(value[:, last], rank).softmax(-1)
+
+    return step
+
+
+def gpt2(model: Model, batch: int, steps: int) -> Callable[[], object]:
+    """`generate` of a GPT-2 as wide and deep as the decoders together."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
+
+    c = model.config
+    layers = len(c.channel) + len(c.position) + len(c.value)
+    config = GPT2Config(
+        vocab_size=512, n_positions=1024, n_embd=c.width, n_head=c.heads, n_layer=layers, bos_token_id=0,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    network = GPT2LMHeadModel(config).eval()
+    first = torch.zeros(batch, 1, dtype=torch.int64)
+    mask = torch.ones_like(first)
+
+    def work() -> object:
+        return network.generate(  # pyright: ignore
+            first, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=steps, min_new_tokens=steps
+        )
+
+    return work
+
+
+def engine_steps(model: Model, batch: int, steps: int, compiled: bool) -> Callable[[], object]:
+    """``steps`` steps of a batch of pictures, chunk after chunk."""
+    grid = Grid.of_size(model.config.size, model.config.size)
+    engine = Engine(model, grid, SampleConfig(batch=batch, compile=compiled))
+
+    def work() -> None:
+        rows = [Row.new(Request(i, i % model.config.num_labels), grid, 0) for i in range(batch)]
+        for _ in range(steps // model.config.stride):
+            engine.run(rows)
+
+    return work
+
+
+@torch.inference_mode()
+def main(args: Args) -> None:
+    """Time all, in turns."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = DCTransformer.from_pretrained(args.model)
+    long = with_chunk(model, 896)
+    config = SampleConfig(seed=1, batch=args.batch, compile=args.compile)
+    labels = [i % model.config.num_labels for i in range(args.batch)]
+    made = sample(long, args.batch, config, labels=labels)
+    triples = statistics.fmean(map(len, made.triples))
+    longest = max(map(len, made.triples))
+    sequences = [Sequence.from_triples(t, made.grid, 0) for t in made.triples]
+    fillings = [f for f in range(64, min(map(len, sequences)), 128)]
+    ours = engine_steps(model, args.batch, args.steps, args.compile)
+    theirs = gpt2(model, args.batch, args.steps)
+    for work in (ours, theirs):
+        work()  # warm up
+    cached, slow, engine, rival = [], [], [], []
+    for _ in range(args.rounds):
+        cached.append(seconds(lambda: sample(long, args.batch, config, labels=labels)))
+        steps = [seconds(uncached_step(long, sequences, f)) for f in fillings]
+        slow.append(statistics.fmean(steps) * longest)
+        engine.append(seconds(ours))
+        rival.append(seconds(theirs))
+    no_cache = statistics.median(s / c for s, c in zip(slow, cached, strict=True))
+    gpt = statistics.median(r / e for r, e in zip(rival, engine, strict=True))
+    print(
+        f"with caches {args.batch / statistics.median(cached):.2f} pictures a second, "
+        f"without {args.batch / statistics.median(slow):.3f}: {no_cache:.1f} times (goal 20)\n"
+        f"engine {args.steps / statistics.median(engine):.0f} steps a second, "
+        f"GPT-2 {args.steps / statistics.median(rival):.0f}: {gpt:.2f} times (goal 1.5)"
+    )
+    print(json.dumps({
+        "benchmark": "sampling", "ratio": round(gpt, 3), "goal": 1.5, "no_cache_ratio": round(no_cache, 2),
+        "no_cache_goal": 20, "images_per_second": round(args.batch / statistics.median(cached), 3),
+        "steps_per_second": round(args.steps / statistics.median(engine), 1),
+        "gpt2_steps_per_second": round(args.steps / statistics.median(rival), 1),
+        "ratios": [round(r / e, 3) for r, e in zip(rival, engine, strict=True)],
+        "triples_per_image": triples, "batch": args.batch, "compile": args.compile,
+        "threads": torch.get_num_threads(),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
