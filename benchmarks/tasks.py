@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import cv2  # pyright: ignore[reportMissingImports]
 import numpy as np
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
-from dctransformer.codec.resize import dct_matrix
+from dctransformer.codec.resize import dct_matrix, shrink
 from dctransformer.data.store import TripleStore
 from dctransformer.editing import Edited, Options, colorize, inpaint, upscale
 from dctransformer.sample_config import SampleConfig
@@ -49,6 +50,11 @@ class Args:
     """Seed of the samples."""
     top_p: float = 1.0
     """Nucleus of the samples."""
+    shrink: Literal["lanczos", "box", "dct"] = "lanczos"
+    """How the small pictures for upscaling are made: Pillow's Lanczos or box filter, or the low frequencies of each
+    8 × 8 block (`dctransformer.codec.resize.shrink`)."""
+    upscale_only: bool = False
+    """Leave colorize and inpaint out."""
     sheet: Path | None = None
     """Write a sheet of the first pictures there."""
 
@@ -124,6 +130,14 @@ def resized(picture: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray
     return np.asarray(Image.fromarray(picture).resize((size, size), how))
 
 
+def shrunk(pictures: Pictures, factor: int, how: str) -> Pictures:
+    """The small pictures to start from."""
+    if how == "dct":
+        return list(shrink(torch.from_numpy(np.stack(pictures)), factor).numpy())
+    filters = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+    return [resized(p, p.shape[0] // factor, filters[how]) for p in pictures]
+
+
 def table(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
     """Print a Markdown table."""
     print(f"\n| {title} | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
@@ -158,7 +172,7 @@ def main(args: Args) -> None:
             return [edit.pixels() for edit in work(Options(num, None, sampling, progress=show))]
 
     for factor in (2, 4):
-        small = [resized(t, side // factor, Image.Resampling.LANCZOS) for t in truth]
+        small = shrunk(truth, factor, args.shrink)
         ours = [p[0] for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o))]
         rivals = {
             "bicubic": [resized(s, side, Image.Resampling.BICUBIC) for s in small],
@@ -176,43 +190,44 @@ def main(args: Args) -> None:
         for row, s, m, t in zip(shown, small, ours, truth, strict=False):
             row += [resized(s, side, Image.Resampling.NEAREST), m, *([t] if factor == 4 else [])]
 
-    grey = [np.repeat(luma(t).round().astype(np.uint8)[..., None], 3, 2) for t in truth]
-    eight = run("colorize", lambda o: colorize(args.model, grey, o), 8)
-    flat = [with_chroma(t, mean_chroma(args.data)) for t in truth]
-    colour = mean(colourfulness, truth)
-    best = float(np.mean([min(ciede2000(m, t) for m in made) for made, t in zip(eight, truth, strict=True)]))
-    first = [made[0] for made in eight]
-    rows = {
-        name: [mean(ciede2000, made, truth), mean(colourfulness, made) / colour]
-        for name, made in {"grey": grey, "mean colour": flat, "DCTransformer": first}.items()
-    }
-    every = float(np.mean([colourfulness(m) for made in eight for m in made])) / colour
-    rows["DCTransformer, best of 8"] = [best, every]
-    table("colorize", ["CIEDE2000", "colourfulness / true"], rows)
-    check("colorize_colourfulness", every, 0.85, 1.15)
-    check("colorize_best_of_8_below_mean_colour", best / rows["mean colour"][0], 0.0, 1.0)
-    for row, g, made in zip(shown, grey, eight, strict=False):
-        row += [g, made[0], made[1]]
+    if not args.upscale_only:
+        grey = [np.repeat(luma(t).round().astype(np.uint8)[..., None], 3, 2) for t in truth]
+        eight = run("colorize", lambda o: colorize(args.model, grey, o), 8)
+        flat = [with_chroma(t, mean_chroma(args.data)) for t in truth]
+        colour = mean(colourfulness, truth)
+        best = float(np.mean([min(ciede2000(m, t) for m in made) for made, t in zip(eight, truth, strict=True)]))
+        first = [made[0] for made in eight]
+        rows = {
+            name: [mean(ciede2000, made, truth), mean(colourfulness, made) / colour]
+            for name, made in {"grey": grey, "mean colour": flat, "DCTransformer": first}.items()
+        }
+        every = float(np.mean([colourfulness(m) for made in eight for m in made])) / colour
+        rows["DCTransformer, best of 8"] = [best, every]
+        table("colorize", ["CIEDE2000", "colourfulness / true"], rows)
+        check("colorize_colourfulness", every, 0.85, 1.15)
+        check("colorize_best_of_8_below_mean_colour", best / rows["mean colour"][0], 0.0, 1.0)
+        for row, g, made in zip(shown, grey, eight, strict=False):
+            row += [g, made[0], made[1]]
 
-    grid = Grid.of_size(side, side)
-    start, length = grid.rows // 4 * 16, max(1, grid.rows // 2) * 16
-    hole = np.zeros((side, side), dtype=np.uint8)
-    hole[start : start + length, start : start + length] = 255
-    inside = (slice(start, start + length),) * 2
-    box = (start, start, length, length)
-    filled = [p[0] for p in run("inpaint", lambda o: inpaint(args.model, truth, box=box, options=o))]
-    telea = [cv2.inpaint(np.ascontiguousarray(t), hole, 3, cv2.INPAINT_TELEA) for t in truth]
-    cut = [t[inside] for t in truth]
-    energy = sum(high_energy(t, 1) for t in cut)
-    rows = {
-        name: [mean(psnr, [m[inside] for m in made], cut), mean(ssim, [m[inside] for m in made], cut),
-               sum(high_energy(m[inside], 1) for m in made) / energy,
-               mean(colourfulness, [m[inside] for m in made]) / mean(colourfulness, cut)]
-        for name, made in {"OpenCV Telea": telea, "DCTransformer": filled}.items()
-    }  # fmt: skip
-    table("inpaint, in the hole", ["PSNR", "SSIM", "AC energy / true", "colourfulness / true"], rows)
-    for row, m, f in zip(shown, telea, filled, strict=False):
-        row += [m, f]
+        grid = Grid.of_size(side, side)
+        start, length = grid.rows // 4 * 16, max(1, grid.rows // 2) * 16
+        hole = np.zeros((side, side), dtype=np.uint8)
+        hole[start : start + length, start : start + length] = 255
+        inside = (slice(start, start + length),) * 2
+        box = (start, start, length, length)
+        filled = [p[0] for p in run("inpaint", lambda o: inpaint(args.model, truth, box=box, options=o))]
+        telea = [cv2.inpaint(np.ascontiguousarray(t), hole, 3, cv2.INPAINT_TELEA) for t in truth]
+        cut = [t[inside] for t in truth]
+        energy = sum(high_energy(t, 1) for t in cut)
+        rows = {
+            name: [mean(psnr, [m[inside] for m in made], cut), mean(ssim, [m[inside] for m in made], cut),
+                   sum(high_energy(m[inside], 1) for m in made) / energy,
+                   mean(colourfulness, [m[inside] for m in made]) / mean(colourfulness, cut)]
+            for name, made in {"OpenCV Telea": telea, "DCTransformer": filled}.items()
+        }  # fmt: skip
+        table("inpaint, in the hole", ["PSNR", "SSIM", "AC energy / true", "colourfulness / true"], rows)
+        for row, m, f in zip(shown, telea, filled, strict=False):
+            row += [m, f]
 
     if args.sheet is not None:
         from dctransformer.sheets import captioned_rows
@@ -222,7 +237,7 @@ def main(args: Args) -> None:
     met = [bool(c["met"]) for c in checks.values()]
     print(json.dumps({
         "benchmark": "tasks", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
-        "seed": args.seed, "top_p": args.top_p, "model": args.model, "threads": torch.get_num_threads(),
+        "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "model": args.model, "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
     }))  # fmt: skip
 

@@ -299,6 +299,21 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
     return (cumulative <= aim[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
 
+def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
+    """A copy of a model for many small products: in its precision, and on a CPU with matrices stored by columns.
+
+    With few rows a product is bound by reading the matrix; by columns that is half as long again as fast.
+    """
+    model = copy.deepcopy(model)
+    if precision == "bf16":
+        model = model.bfloat16()
+    if model.device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = module.weight.data.t().contiguous().t()
+    return model
+
+
 class Engine:
     """Runs chunks of batches: encode once, then triple by triple, all rows in step."""
 
@@ -308,7 +323,7 @@ class Engine:
         if self.precision == "auto":
             self.precision = "bf16" if self.device.type == "cuda" else "fp32"
         resolve_precision(self.precision, self.device)
-        self.model = copy.deepcopy(model).bfloat16() if self.precision == "bf16" else model
+        self.model = for_steps(model, self.precision)
         self.guided = config.guidance != 1 and model.config.num_labels > 0
         self.stepper: Stepper | None = None
 

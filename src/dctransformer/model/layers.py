@@ -192,7 +192,9 @@ class Stack(nn.Module):
 
     def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of ``encoded [B, M, D]`` for each layer's cross-attention (made once a chunk)."""
-        return [layer.cross.inner.keys_values(encoded) for layer in self.layers]  # type: ignore[union-attr]
+        made = (layer.cross.inner.keys_values(encoded) for layer in self.layers)  # type: ignore[union-attr]
+        # Laid out once here, and not again in every step.
+        return [(k.contiguous(), v.contiguous()) for k, v in made]
 
     def new_cache(self, batch: int, like: Tensor) -> list[KVCache]:
         """An empty key/value cache a layer, for one chunk of ``batch`` rows."""
