@@ -232,12 +232,13 @@ def main(args: Args) -> None:
     if args.sheet is not None:
         from dctransformer.sheets import captioned_rows
 
-        captions = ["×2 from", "×2", "×4 from", "×4", "true", "grey", "colour 0", "colour 1", "Telea", "inpaint"]
+        captions = ["x2 from", "x2", "x4 from", "x4", "true", "grey", "colour 0", "colour 1", "Telea", "inpaint"]
         captioned_rows(shown, captions, side=128).save(args.sheet)
     met = [bool(c["met"]) for c in checks.values()]
     print(json.dumps({
         "benchmark": "tasks", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
-        "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "model": args.model, "threads": torch.get_num_threads(),
+        "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "model": args.model,
+        "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
     }))  # fmt: skip
 

@@ -73,12 +73,12 @@ def main(args: Args) -> None:
     once = upscale(args.model, pictures[:1], 2, Options(1, None, calm))[0].pixels()[0]
     twice = upscale(args.model, [once], 2, Options(1, None, calm))[0].pixels()[0]
     bicubic = np.asarray(Image.fromarray(pictures[0]).resize((4 * side, 4 * side), Image.Resampling.BICUBIC))
-    large = captioned_rows([[pictures[0], bicubic, twice]], [f"{side} px", "bicubic", "two times ×2"], side=4 * side)
+    large = captioned_rows([[pictures[0], bicubic, twice]], [f"{side} px", "bicubic", "two times x2"], side=4 * side)
     write(large, args.out / "tiles.png")
 
     stages = [Codec(quality).decode(_whole(made, stage)).numpy() for stage in made.by_band()]
     strip = [[stage[i] for stage in stages] for i in range(args.rows)]
-    write(captioned_rows(strip, ["band 0", "1–3", "4–15", "16–63"]), args.out / "bands.png")
+    write(captioned_rows(strip, ["band 0", "1-3", "4-15", "16-63"]), args.out / "bands.png")
 
 
 def _whole(made, stage):
