@@ -12,11 +12,11 @@ from torch import Tensor
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import START, Sequence, cut_chunks
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
-from dctransformer.sample import Decoding, Request, Row, SampleConfig, fill, pick, sample
+from dctransformer.sample import Decoding, Request, SampleConfig, fill, pick, sample
 
 GRID = Grid(2, 3)
 """32 × 48 pixels: not square, so that rows and columns can't be mixed up unnoticed."""
@@ -86,26 +86,25 @@ def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
         with torch.inference_mode():
             whole = model(batch)[0]
             first = k * model.config.stride
-            row = Row.new(Request(0, sequence.label, sequence.known, sequence.given), GRID, seed=0)
-            row.listed = [
-                (int(r), int(p), int(v))
-                for r, p, v in zip(
-                    sequence.ranks[:first], sequence.positions[:first], sequence.values[:first], strict=True
-                )
-            ]
-            row.coefficients = batch.coefficients[0]
-            context = int(batch.context[0])
-            steps = Decoding.begin(model, [row], GRID, context)
-            for index in range(context, int(batch.lengths[0])):
-                rank, position, value = (
-                    x[0, index + 1 : index + 2] for x in (batch.ranks, batch.positions, batch.values)
-                )
-                got = [-steps.channel().log_softmax(-1)[0, rank]]
-                if int(rank) != order.STOP:
-                    got.append(-steps.position(rank).log_softmax(-1)[0, position])
-                    got.append(-steps.value(position).log_softmax(-1)[0, model.alphabet.encode(value)])
-                    steps.settle(value)
-                torch.testing.assert_close(torch.cat(got), whole[index, : len(got)], atol=1e-4, rtol=0)
+            # Begin where the chunk does, and in its middle, as when a picture is continued.
+            for begun in (0, min(7, int(batch.lengths[0] - batch.context[0]) - 1)):
+                _follow(model, sequence, batch, whole, k, first + begun)
+
+
+def _follow(model: DCTransformer, sequence: Sequence, batch: ChunkBatch, whole: Tensor, chunk: int, known: int) -> None:
+    """Decode a chunk whose first triples are known, and compare with the whole chunk's nats ``[L, 3]``."""
+    listed = (x[:known] for x in (sequence.ranks, sequence.positions, sequence.values))
+    partial = Sequence(*listed, sequence.given, sequence.known, sequence.label, GRID)
+    steps = Decoding(model, cut_chunks([partial], [chunk], model.config.chunk, model.config.overlap))
+    begun = known - chunk * model.config.stride + int(batch.context[0])
+    for index in range(begun, int(batch.lengths[0])):
+        rank, position, value = (x[0, index + 1 : index + 2] for x in (batch.ranks, batch.positions, batch.values))
+        got = [-steps.channel().log_softmax(-1)[0, rank]]
+        if int(rank) != order.STOP:
+            got.append(-steps.position(rank).log_softmax(-1)[0, position])
+            got.append(-steps.value(position).log_softmax(-1)[0, model.alphabet.encode(value)])
+            steps.settle(value)
+        torch.testing.assert_close(torch.cat(got), whole[index, : len(got)], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
@@ -168,15 +167,12 @@ def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -
     )
     if keep == 0:
         assert sequence.given is not None
-    row = Row.new(Request(0, 0, sequence.known, given), GRID, 0)
-    row.coefficients = cut_chunks([sequence], [0], model.config.chunk, 0).coefficients[0]
+    begun = (x[:keep] for x in (sequence.ranks, sequence.positions, sequence.values))
+    part = Sequence(*begun, given, sequence.known, 0, GRID)
     expected = legal_next(listed, given, model)
     total = torch.zeros((), dtype=torch.float64)
     with torch.inference_mode():
-        start = Decoding.begin(model, [row], GRID, 0)
-        start.previous_rank = torch.tensor([listed[-1][0] if listed else START])
-        start.previous_position = torch.tensor([listed[-1][1] if listed else 0])
-        start.previous_value = torch.tensor([listed[-1][2] if listed else 0])
+        start = Decoding(model, cut_chunks([part], [0], model.config.chunk, 0))
         channel = start.channel()[0].double().softmax(-1)
         stream = start.stream
         total += channel[order.STOP]
@@ -185,7 +181,7 @@ def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -
             if not wanted:
                 assert channel[rank] == 0
                 continue
-            start.stream, start.index = stream, 0
+            start.stream = stream
             place = start.position(torch.tensor([rank]))[0].double().softmax(-1)
             inner = start.stream
             assert {p for p in range(GRID.positions) if place[p] > 0} <= {p for p, _ in wanted}

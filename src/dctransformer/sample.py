@@ -1,16 +1,20 @@
 """The sampling engine: pictures from a model, step by step with key/value caches.
 
-It calls the same parts of the model that training uses, the three distributions above all.
-Rows run in step inside a chunk; a row that stops leaves the batch at once, and its place is taken by a picture
-still waiting when the next chunk begins.
+It calls the same parts of the model that training uses, the three distributions above all, on chunks that are cut by
+the same function. Rows run in step inside a chunk, without a word from the host; when the next chunk begins, rows that
+have stopped leave the batch and pictures still waiting take their places.
 
-Shapes: B rows in the batch, N MCUs, P positions, D width.
+Shapes: B rows in the batch, L triples, N MCUs, P positions.
 """
 
 from __future__ import annotations
 
+import collections
+import copy
 import dataclasses
+import warnings
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +22,14 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import START, settled_before
-from dctransformer.model.dctransformer import Context, DCTransformer, Places
-from dctransformer.model.layers import KVCache
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks, partial_image
+from dctransformer.decoding import Decoding
+from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
+from dctransformer.model.precision import out_of_memory, resolve_precision
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
+_RANK = torch.from_numpy(order.RANK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,12 @@ class SampleConfig:
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     batch: int = 16
     """Pictures at a time."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
+    compile: bool = False
+    """Compile the steps: half a minute once, then faster; for many pictures."""
+    graphs: bool = True
+    """On a GPU, replay steps as CUDA graphs."""
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
@@ -64,12 +76,31 @@ class Request:
         label: class number, `ModelConfig.null_label` for none.
         known: int16 ``[N, 6, 64]``, settled coefficients, 0 elsewhere; None for none.
         given: bool ``[N, 6, 64]``, which are settled; None for none.
+        kept: triples that the picture begins with (channel, position, value), int ``[L, 3]`` in generation order.
     """
 
     index: int
     label: int
     known: Tensor | None = None
     given: Tensor | None = None
+    kept: Tensor | None = None
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """A picture on its way.
+
+    Attributes:
+        index: of its request.
+        triples: listed so far.
+        mcus: int16 ``[N, 6, 64]``, the coefficients so far.
+        finished: whether it has stopped.
+    """
+
+    index: int
+    triples: int
+    mcus: Tensor
+    finished: bool
 
 
 @dataclasses.dataclass
@@ -78,7 +109,7 @@ class Samples:
 
     Attributes:
         mcus: int16 ``[n, N, 6, 64]``, the DCT images.
-        triples: generated triples of each (channel, position, value), int32 ``[L, 3]`` in the order of generation.
+        triples: listed triples of each (channel, position, value), int32 ``[L, 3]`` in the order of generation.
         labels: int64 ``[n]``.
         grid: the MCU grid.
         quality: of the codec.
@@ -99,6 +130,18 @@ class Samples:
         """As pictures, uint8 ``[n, H, W, 3]``."""
         return Codec(quality=self.quality).decode(self.dct())
 
+    def by_band(self) -> Tensor:
+        """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
+        band = torch.from_numpy(order.BAND_OF_CHANNEL)
+        stages = []
+        for last in range(len(order.BANDS)):
+            mcus = self.mcus.clone()
+            for slots, triples in zip(mcus, self.triples, strict=True):
+                later = triples[band[triples[:, 0].long()] > last].long()
+                slots.view(-1)[self.grid.slot(later[:, 0], later[:, 1])] = 0
+            stages.append(mcus)
+        return torch.stack(stages)
+
     def places(self) -> Tensor:
         """How often each luma block position was chosen: int64 ``[n, 2·rows, 2·cols]`` (the paper's figure 1)."""
         counts = [
@@ -117,6 +160,7 @@ def sample(
     labels: list[int] | None = None,
     size: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Snapshot], None] | None = None,
 ) -> Samples:
     """Generate pictures.
 
@@ -126,7 +170,8 @@ def sample(
         config: seed, temperature and so on.
         labels: class of each picture; None for the null label.
         size: height and width in pixels, multiples of 16; None for the size the model was trained on.
-        progress: called with (triples so far, pictures finished).
+        progress: called after each chunk with (triples so far, pictures finished).
+        watch: called after each chunk with every picture that was worked on, as far as it is.
 
     Returns:
         The samples, in order.
@@ -143,7 +188,7 @@ def sample(
         if not 0 <= label <= model.config.num_labels:
             raise ValueError(f"label {label} is not one of the model's {model.config.num_labels} labels")
     requests = [Request(i, label) for i, label in enumerate(labels)]
-    return fill(model, requests, Grid.of_size(height, width), config, progress=progress)
+    return fill(model, requests, Grid.of_size(height, width), config, progress=progress, watch=watch)
 
 
 @torch.inference_mode()
@@ -154,6 +199,7 @@ def fill(
     config: SampleConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Snapshot], None] | None = None,
 ) -> Samples:
     """Generate what is not settled of some pictures.
 
@@ -162,29 +208,41 @@ def fill(
         requests: the pictures.
         grid: their MCU grid.
         config: seed, temperature and so on.
-        progress: called with (triples so far, pictures finished).
+        progress: called after each chunk with (triples so far, pictures finished).
+        watch: called after each chunk with every picture that was worked on, as far as it is.
 
     Returns:
         The samples, in the order of the requests.
+
+    Raises:
+        ValueError: the device can't do the precision, or memory does not suffice for one picture at a time.
     """
-    waiting = [Row.new(request, grid, config.seed) for request in requests]
-    finished: dict[int, Row] = {}
+    rows = [Row.new(request, grid, config.seed) for request in requests]
+    waiting = collections.deque(rows)
     at_work: list[Row] = []
-    total = 0
-    order_of = {id(row): i for i, row in enumerate(waiting)}
+    batch, total = config.batch, 0
+    engine = Engine(model, grid, config)
     while waiting or at_work:
-        while waiting and len(at_work) < config.batch:
-            at_work.append(waiting.pop(0))
-        total += _Chunk(model, at_work, grid, config).run()
-        for row in at_work:
-            if row.stopped:
-                finished[order_of[id(row)]] = row
+        while waiting and len(at_work) < batch:
+            at_work.append(waiting.popleft())
+        for group in _equally_far(at_work, model.config.stride):
+            try:
+                total += engine.run(group)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                batch = _smaller(batch)
+                waiting.extendleft(reversed([row for row in at_work if not row.stopped]))
+                at_work, engine = [], Engine(model, grid, dataclasses.replace(config, batch=batch))
+                break
+        if watch is not None:
+            for row in at_work:
+                watch(Snapshot(row.request.index, len(row.listed), row.mcus(), row.stopped))
         at_work = [row for row in at_work if not row.stopped]
         if progress is not None:
-            progress(total, len(finished))
-    rows = [finished[i] for i in range(len(requests))]
+            progress(total, sum(row.stopped for row in rows))
     return Samples(
-        torch.stack([row.coefficients for row in rows]),
+        torch.stack([row.mcus() for row in rows]),
         [row.triples() for row in rows],
         torch.tensor([row.request.label for row in rows]),
         grid,
@@ -192,30 +250,52 @@ def fill(
     )
 
 
+def _smaller(batch: int) -> int:
+    if batch == 1:
+        raise ValueError("there is not enough memory for one picture of this size; choose a smaller one") from None
+    warnings.warn(f"a batch of {batch} did not fit in memory; going on with {batch // 2}", stacklevel=3)
+    return batch // 2
+
+
+def _equally_far(rows: list[Row], stride: int) -> list[list[Row]]:
+    """Rows by how many triples their chunk begins with (all but those in their first chunks, or continued, agree)."""
+    groups: dict[tuple[bool, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((len(row.listed) < stride, len(row.listed) % stride), []).append(row)
+    return list(groups.values())
+
+
 @dataclasses.dataclass
 class Row:
     """A picture in the making."""
 
     request: Request
-    coefficients: Tensor
-    given: Tensor
     noise: np.random.Generator
-    listed: list[tuple[int, int, int]]
-    """(rank, position, value) generated so far."""
+    grid: Grid
+    listed: Tensor
+    """(rank, position, value) so far, int64 ``[L, 3]``."""
+    kept: int
+    """How many of them were asked to be kept."""
     stopped: bool = False
 
     @classmethod
     def new(cls, request: Request, grid: Grid, seed: int) -> Row:
-        shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
-        known = torch.zeros(shape, dtype=torch.int16) if request.known is None else request.known.clone()
-        given = torch.zeros(shape, dtype=torch.bool) if request.given is None else request.given
-        return cls(request, known, given, np.random.default_rng([seed, request.index]), [])
+        listed = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
+        listed = torch.stack([_RANK[listed[:, 0]], listed[:, 1], listed[:, 2]], 1)
+        return cls(request, np.random.default_rng([seed, request.index]), grid, listed, len(listed))
+
+    def sequence(self) -> Sequence:
+        """What is listed so far, without a stop."""
+        ask, (rank, position, value) = self.request, self.listed.unbind(1)
+        return Sequence(rank, position, value, ask.given, ask.known, ask.label, self.grid)
+
+    def mcus(self) -> Tensor:
+        """The picture so far: int16 ``[N, 6, 64]``."""
+        return partial_image(self.sequence(), len(self.listed))[0]
 
     def triples(self) -> Tensor:
-        """int32 ``[L, 3]`` (channel, position, value)."""
-        if not self.listed:
-            return torch.zeros(0, 3, dtype=torch.int32)
-        rank, position, value = torch.tensor(self.listed).unbind(1)
+        """int32 ``[L, 3]`` (channel, position, value) in the order of generation, kept ones first."""
+        rank, position, value = self.listed.unbind(1)
         return torch.stack([_CHANNEL[rank], position, value], 1).int()
 
 
@@ -246,58 +326,127 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
     return torch.minimum(drawn, last)
 
 
-class _Chunk:
-    """One chunk of a batch of rows: encode once, then triple by triple."""
+class Engine:
+    """Runs chunks of batches: encode once, then triple by triple, all rows in step."""
 
-    def __init__(self, model: DCTransformer, rows: list[Row], grid: Grid, config: SampleConfig):
-        self.model, self.rows, self.grid, self.config = model, rows, grid, config
+    def __init__(self, model: DCTransformer, grid: Grid, config: SampleConfig):
+        self.grid, self.config, self.device = grid, config, model.device
+        self.precision = config.precision
+        if self.precision == "auto":
+            self.precision = "bf16" if self.device.type == "cuda" else "fp32"
+        resolve_precision(self.precision, self.device)
+        self.model = copy.deepcopy(model).bfloat16() if self.precision == "bf16" else model
         self.guided = config.guidance != 1 and model.config.num_labels > 0
-        overlap = model.config.overlap
-        # How much context each row has depends on its length; rows are lined up by their first *new* triple.
-        self.contexts = [min(overlap, len(row.listed)) for row in rows]
+        self.stepper: Stepper | None = None
 
-    def run(self) -> int:
-        """Generate up to a stride of triples a row; returns how many there were."""
+    def run(self, rows: list[Row]) -> int:
+        """Generate to the end of the rows' chunks, or to their stops; returns how many triples there were."""
+        stride = self.model.config.stride
+        sequences = [row.sequence() for row in rows]
+        chunk = [len(row.listed) // stride for row in rows]
+        steps = stride - len(rows[0].listed) % stride
+        noise = np.zeros((len(rows), stride, 3))
+        for row, own in zip(rows, noise, strict=True):
+            own[:steps] = row.noise.random((steps, 3))
+        batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            made = self._decode(batch, torch.from_numpy(noise), steps)
         total = 0
-        # Rows with the same amount of context share a batch (all but those in their first chunks have `overlap`).
-        for context in sorted(set(self.contexts)):
-            total += self._run([r for r, c in zip(self.rows, self.contexts, strict=True) if c == context], context)
+        for row, triples in zip(rows, made.unbind(0), strict=True):
+            ends = (triples[:, 0] == order.STOP).nonzero()
+            row.stopped = len(ends) > 0
+            triples = triples[: int(ends[0])] if row.stopped else triples
+            row.listed = torch.cat([row.listed, triples])
+            total += len(triples)
         return total
 
-    def _run(self, rows: list[Row], overlap: int) -> int:
-        model, device = self.model, self.model.device
-        stride = model.config.stride
-        steps = Decoding.begin(model, rows, self.grid, overlap, guided=self.guided)
-        noise = torch.from_numpy(np.stack([row.noise.random((stride, 3)) for row in rows])).to(device)
-        new: list[list[tuple[int, int, int]]] = [[] for _ in rows]
-        alive = list(range(len(rows)))
-        c = self.config
-        for step in range(stride):
-            u = noise[alive, step]
-            rank = pick(self._mix(steps.channel()), u[:, 0])
-            going = rank < order.NUM_CHANNELS
-            if not bool(going.all()):
-                for i in (~going).nonzero()[:, 0].tolist():
-                    rows[alive[i]].stopped = True
-                kept = going.nonzero()[:, 0]
-                alive = [alive[i] for i in kept.tolist()]
-                if not alive:
-                    break
-                steps.keep(torch.cat([kept, kept + len(going)]) if self.guided else kept)
-                u, rank = u[kept], rank[kept]
-            position = pick(self._mix(steps.position(self._both(rank))), u[:, 1], c.temperature, c.top_p)
-            value_class = pick(self._mix(steps.value(self._both(position))), u[:, 2], c.temperature, c.top_p)
-            value = model.alphabet.decode(value_class)
-            steps.settle(self._both(value))
-            triples = torch.stack([rank, position, value], 1).tolist()
-            for i, triple in zip(alive, triples, strict=True):
-                new[i].append((triple[0], triple[1], triple[2]))
-        for row, listed in zip(rows, new, strict=True):
-            row.listed += listed
-            if listed:
-                rank, position, value = torch.tensor(listed).unbind(1)
-                row.coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
-        return sum(map(len, new))
+    def _decode(self, batch: ChunkBatch, noise: Tensor, steps: int) -> Tensor:
+        """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing."""
+        rows = len(batch.labels)
+        graphs = self.device.type == "cuda" and self.config.graphs
+        if graphs:  # one shape for all, so that one graph serves; the spare rows repeat the first
+            spare = torch.arange(self.config.batch) % rows
+            batch, noise = batch.rows(spare), noise[spare]
+        if self.guided:
+            twice = torch.arange(2 * len(batch.labels)) % len(batch.labels)
+            batch = batch.rows(twice)
+            batch.labels[len(twice) // 2 :] = self.model.config.null_label
+        batch, noise = batch.to(self.device), noise.to(self.device)
+        if self.stepper is None:
+            self.stepper = Stepper(Decoding(self.model, batch), noise.clone(), self.config, self.guided)
+            if graphs:
+                self.stepper.capture()
+        self.stepper.load(Decoding(self.model, batch), noise)
+        for k in range(steps):
+            self.stepper.step()
+            if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
+                steps = k + 1
+                break
+        return self.stepper.made[:rows, :steps].cpu()
+
+
+class Stepper:
+    """Whole steps of a decoding: decide on a triple a row, settle it, note it; no result is read by the host."""
+
+    def __init__(self, decoding: Decoding, noise: Tensor, config: SampleConfig, guided: bool):
+        self.config, self.guided = config, guided
+        self.turn = torch.zeros(1, dtype=torch.int64, device=noise.device)
+        self.lazily = noise.device.type == "cpu"
+        self.graph: Any = None
+        self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
+        if config.compile:
+            self.parts = tuple(torch.compile(part, fullgraph=True, dynamic=False) for part in self.parts)
+        self.load(decoding, noise)
+
+    def load(self, decoding: Decoding, noise: Tensor) -> None:
+        """Begin another batch of chunks; the tensors of a captured graph stay."""
+        if self.graph is None:
+            self.decoding, self.noise = decoding, noise
+            self.made = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
+        else:
+            self.decoding.load(decoding)
+            self.noise.copy_(noise)
+        self.turn.zero_()
+
+    def capture(self) -> None:
+        """Record a step as a CUDA graph, which replays without the host's help."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries set themselves up on their first calls
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._step()
+
+    def step(self) -> None:
+        """One triple a row."""
+        if self.graph is None:
+            self._step()
+        else:
+            self.graph.replay()
+
+    def _step(self) -> None:
+        choose_channel, choose_rest = self.parts
+        rank = choose_channel(self)
+        self.decoding.enter(self._both(rank), lazily=self.lazily)
+        choose_rest(self, rank)
+
+    def _choose_channel(self) -> Tensor:
+        uniform = self.noise.index_select(1, self.turn)[:, 0]
+        return pick(self._mix(self.decoding.channel()), uniform[:, 0])
+
+    def _choose_rest(self, rank: Tensor) -> None:
+        c, uniform = self.config, self.noise.index_select(1, self.turn)[:, 0]
+        places = self.decoding.position(self._both(rank), entered=True)
+        position = pick(self._mix(places), uniform[:, 1], c.temperature, c.top_p)
+        values = self.decoding.value(self._both(position))
+        chosen = pick(self._mix(values), uniform[:, 2], c.temperature, c.top_p)
+        value = self.decoding.model.alphabet.decode(chosen)
+        self.decoding.settle(self._both(value))
+        self.made.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
+        self.turn += 1
 
     def _both(self, x: Tensor) -> Tensor:
         """Decisions for the labelled rows and, with guidance, for their unlabelled twins."""
@@ -311,140 +460,3 @@ class _Chunk:
         legal = logits.chunk(2)[0] > NEVER / 2
         mixed = plain + self.config.guidance * (labelled - plain)
         return torch.where(legal, mixed, logits.chunk(2)[0])
-
-
-class Decoding:
-    """Step-by-step decoding of a chunk: call `channel`, `position`, `value`, `settle` in turn.
-
-    Each of the first three returns fp32 logits ``[B, K]`` equal (up to rounding) to those of the whole-chunk forward.
-    """
-
-    def __init__(
-        self,
-        model: DCTransformer,
-        context: Context,
-        caches: list[list[KVCache]],
-        previous: tuple[Tensor, Tensor, Tensor],
-    ):
-        self.model, self.context, self.caches = model, context, caches
-        self.previous_rank, self.previous_position, self.previous_value = previous
-        self.index = 0
-        batch = len(self.previous_rank)
-        device = model.device
-        self.run_rank = torch.full((batch,), -1, device=device)
-        self.states = None if context.states is None else context.states.copy()
-        self.same = torch.zeros(batch, context.grid.positions, device=device)
-        self.features: Tensor | None = None
-        self.stream = context.encoded.new_zeros(batch, 1, model.config.width)
-        # What has been decided of the triple in hand, and the last position in its channel.
-        self.chosen_rank = self.chosen_position = torch.zeros_like(self.run_rank)
-        self.cursor = self.chosen_rank[:, None]
-        self.planes = context.planes.float()
-
-    @classmethod
-    def begin(
-        cls, model: DCTransformer, rows: list[Row], grid: Grid, overlap: int, *, guided: bool = False
-    ) -> Decoding:
-        """Encode what is settled, and prefill the caches with ``overlap`` triples of context."""
-        device = model.device
-        coefficients = torch.stack([row.coefficients for row in rows])
-        given = torch.stack([row.given for row in rows])
-        settled = given.clone()
-        for i, row in enumerate(rows):
-            if row.listed:
-                settled[i] |= settled_before(row.listed[-1][0], row.listed[-1][1], grid)
-        labels = torch.tensor([row.request.label for row in rows])
-        recent = torch.tensor(
-            [[(START, 0, 0), *row.listed][len(row.listed) - overlap :] for row in rows], dtype=torch.int64
-        )
-        tensors = [coefficients, settled, given, labels, recent]
-        if guided:
-            tensors = [torch.cat([t, t]) for t in tensors]
-            tensors[3][len(rows) :] = model.config.null_label
-        coefficients, settled, given, labels, recent = (t.to(device) for t in tensors)
-        context = model.encode(coefficients, settled, given, labels, grid)
-        stacks = (model.channel_decoder, model.position_decoder, model.value_decoder)
-        caches = [stack.new_cache(len(labels), context.encoded) for stack in stacks]
-        first = recent[:, 0]
-        decoding = cls(model, context, caches, (first[:, 0], first[:, 1], first[:, 2]))
-        for k in range(1, overlap + 1):
-            decoding._replay(recent[:, k])
-        return decoding
-
-    def _replay(self, triple: Tensor) -> None:
-        """Pass a triple of context (int64 ``[B, 3]``) through the decoders; the states hold it already."""
-        self.channel()
-        self.position(triple[:, 0])
-        self.value(triple[:, 1])
-        self.settle(triple[:, 2], counted=False)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all batch rows but those listed."""
-        self.context = self.context.keep(rows)
-        for stack in self.caches:
-            for cache in stack:
-                cache.keep(rows)
-        self.previous_rank = self.previous_rank[rows]
-        self.previous_position = self.previous_position[rows]
-        self.previous_value = self.previous_value[rows]
-        self.run_rank, self.same, self.planes = self.run_rank[rows], self.same[rows], self.planes[rows]
-        self.states = None if self.states is None else self.states[rows]
-        self.features = None if self.features is None else self.features[rows]
-        self.stream = self.stream[rows]
-
-    def channel(self) -> Tensor:
-        """Logits of the next channel, ``[B, 193]``."""
-        m = self.model
-        before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
-        x = m.embed_previous(*before, self.context)
-        self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index)
-        return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
-
-    def position(self, rank: Tensor) -> Tensor:
-        """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
-        m = self.model
-        self._enter(rank)
-        self.cursor = torch.where(self.previous_rank == rank, self.previous_position, -1)[:, None]
-        self.chosen_rank = rank
-        x = m.embed_channel(self.stream, rank[:, None])
-        self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index)
-        return m.position_logits(self.stream, rank[:, None], self.cursor, self.places, self.context)[:, 0]
-
-    def value(self, position: Tensor) -> Tensor:
-        """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
-        m = self.model
-        self.chosen_position = position
-        x = m.embed_position(self.stream, self.chosen_rank[:, None], position[:, None], self.places, self.context)
-        self.stream = m.value_decoder(x, self.context.memory[2], self.caches[2], self.index)
-        return m.value_logits(self.stream, self.chosen_rank[:, None])[:, 0]
-
-    def settle(self, value: Tensor, *, counted: bool = True) -> None:
-        """Take the triple as decided (values, int64 ``[B]``) and go to the next."""
-        rank, position = self.chosen_rank, self.chosen_position
-        rows = torch.arange(len(rank), device=rank.device)
-        self.same[rows, position] = value.float()
-        if self.states is not None and counted:
-            added = self.model.local.contribution(rank, value)
-            luma = (_CHANNEL.to(rank.device)[rank] < order.CB)[:, None]
-            self.states.luma[rows, position] += torch.where(luma, added, 0.0)
-            mcu = self.context.grid.mcu.to(rank.device)[position]
-            self.states.chroma[rows, mcu] += torch.where(luma, 0.0, added)
-        self.previous_rank, self.previous_position, self.previous_value = rank, position, value
-        self.index += 1
-
-    def _enter(self, rank: Tensor) -> None:
-        """Where a row's channel is new, make its place features from the states as they are now."""
-        rows = torch.arange(len(rank), device=rank.device)
-        fresh = (rank != self.run_rank).nonzero()[:, 0]
-        self.run_rank = rank
-        if len(fresh):
-            self.same[fresh] = self.planes[fresh, rank[fresh]]
-            if self.states is not None:
-                assert self.context.encoded_places is not None
-                made = self.model.local.features(
-                    self.states[fresh], self.context.encoded_places[fresh], rank[fresh], self.context.grid
-                )
-                if self.features is None:
-                    self.features = made.new_zeros(len(rank), *made.shape[1:])
-                self.features[fresh] = made
-        self.places = Places(self.features, self.same, rank, rows[:, None])

@@ -384,10 +384,7 @@ def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
         yield batch
         return
     for start in range(0, rows, size):
-        part = {
-            f.name: getattr(batch, f.name)[start : start + size] for f in dataclasses.fields(batch) if f.name != "grid"
-        }
-        yield ChunkBatch(**part, grid=batch.grid)
+        yield batch.rows(slice(start, start + size))
 
 
 def train(

@@ -64,6 +64,10 @@ class Grid:
         """MCU of each position: int64 ``[P]``."""
         return (self.row // 2) * self.cols + self.col // 2
 
+    def mcu_at(self, position: Tensor) -> Tensor:
+        """MCU of positions on any device: int64, any shape."""
+        return position // (2 * self.width) * self.cols + position % self.width // 2
+
     @functools.cached_property
     def luma_block(self) -> Tensor:
         """Index into the ``N·6`` blocks of the luma block at each position: int64 ``[P]``."""

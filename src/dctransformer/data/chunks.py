@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -128,12 +129,15 @@ class ChunkBatch:
 
     def to(self, device: torch.device | str) -> ChunkBatch:
         """The batch on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if f.name != "grid"
-        }
-        return ChunkBatch(**moved, grid=self.grid)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, index: Tensor | slice) -> ChunkBatch:
+        """Some of the chunks."""
+        return self._each(lambda tensor: tensor[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ChunkBatch:
+        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "grid"}
+        return ChunkBatch(**changed, grid=self.grid)
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:

@@ -67,6 +67,12 @@ def neighbour_table(grid: Grid) -> Tensor:
     return torch.stack(tables)
 
 
+def _at_positions(by_mcu: Tensor, grid: Grid) -> Tensor:
+    """Each MCU's row of ``[T, N, W]`` at its four positions: ``[T, P, W]``."""
+    spread = by_mcu.unflatten(1, (grid.rows, 1, grid.cols, 1)).expand(-1, -1, 2, -1, 2, -1)
+    return spread.flatten(1, 4)
+
+
 @dataclasses.dataclass
 class States:
     """Running sums at every place: ``luma [·, P, S]`` and ``chroma [·, N, S]``."""
@@ -141,7 +147,7 @@ class LocalContext(nn.Module):
         chroma = states.chroma.transpose(1, 2).unflatten(2, (rows, cols))
         around_luma = self.luma_mix(luma).flatten(2).transpose(1, 2)
         around_chroma = self.chroma_mix(chroma).flatten(2).transpose(1, 2)
-        mixed = around_luma + around_chroma[:, grid.mcu.to(rank.device)] + encoded + self.channel(rank)[:, None]
+        mixed = around_luma + _at_positions(around_chroma, grid) + encoded + self.channel(rank)[:, None]
         gate, up = mixed.chunk(2, dim=-1)
         return self.norm(F.silu(gate) * up)
 
@@ -210,5 +216,5 @@ def states_by_run(
 
     return States(
         accumulate(start.luma, counted & is_luma, positions),
-        accumulate(start.chroma, counted & ~is_luma, grid.mcu.to(ranks.device)[positions]),
+        accumulate(start.chroma, counted & ~is_luma, grid.mcu_at(positions)),
     )

@@ -36,7 +36,7 @@ from dctransformer.model.context import (
     states_by_run,
     value_features,
 )
-from dctransformer.model.layers import Stack
+from dctransformer.model.layers import KVCache, Stack
 from dctransformer.model.legality import (
     NEVER,
     ValueAlphabet,
@@ -79,22 +79,6 @@ class Context:
     encoded_places: Tensor | None
     """The encoder's share of the place features, ``[B, P, 2 W]``."""
 
-    def keep(self, rows: Tensor) -> Context:
-        """The context of some batch rows only."""
-        return Context(
-            self.grid,
-            self.labels[rows],
-            self.encoded[rows],
-            [[(k[rows], v[rows]) for k, v in stack] for stack in self.memory],
-            self.at_place[rows],
-            self.place_keys[rows],
-            self.planes[rows],
-            self.opened[rows],
-            self.last_open[rows],
-            None if self.states is None else self.states[rows],
-            None if self.encoded_places is None else self.encoded_places[rows],
-        )
-
 
 @dataclasses.dataclass
 class Places:
@@ -117,6 +101,8 @@ class DCTransformer(nn.Module):
     """int64 ``[192]`` by rank: largest magnitude of each channel."""
     legal_values: Tensor
     """bool ``[192, V]`` by rank: values that a channel can have."""
+    chroma_rank: Tensor
+    """int64 ``[192]`` by rank: 0 for luma, 1 for chroma."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -127,6 +113,8 @@ class DCTransformer(nn.Module):
             self.alphabet = ValueAlphabet(limits)
         self.register_buffer("limits", limits, persistent=False)
         self.register_buffer("legal_values", self.alphabet.legal, persistent=False)
+        is_chroma = torch.from_numpy(order.GENERATION_ORDER >= order.CB)
+        self.register_buffer("chroma_rank", is_chroma.long(), persistent=False)
 
         # Encoder: all 6 × 64 coefficients of an MCU, and which of them are settled.
         self.encoder_input = nn.Linear(order.BLOCKS_PER_MCU * 64 * (VALUE_FEATURES + 1), d)
@@ -318,7 +306,7 @@ class DCTransformer(nn.Module):
         x = self.position_decoder.norm(stream)
         x = x + self._place(self.chosen_row, self.chosen_col, grid, position)
         batch = torch.arange(position.shape[0], device=position.device)[:, None]
-        x = x + context.at_place[batch, grid.mcu.to(position.device)[position]]
+        x = x + context.at_place[batch, grid.mcu_at(position)]
         if places.features is None:
             return x
         near = self._neighbours_of(position, rank, grid)
@@ -341,8 +329,7 @@ class DCTransformer(nn.Module):
 
     def _is_chroma(self, rank: Tensor) -> Tensor:
         """0 for luma ranks, 1 for chroma ranks."""
-        ranks = torch.from_numpy(order.GENERATION_ORDER).to(rank.device)
-        return (ranks >= order.CB).long()[rank]
+        return self.chroma_rank[rank]
 
     # -- the three distributions --------------------------------------------------------------------------------
 
@@ -430,6 +417,36 @@ class DCTransformer(nn.Module):
             features = self.local.features(states, context.encoded_places[runs.row], runs.rank, grid)
         return Places(features, same, runs.rank, runs.of_triple)
 
+    def streams(
+        self,
+        batch: ChunkBatch,
+        context: Context,
+        places: Places,
+        caches: list[list[KVCache]] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual streams of the channel, position and value decoder, ``[B, L, D]`` each.
+
+        Args:
+            batch: whole chunks.
+            context: of them.
+            places: from `places_of_chunk`.
+            caches: one list a decoder, to be filled from the left for step-by-step decoding from there on.
+        """
+        before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
+        chosen = batch.ranks[:, 1:].clamp(max=order.NUM_CHANNELS - 1)
+        stores = caches or (None, None, None)
+        index = None if caches is None else torch.arange(chosen.shape[1], device=chosen.device)
+        x = self.embed_previous(*before, context)
+        channel = self.channel_decoder(x, context.memory[0], stores[0], index)
+        x = self.embed_channel(channel, chosen)
+        position = self.position_decoder(x, context.memory[1], stores[1], index)
+        x = self.embed_position(position, chosen, batch.positions[:, 1:], places, context)
+        return channel, position, self.value_decoder(x, context.memory[2], stores[2], index)
+
+    def new_caches(self, batch: int, like: Tensor) -> list[list[KVCache]]:
+        """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
+        return [s.new_cache(batch, like) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)]
+
     def forward(self, batch: ChunkBatch) -> Tensor:
         """Negative log-likelihood of every triple of some chunks, by field.
 
@@ -441,18 +458,15 @@ class DCTransformer(nn.Module):
             and position and value are 0 at the stop.
         """
         context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
-        before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
+        places = self.places_of_chunk(batch, context)
+        streams = self.streams(batch, context, places)
+        before = batch.ranks[:, :-1], batch.positions[:, :-1]
         rank, position, value = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
         chosen = rank.clamp(max=order.NUM_CHANNELS - 1)
         cursor = torch.where(before[0] == rank, before[1], -1)
-        places = self.places_of_chunk(batch, context)
-
-        stream = self.channel_decoder(self.embed_previous(*before, context), context.memory[0])
-        channel = self.channel_logits(stream, before[0], before[1], context)
-        stream = self.position_decoder(self.embed_channel(stream, chosen), context.memory[1])
-        where = self.position_logits(stream, chosen, cursor, places, context)
-        stream = self.embed_position(stream, chosen, position, places, context)
-        what = self.value_logits(self.value_decoder(stream, context.memory[2]), chosen)
+        channel = self.channel_logits(streams[0], *before, context)
+        where = self.position_logits(streams[1], chosen, cursor, places, context)
+        what = self.value_logits(streams[2], chosen)
 
         predicted = batch.predicted
         has_place = predicted & (rank < order.NUM_CHANNELS)

@@ -14,36 +14,29 @@ from dctransformer.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of one self-attention layer, filled from the left: ``[B, H, capacity, E]`` each."""
+    """Keys and values of one self-attention layer: ``[B, H, capacity, E]`` each, of one size from start to end."""
 
     def __init__(self, batch: int, heads: int, capacity: int, head_size: int, like: Tensor):
         self.k = like.new_zeros(batch, heads, capacity, head_size)
         self.v = like.new_zeros(batch, heads, capacity, head_size)
 
-    def put(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store ``[B, H, L, E]`` from index ``start`` on; returns all that is stored up to the end of it."""
-        end = start + k.shape[2]
-        self.k[:, :, start:end] = k
-        self.v[:, :, start:end] = v
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all batch rows but those listed."""
-        self.k, self.v = self.k[rows], self.v[rows]
+    def put(self, k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Store ``[B, H, L, E]`` at ``index`` (int64 ``[L]``); returns the whole of it."""
+        self.k.index_copy_(2, index, k.to(self.k.dtype))
+        self.v.index_copy_(2, index, v.to(self.v.dtype))
+        return self.k, self.v
 
 
-def rotary_table(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary index: fp32 ``[length, E]`` each."""
-    frequency = 10_000.0 ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
-    angle = torch.cat([angle, angle], dim=1)
-    return angle.cos(), angle.sin()
+def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of the rotary index for `rotate`: fp32 ``[length, E]`` each."""
+    frequency = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+    return torch.cat([angle.cos(), angle.cos()], dim=1), torch.cat([-angle.sin(), angle.sin()], dim=1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary index applied to ``x [B, H, L, E]`` with tables ``[L, E]``."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+    """Rotary index applied to ``x [B, H, L, E]`` with tables ``[L, E]``: halves ``(a, b)`` turn as one plane."""
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -81,7 +74,8 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
-        start: int = 0,
+        index: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -90,8 +84,9 @@ class Attention(nn.Module):
             memory: keys and values to attend to instead of ``x``'s own.
             causal: forbid looking ahead.
             rotary: tables whose row 0 is the index of ``x[:, 0]``.
-            cache: earlier keys and values, to which ``x``'s are appended.
-            start: how many the cache holds already.
+            cache: earlier keys and values; ``x``'s are stored with them.
+            index: where in the cache, int64 ``[L]``.
+            seen: what of the cache each element may see, bool ``[L, capacity]``.
 
         Returns:
             ``[B, L, D]``.
@@ -103,10 +98,10 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
-            k, v = cache.put(k, v, start)
-            assert x.shape[1] == 1  # one new triple, which may see all that is stored
+            assert index is not None
+            k, v = cache.put(k, v, index)
             causal = False
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -174,6 +169,10 @@ class Layer(nn.Module):
 class Stack(nn.Module):
     """Layers with a final norm: a bidirectional encoder, or a causal decoder with a memory."""
 
+    cos: Tensor
+    """fp32 ``[chunk, E]``, rotary tables of the modern style."""
+    sin: Tensor
+
     def __init__(self, config: ModelConfig, layers: tuple[int, ...], decoder: bool):
         super().__init__()
         self.config, self.decoder = config, decoder
@@ -182,6 +181,10 @@ class Stack(nn.Module):
         if decoder and config.block == "paper":
             self.index = nn.Embedding(config.chunk, config.width)
             nn.init.normal_(self.index.weight, std=0.02)
+        if decoder and config.block == "modern":
+            cos, sin = rotary_table(config.chunk, config.width // config.heads)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
 
     def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of ``encoded [B, M, D]`` for each layer's cross-attention (made once a chunk)."""
@@ -197,7 +200,7 @@ class Stack(nn.Module):
         x: Tensor,
         memory: list[tuple[Tensor, Tensor]] | None = None,
         caches: list[KVCache] | None = None,
-        start: int = 0,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Run the stack.
 
@@ -205,19 +208,19 @@ class Stack(nn.Module):
             x: ``[B, L, D]``.
             memory: from `memory`; None for an encoder.
             caches: from `new_cache`, for step-by-step decoding.
-            start: index in the chunk of ``x[:, 0]``.
+            index: with caches, where in the chunk the elements of ``x`` are: int64 ``[L]``.
 
         Returns:
             The residual stream ``[B, L, D]`` before the final norm (`norm` is applied by the reader, so that
             stacked decoders can pass the stream on).
         """
-        length = x.shape[1]
-        rotary = None
+        rotary = seen = None
+        if index is not None:
+            seen = torch.arange(self.config.chunk, device=x.device) <= index[:, None]
         if self.decoder and self.config.block == "modern":
-            cos, sin = rotary_table(start + length, self.config.width // self.config.heads, x.device)
-            rotary = cos[start:], sin[start:]
+            rotary = self._rows(self.cos, index, x), self._rows(self.sin, index, x)
         elif self.decoder:
-            x = x + self.index.weight[start : start + length]
+            x = x + self._rows(self.index.weight, index, x)
         for i, layer in enumerate(self.layers):
             x = layer(
                 x,
@@ -225,6 +228,12 @@ class Stack(nn.Module):
                 causal=self.decoder,
                 rotary=rotary,
                 cache=caches[i] if caches is not None else None,
-                start=start,
+                index=index,
+                seen=seen,
             )
         return x
+
+    @staticmethod
+    def _rows(table: Tensor, index: Tensor | None, x: Tensor) -> Tensor:
+        """Rows of a table by index in the chunk: those of ``x [B, L, D]`` from the start if no index is given."""
+        return table[: x.shape[1]] if index is None else table[index]

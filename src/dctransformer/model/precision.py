@@ -66,3 +66,8 @@ def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory did not suffice (a CPU's says so in its text alone)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,171 @@
+"""Step-by-step decoding of chunks: what the sampling engine does with the model.
+
+All state lives in tensors that are made once a chunk and changed in place, and nothing is read back by the host, so
+that a step can be captured as a CUDA graph or compiled.
+
+Shapes: B rows in the batch, L triples, N MCUs, P positions, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.data.chunks import ChunkBatch
+from dctransformer.model.context import States
+from dctransformer.model.dctransformer import DCTransformer, Places
+
+
+class Decoding:
+    """A batch of chunks, decoded in step: call `channel`, `position`, `value`, `settle` in turn.
+
+    Each of the first three returns fp32 logits ``[B, K]`` equal (up to rounding) to those of the whole-chunk forward.
+    """
+
+    def __init__(self, model: DCTransformer, batch: ChunkBatch):
+        """Encode what is settled, and fill the caches with the triples that the chunks begin with.
+
+        Args:
+            model: in eval mode.
+            batch: chunks as far as they are known, all equally far; on the model's device.
+        """
+        rows, device = len(batch.labels), model.device
+        begun = batch.ranks.shape[1] - 1
+        assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
+        self.model = model
+        self.context = context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+        self.caches = model.new_caches(rows, context.encoded)
+        self.rows = torch.arange(rows, device=device)
+        self.index = torch.tensor([begun], device=device)
+        """Where in the chunk the next triple is."""
+        self.previous_rank = batch.ranks[:, -1].clone()
+        self.previous_position = batch.positions[:, -1].clone()
+        self.previous_value = batch.values[:, -1].clone()
+        # The channel run in hand: its channel, that channel's plane so far, and its place features.
+        self.run_rank = torch.full((rows,), -1, device=device)
+        self.same = torch.zeros(rows, batch.grid.positions, device=device)
+        self.states: States | None = None
+        self.features: Tensor | None = None
+        if context.states is not None:
+            self.states = context.states.copy()
+            width = model.config.place_width
+            self.features = context.encoded.new_zeros(rows, batch.grid.positions, width)
+        if begun:
+            self._take_up(batch)
+        # What has been decided of the triple in hand.
+        self.stream = context.encoded.new_zeros(rows, 1, model.config.width)
+        self.decided_rank = self.chosen_rank = self.chosen_position = self.run_rank
+
+    def _take_up(self, batch: ChunkBatch) -> None:
+        """Fill the caches with the batch's triples in one pass, and stand where step-by-step decoding would."""
+        model = self.model
+        places = model.places_of_chunk(batch, self.context)
+        model.streams(batch, self.context, places, self.caches)
+        last = places.of_triple[:, -1]
+        self.run_rank.copy_(self.previous_rank)
+        self.same.copy_(places.same[last])
+        if self.states is not None and self.features is not None and places.features is not None:
+            self.features.copy_(places.features[last])
+            listed = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
+            self._add(*listed, batch.predicted)  # overlap is in the states already
+
+    def channel(self) -> Tensor:
+        """Logits of the next channel, ``[B, 193]``."""
+        m = self.model
+        before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
+        x = m.embed_previous(*before, self.context)
+        self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index)
+        return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
+
+    def enter(self, rank: Tensor, *, lazily: bool = True) -> None:
+        """Where a row's channel is new, make its place features from the states as they are now.
+
+        Args:
+            rank: the channels chosen, int64 ``[B]``; rows that have stopped come along idly.
+            lazily: compute the new rows only, for which the host must look which these are; else all rows.
+        """
+        self.decided_rank = rank
+        rank = rank.clamp(max=order.NUM_CHANNELS - 1)
+        fresh = rank != self.run_rank
+        self.run_rank.copy_(rank)
+        self.chosen_rank = rank
+        if lazily:
+            some = fresh.nonzero()[:, 0]
+            if len(some):
+                self.same[some] = self.context.planes[some, rank[some]].float()
+                if self.features is not None:
+                    self.features[some] = self._made(some)
+        else:
+            plane = self.context.planes[self.rows, rank].float()
+            self.same.copy_(torch.where(fresh[:, None], plane, self.same))
+            if self.features is not None:
+                self.features.copy_(torch.where(fresh[:, None, None], self._made(self.rows), self.features))
+
+    def _made(self, rows: Tensor) -> Tensor:
+        assert self.states is not None and self.context.encoded_places is not None and self.features is not None
+        encoded, rank = self.context.encoded_places[rows], self.chosen_rank[rows]
+        made = self.model.local.features(self.states[rows], encoded, rank, self.context.grid)
+        return made.to(self.features.dtype)
+
+    def position(self, rank: Tensor, *, entered: bool = False) -> Tensor:
+        """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
+        if not entered:
+            self.enter(rank)
+        m, rank = self.model, self.chosen_rank[:, None]
+        cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
+        x = m.embed_channel(self.stream, rank)
+        self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index)
+        return m.position_logits(self.stream, rank, cursor, self._places(), self.context)[:, 0]
+
+    def value(self, position: Tensor) -> Tensor:
+        """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
+        m, rank = self.model, self.chosen_rank[:, None]
+        self.chosen_position = position
+        x = m.embed_position(self.stream, rank, position[:, None], self._places(), self.context)
+        self.stream = m.value_decoder(x, self.context.memory[2], self.caches[2], self.index)
+        return m.value_logits(self.stream, rank)[:, 0]
+
+    def _places(self) -> Places:
+        return Places(self.features, self.same, self.chosen_rank, self.rows[:, None])
+
+    def settle(self, value: Tensor) -> None:
+        """Take the triple as decided (values, int64 ``[B]``) and go to the next."""
+        self.same[self.rows, self.chosen_position] = value.float()
+        if self.states is not None:
+            self._add(self.chosen_rank[:, None], self.chosen_position[:, None], value[:, None])
+        self.previous_rank.copy_(self.decided_rank)
+        self.previous_position.copy_(self.chosen_position)
+        self.previous_value.copy_(value)
+        self.index += 1
+
+    def _add(self, rank: Tensor, position: Tensor, value: Tensor, counted: Tensor | None = None) -> None:
+        """Add triples (int64 ``[B, L]`` each) to the states, where ``counted`` (bool ``[B, L]``)."""
+        assert self.states is not None
+        added = self.model.local.contribution(rank, value).to(self.states.luma.dtype)
+        if counted is not None:
+            added = torch.where(counted[..., None], added, 0.0)
+        chroma, rows = self.model.chroma_rank[rank][..., None], self.rows[:, None]
+        mcu = self.context.grid.mcu_at(position)
+        self.states.luma.index_put_((rows, position), added * (1 - chroma), accumulate=True)
+        self.states.chroma.index_put_((rows, mcu), added * chroma, accumulate=True)
+
+    def load(self, other: Decoding) -> None:
+        """Take over another batch of chunks of the same shapes, keeping the tensors (a captured graph reads them)."""
+        for mine, theirs in zip(_tensors(vars(self)), _tensors(vars(other)), strict=True):
+            mine.copy_(theirs)
+
+
+def _tensors(thing: Any) -> list[Tensor]:
+    """All tensors in a nest of lists, dictionaries and plain objects, in a fixed order."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if isinstance(thing, (list, tuple)):
+        return [t for part in thing for t in _tensors(part)]
+    if isinstance(thing, dict):
+        return [t for key in sorted(thing) for t in _tensors(thing[key])]
+    if isinstance(thing, torch.nn.Module) or not type(thing).__module__.startswith("dctransformer.model"):
+        return []  # weights, the grid, numbers
+    return _tensors(vars(thing))

@@ -1,0 +1,122 @@
+"""Exact bits: beside classical coders in one table, and place by place as a heat-map.
+
+Shapes: B chunks, L triples of a chunk, h × w luma blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.data.chunks import Sequence, cut_chunks
+from dctransformer.evaluate.coders import compare
+from dctransformer.evaluate.pictures import Reference
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.dctransformer import DCTransformer
+
+_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
+
+
+def exact_bits(
+    model: DCTransformer,
+    name: str,
+    reference: Reference,
+    *,
+    batch: int = 32,
+    progress: Callable[[str, int], Any] | None = None,
+) -> dict[str, Any]:
+    """A model's exact code lengths of real pictures, and those of classical coders of the same coefficients.
+
+    Args:
+        model: in eval mode.
+        name: what to call it.
+        reference: the pictures.
+        batch: chunks at a time.
+        progress: called with what is under way and the number of pictures done.
+
+    Returns:
+        See `dctransformer.likelihood.CodeLengths.summary`; besides ``data``, ``split``, ``labelled`` (pictures whose
+        label the model knows) and ``table``: ``coder``, ``bytes_per_image``, ``bits_per_pixel``, ``bits_per_triple``,
+        ``missing`` of each coder, the model first.
+
+    Raises:
+        ValueError: the model gives NaN.
+    """
+
+    def tell(what: str) -> Callable[[int], Any] | None:
+        return functools.partial(progress, what) if progress is not None else None
+
+    lengths = code_lengths(model, reference.sequences(), batch=batch, progress=tell("bits"))
+    require_finite(lengths.bits, name)
+    summary = lengths.summary()
+    rows = [{"coder": name, "bytes_per_image": summary["bytes_per_image"], "missing": ""}]
+    rows += compare((reference.dct(i, i + 1) for i in range(len(reference))), tell("classical coders"))
+    for row in rows:
+        size = row["bytes_per_image"]
+        row["bits_per_pixel"] = None if size is None else 8 * size / lengths.pixels
+        row["bits_per_triple"] = None if size is None else 8 * size / max(summary["triples_per_image"], 1e-9)
+    return {
+        "data": reference.name,
+        "split": reference.split,
+        **summary,
+        "labelled": sum(label != model.config.null_label for label in reference.labels),
+        "table": rows,
+    }
+
+
+def require_finite(bits: Tensor, name: str) -> None:
+    """Raise ValueError if bits are NaN or infinite."""
+    if not torch.isfinite(bits).all():
+        raise ValueError(f"the model {name} gives probabilities that are NaN; its weights are no good, train it anew")
+
+
+@torch.inference_mode()
+def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32) -> Tensor:
+    """Where in the pictures the bits went.
+
+    All bits of a triple (its channel, position and value) are booked at its place: at its luma block, or, for
+    chroma, a quarter at each of the four blocks that the chroma block lies over. The stop has no place.
+
+    Args:
+        model: in eval mode.
+        sequences: the pictures, one size.
+        batch: chunks at a time.
+
+    Returns:
+        Bits by luma block, fp64 ``[n, h, w]``.
+    """
+    maps: list[Tensor] = []
+    waiting: list[tuple[int, Sequence, int]] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        config = model.config
+        chunks = cut_chunks([s for _, s, _ in waiting], [k for *_, k in waiting], config.chunk, config.overlap)
+        bits = model(chunks.to(model.device)).cpu().double().sum(-1) / math.log(2)
+        grid = chunks.grid
+        for row, (picture, *_) in enumerate(waiting):
+            rank, place = chunks.ranks[row, 1:], chunks.positions[row, 1:]
+            counts = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
+            rank, place, spent = rank[counts], place[counts], bits[row][counts]
+            is_luma = _CHANNEL[rank] < order.CB
+            flat = maps[picture].view(-1)
+            flat.index_add_(0, place[is_luma], spent[is_luma])
+            for offset in (0, 1, grid.width, grid.width + 1):
+                flat.index_add_(0, place[~is_luma] + offset, spent[~is_luma] / 4)
+        waiting.clear()
+
+    for i, sequence in enumerate(sequences):
+        maps.append(torch.zeros(2 * sequence.grid.rows, sequence.grid.width, dtype=torch.float64))
+        for k in range(sequence.chunks(model.config.stride)):
+            waiting.append((i, sequence, k))
+            if len(waiting) == batch:
+                flush()
+    flush()
+    return torch.stack(maps)

@@ -1,0 +1,60 @@
+"""Settings of an evaluation; apart from the rest, so that the command line starts without loading all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+METRICS = ("fid", "sfid", "precision", "recall", "kid", "bits")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What to measure, and how."""
+
+    num: int = 5000
+    """How many pictures to generate; also the most pictures whose bits are counted."""
+    metrics: str = ",".join(METRICS)
+    """Which of fid, sfid, precision, recall, kid and bits, separated by commas."""
+    features: str = "inception"
+    """The extractor: inception (downloaded once), small64 (comes with the package), or a TorchScript or .onnx file."""
+    split: str = "train"
+    """Part of a prepared data set to compare with. (Bits are counted on its validation part, if it has one.)"""
+    reference: int | None = None
+    """Compare with the first so many real pictures only."""
+    originals: Path | None = None
+    """Folder that a prepared data set was made from, if it is no longer where it was."""
+    samples: Path | None = None
+    """Score the pictures in this folder instead of generating some."""
+    kid_subset: int = 1000
+    """Pictures in each of the 100 subsets of the kernel distance."""
+    few: bool = False
+    """Allow Fréchet distances from no more pictures than there are features. They are then far too large."""
+    seed: int = 0
+    """Of the generated pictures and of the kernel distance's subsets."""
+    temperature: float = 1.0
+    """Of the generated pictures."""
+    top_p: float = 1.0
+    """Of the generated pictures."""
+    guidance: float = 1.0
+    """Of the generated pictures."""
+    batch: int = 64
+    """Pictures generated at a time."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+    cache: Path | None = None
+    """Where features of the real pictures are kept; $DCTRANSFORMER_CACHE or the user's cache folder if not given."""
+
+    def wanted(self) -> tuple[str, ...]:
+        """The metrics asked for, in their usual order.
+
+        Raises:
+            ValueError: one is not known, or none is asked for.
+        """
+        names = [name.strip().lower() for name in self.metrics.split(",") if name.strip()]
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(f"there is no metric {name!r}; choose among {', '.join(METRICS)}")
+        if not names:
+            raise ValueError(f"no metric is asked for; choose among {', '.join(METRICS)}")
+        return tuple(name for name in METRICS if name in names)

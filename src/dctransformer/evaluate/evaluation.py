@@ -1,0 +1,285 @@
+"""`evaluate`: scores of generated pictures against real ones, and exact bits, with all that makes them reproducible."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence
+from dctransformer.evaluate.bits import exact_bits, require_finite
+from dctransformer.evaluate.cache import FeatureSet, cached, extract
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.features import Extractor, open_extractor
+from dctransformer.evaluate.metrics import (
+    KID_SUBSETS,
+    NEIGHBOUR,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
+from dctransformer.files import write_text
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.precision import resolve_device
+from dctransformer.model.pretrained import WEIGHTS, model_folder
+from dctransformer.sample import SampleConfig, Samples, sample
+from dctransformer.train import SETTINGS
+
+RESULT = "evaluation.json"
+"""What `evaluate` leaves in a run folder."""
+
+_DEFAULTS = EvaluateConfig()
+
+
+def evaluate(
+    model: str | Path, data: str | Path, config: EvaluateConfig = _DEFAULTS, *, progress: bool = False
+) -> dict[str, Any]:
+    """Score a model.
+
+    Generated pictures are compared with real ones twice: with the originals (cropped and resized only) and with their
+    codec round trip, which is what the model was trained to imitate. The round trip's own distance to the originals
+    is the floor: no model of these coefficients can be expected below it.
+
+    Args:
+        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        data: a prepared data set, or a folder of pictures.
+        config: what to measure, and how.
+        progress: show bars.
+
+    Returns:
+        JSON-ready: ``scores`` (by what is compared, then by metric), ``bits``, and under ``settings`` the reference
+        set, counts, resize, codec and seed.
+
+    Raises:
+        ValueError: something is missing, does not fit or is too little; that is said before the long work.
+    """
+    wanted = config.wanted()
+    sampling = SampleConfig(config.seed, config.temperature, config.top_p, config.guidance, config.batch)
+    distances = tuple(name for name in wanted if name != "bits")
+    for name, number in (("num", config.num), ("reference", config.reference)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number} must be at least 1")
+    device = resolve_device(config.device)
+    network = DCTransformer.from_pretrained(model, device=device)
+    extractor = open_extractor(config.features, device) if distances else None
+    held_out = None
+    if "bits" in wanted:
+        held_out = open_held_out(data, network.config, otherwise=config.split, progress=progress).first(config.num)
+    result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}, "bits": None}
+    result["weights"] = weights_hash(model_folder(model))
+    if extractor is not None:
+        reference = open_reference(
+            data, network.config, split=config.split, originals=config.originals, progress=progress
+        ).first(config.reference)
+        if config.samples is not None:
+            found = of_folder(config.samples, network.config.size).first(config.num)
+            facts = {"pictures": len(found), "folder": str(config.samples)}
+        else:
+            found, facts = None, sampled(config.num, sampling, bool(network.config.num_labels))
+
+        def generated() -> Pictures:
+            return found or of_samples(draw_samples(network, str(model), reference, config.num, sampling, progress))
+
+        settings, result["scores"] = score(
+            extractor, reference, generated, facts["pictures"], distances, config, progress=progress
+        )
+        result["settings"] = {**settings, "generated": facts}
+    if held_out is not None:
+        with tqdm(total=len(held_out), unit="img", disable=not progress) as bar:
+
+            def tell(what: str, done: int) -> None:
+                bar.set_description(what)
+                bar.update(done - bar.n)
+
+            result["bits"] = exact_bits(network, str(model), held_out, progress=tell)
+    return result
+
+
+def weights_hash(folder: Path) -> str:
+    """Which weights a model's folder holds: a hash of their file."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def result_file(model: str | Path) -> Path | None:
+    """Where the figures of a run go: into its folder; None for a model that is no training's folder."""
+    folder = Path(model)
+    return folder / RESULT if (folder / SETTINGS).is_file() else None
+
+
+def save_result(result: dict[str, Any], path: Path) -> None:
+    """Write an evaluation as JSON, beside and renamed."""
+    write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def score(
+    extractor: Extractor,
+    reference: Reference,
+    generated: Callable[[], Pictures],
+    number: int,
+    metrics: tuple[str, ...],
+    config: EvaluateConfig,
+    *,
+    progress: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compare generated pictures with real ones and with their codec round trip, and these two with each other.
+
+    Args:
+        extractor: the network behind the metrics.
+        reference: the real pictures.
+        generated: makes the pictures; called when all else is known to be well.
+        number: how many these are.
+        metrics: which of fid, sfid, precision, recall and kid.
+        config: how to measure.
+        progress: show bars.
+
+    Returns:
+        Settings, but for those of the generated pictures; and scores by what is compared, then by metric.
+
+    Raises:
+        ValueError: there are too few pictures, or the extractor does not fit.
+    """
+    widths = feature_widths(extractor, reference)
+    for metric in metrics:
+        require_enough(extractor, metric, widths, number, len(reference), config)
+    real = {"codec round trip": cached(extractor, reference.round_trip, config.cache, progress=progress)}
+    if reference.originals is not None:
+        real["originals"] = cached(extractor, reference.originals, config.cache, progress=progress)
+    found = extract(extractor, generated(), progress=progress)
+    scores = {
+        f"generated, against the {what}": _compare(extractor, features, found, metrics, config)
+        for what, features in real.items()
+    }
+    if "originals" in real:
+        floor = _compare(extractor, real["originals"], real["codec round trip"], metrics, config)
+        scores["floor: codec round trip, against the originals"] = floor
+    settings = {
+        "extractor": extractor.name,
+        "extractor_fingerprint": extractor.fingerprint,
+        "resize": extractor.resize,
+        "reference": {
+            "data": reference.name,
+            "split": reference.split,
+            "pictures": len(reference),
+            "size": reference.store.info.size,
+            "crop": "centre square, Lanczos",
+            "hash": {what: features.digest for what, features in real.items()},
+            "originals_missing": reference.why_not,
+        },
+        "codec": reference.codec,
+        "neighbour": NEIGHBOUR,
+        "kid_subsets": KID_SUBSETS,
+        "kid_subset_size": config.kid_subset,
+        "seed": config.seed,
+    }
+    return settings, scores
+
+
+def sampled(number: int, sampling: SampleConfig, labelled: bool) -> dict[str, Any]:
+    """Settings of pictures that `draw_samples` made, for reports."""
+    labels = "those of the reference pictures, in their order" if labelled else "none"
+    return {"pictures": number, "folder": None, **dataclasses.asdict(sampling), "labels": labels}
+
+
+def feature_widths(extractor: Extractor, reference: Reference) -> tuple[int, int | None]:
+    """Numbers of features and of spatial features (None if there are none), by trying one picture."""
+    features, spatial = extractor(reference.round_trip.read(0, 1))
+    return features.shape[1], None if spatial is None else spatial.shape[1]
+
+
+def require_enough(
+    extractor: Extractor,
+    metric: str,
+    widths: tuple[int, int | None],
+    generated: int,
+    real: int,
+    config: EvaluateConfig,
+) -> None:
+    """Refuse what can't be computed, before hours are spent on it.
+
+    Raises:
+        ValueError: too few pictures for a metric, or no spatial features.
+    """
+    width = widths[1] if metric == "sfid" else widths[0]
+    if width is None:
+        raise ValueError(f"the extractor {extractor.name} has no spatial features; leave sfid out of --metrics")
+    if metric in ("precision", "recall"):
+        needs, why = NEIGHBOUR + 1, f"as it looks at the {NEIGHBOUR} nearest neighbours"
+    elif metric == "kid":
+        needs, why = max(2, config.kid_subset), "the size of its subsets (--kid-subset)"
+    elif config.few:
+        needs, why = 2, "as a covariance is taken"
+    else:
+        needs, why = width + 1, f"one more than its {width} features (--few allows fewer, at a large bias)"
+    for what, number in (("generated", generated), ("real", real)):
+        if number < needs:
+            raise ValueError(f"{extractor.metric(metric)} needs {needs:,} {what} pictures, {why}; there are {number:,}")
+
+
+def draw_samples(
+    network: DCTransformer, name: str, reference: Reference | None, number: int, sampling: SampleConfig, progress: bool
+) -> Samples:
+    """Generate pictures whose labels are those of the reference pictures, in their order.
+
+    Args:
+        network: in eval mode.
+        name: of the model, for messages.
+        reference: the real pictures; None for labels drawn evenly from all classes by the seed.
+        number: how many to generate.
+        sampling: seed, temperature and so on.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the model gives NaN.
+    """
+    config = network.config
+    # Sampling turns NaN into some picture or other; the likelihood of any picture shows it.
+    grid = Grid.of_size(config.size, config.size)
+    dot = Sequence.from_triples(torch.tensor([[0, 0, 1]]), grid, config.null_label)
+    require_finite(code_lengths(network, [dot] if reference is None else reference.sequences(1)).bits, name)
+    if reference is not None:
+        labels = [reference.labels[i % len(reference)] for i in range(number)]
+    elif config.num_labels:
+        labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(config.num_labels)) for i in range(number)]
+    else:
+        labels = [config.null_label] * number
+    with tqdm(total=number, desc="sampling", unit="img", disable=not progress) as bar:
+
+        def tell(triples: int, finished: int) -> None:
+            bar.set_postfix_str(f"{triples:,} triples")
+            bar.update(finished - bar.n)
+
+        return sample(network, number, sampling, labels=labels, progress=tell)
+
+
+def _compare(
+    extractor: Extractor, real: FeatureSet, found: FeatureSet, metrics: tuple[str, ...], config: EvaluateConfig
+) -> dict[str, float]:
+    """The metrics of one set against another, by the names they have in reports."""
+    scores: dict[str, float] = {}
+    if "fid" in metrics:
+        scores["fid"] = frechet_distance(real.moments, found.moments)
+    if "sfid" in metrics:
+        assert real.spatial is not None and found.spatial is not None
+        scores["sfid"] = frechet_distance(real.spatial, found.spatial)
+    if "precision" in metrics or "recall" in metrics:
+        scores["precision"], scores["recall"] = precision_recall(real.features, found.features)
+    if "kid" in metrics:
+        scores["kid"], spread = kernel_distance(
+            real.features, found.features, subset_size=config.kid_subset, seed=config.seed
+        )
+    named = {extractor.metric(name): scores[name] for name in metrics}
+    if "kid" in metrics:
+        named[extractor.metric("kid") + "-spread"] = spread
+    assert all(np.isfinite(value) for value in named.values())
+    return named

@@ -1,0 +1,256 @@
+"""What a person wants to see of a model, as matplotlib figures and as pictures.
+
+Needs matplotlib (``pip install 'dctransformer[eval]'``) for the figures; nothing opens a window.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dctransformer.codec import Codec, order
+from dctransformer.sheets import contact_sheet
+
+FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
+REAL, GENERATED = "#555555", "#d6604d"
+
+STAGES = (
+    ("grey at 1/8", 0, (order.LUMA,)),
+    ("DC", 0, order.COMPONENT_ORDER),
+    ("1-3", 1, order.COMPONENT_ORDER),
+    ("4-15", 2, order.COMPONENT_ORDER),
+    ("all", 3, order.COMPONENT_ORDER),
+)
+"""Steps of a progressive decoding: a name, the last band, and that band's components."""
+
+
+def require_matplotlib() -> None:
+    """Raise ValueError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib; install it with: pip install 'dctransformer[eval]'")
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, without the global state of pyplot."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def svg(figure: Any) -> str:
+    """A figure as an SVG element for an HTML page; the same text for the same figure."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dctransformer", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
+    """Two charts: bits an image of each band by field, and bytes an image of each coder."""
+    figure, (left, right) = _figure(9, 3.2, 2)
+    bands = [band for band in bits["bits_per_image_by_band_and_field"] if band != "stop"]
+    below = np.zeros(len(bands))
+    for field, colour in FIELD_COLOURS.items():
+        height = np.array([bits["bits_per_image_by_band_and_field"][band][field] for band in bands])
+        left.bar(bands, height, bottom=below, color=colour, label=field, width=0.7)
+        below += height
+    left.set(xlabel="zigzag band", ylabel="bits an image", title="where the bits go")
+    left.legend(frameon=False)
+    rows = [row for row in bits["table"] if row["bytes_per_image"] is not None][::-1]
+    colours = [REAL] * (len(rows) - 1) + [FIELD_COLOURS["value"]]
+    bars = right.barh([row["coder"] for row in rows], [row["bytes_per_image"] for row in rows], color=colours)
+    right.bar_label(bars, fmt="%.0f", padding=3)
+    right.set(xlabel="bytes an image, headers subtracted", title="the same coefficients by every coder")
+    right.margins(x=0.15)
+    return figure
+
+
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; a line that was cut off is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "triples" in line:
+            lines.append(line)
+    return lines
+
+
+def loss_curves(lines: list[dict[str, Any]]) -> Any:
+    """Two charts over triples seen: training bits a triple by field, and validation bytes an image."""
+    figure, (left, right) = _figure(9, 3.2, 2)
+    for field, colour in FIELD_COLOURS.items():
+        points = [(line["triples"] / 1e6, line[f"train/{field}"]) for line in lines if f"train/{field}" in line]
+        if points:
+            x, y = np.array(points).T
+            left.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            left.plot(x, _smooth(y), color=colour, label=field)
+    left.set(xlabel="million triples", ylabel="bits a triple", title="training")
+    left.set_ylim(bottom=0)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    points = [
+        (line["triples"] / 1e6, line["validation/bytes_per_image"])
+        for line in lines
+        if "validation/bytes_per_image" in line
+    ]
+    if points:
+        x, y = np.array(points).T
+        right.plot(x, y, "o-", color=FIELD_COLOURS["value"], markersize=3)
+        right.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
+        right.set(xlabel="million triples", ylabel="bytes an image", title="validation")
+    else:
+        right.set_axis_off()
+        right.set_title("no validation yet")
+    return figure
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Running mean over about a thirtieth of the points."""
+    width = max(1, len(y) // 30)
+    total = np.convolve(y, np.ones(width), "same")
+    return total / np.convolve(np.ones_like(y), np.ones(width), "same")
+
+
+def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
+    """Five charts, real against generated: triples an image, and the values of each band.
+
+    Args:
+        real: triples of real pictures, int ``[L, 3]`` each.
+        generated: the same of generated ones.
+    """
+    figure, axes = _figure(12, 2.8, 1 + len(order.BANDS))
+    both = {"real": (real, REAL), "generated": (generated, GENERATED)}
+    longest = max(len(t) for t in real + generated)
+    everything = torch.cat(real + generated).long()
+    of_band = torch.from_numpy(order.BAND_OF_CHANNEL)[everything[:, 0]]
+    ranges = [_reach(everything[of_band == i, 2]) for i in range(len(order.BANDS))]
+    for name, (pictures, colour) in both.items():
+        lengths = [len(t) for t in pictures]
+        axes[0].hist(lengths, np.linspace(0, longest + 1, 18), density=True, histtype="step", color=colour, label=name)
+        joined = torch.cat(pictures).long()
+        band = torch.from_numpy(order.BAND_OF_CHANNEL)[joined[:, 0]]
+        for i, (axis, title) in enumerate(zip(axes[1:], order.BAND_NAMES, strict=True)):
+            values = joined[band == i, 2].numpy()
+            largest = ranges[i]
+            edges = np.arange(-largest - 0.5, largest + 1, max(1, largest // 20))
+            weights = np.full(len(values), 1 / len(pictures))
+            axis.hist(values.clip(-largest, largest), edges, weights=weights, histtype="step", color=colour)
+            axis.set_yscale("log")
+            axis.set(title=f"values, {title}", xlabel="value")
+    axes[0].set(title="triples an image", xlabel="triples")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    axes[1].set_ylabel("how many an image")
+    return figure
+
+
+def _reach(values: Tensor) -> int:
+    """A magnitude that hardly any value exceeds."""
+    if not len(values):
+        return 1
+    return int(np.quantile(values.abs().numpy(), 0.9995)) + 1
+
+
+def nearness(generated: Tensor, held_out: Tensor) -> Any:
+    """One chart: how near generated and held-out pictures come to the training pictures.
+
+    Args:
+        generated: distances ``[n]`` to the nearest training picture.
+        held_out: the same of real pictures that were not trained on.
+    """
+    figure, axis = _figure(6, 2.8)
+    edges = np.linspace(0, max(float(generated.max()), float(held_out.max())) * 1.02, 30).tolist()
+    for name, values, colour in (("held out", held_out, REAL), ("generated", generated, GENERATED)):
+        axis.hist(values.numpy(), edges, density=True, histtype="step", color=colour, label=name, linewidth=1.5)
+    axis.set(xlabel="distance to the nearest training picture", yticks=[])
+    axis.legend(frameon=False)
+    return figure
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def heat(maps: Tensor, largest: float) -> np.ndarray:
+    """Colour bits by place, from black (none) over violet and orange to pale yellow (``largest``).
+
+    Args:
+        maps: ``[n, h, w]``, not negative.
+        largest: what the brightest colour stands for, one scale for all.
+
+    Returns:
+        uint8 ``[n, 8h, 8w, 3]``.
+    """
+    stops = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
+    x = (maps.double().numpy() / max(largest, 1e-9)).clip(0, 1)
+    at = np.linspace(0, 1, len(stops))
+    rgb = np.stack([np.interp(x, at, stops[:, c]) for c in range(3)], axis=-1)
+    return rgb.round().astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+
+
+def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image.Image:
+    """Pictures, each beside the heat-map of its bits, all on one scale.
+
+    Args:
+        pictures: uint8 ``[n, H, W, 3]``.
+        maps: bits by luma block, ``[n, H / 8, W / 8]``.
+        columns: pictures in a row.
+    """
+    coloured = heat(maps, float(maps.quantile(0.99)))
+    pairs = np.concatenate([pictures.numpy(), coloured], axis=2)
+    captions = [f"{bits / 8:.0f} bytes" for bits in maps.sum((1, 2)).tolist()]
+    return contact_sheet(pairs, columns=columns, captions=captions, scale=max(1, 128 // pictures.shape[1]))
+
+
+def progressive_strip(triples: list[Tensor], height: int, width: int, quality: int) -> Image.Image:
+    """How pictures sharpen while they are generated: a row a picture, a column a stage.
+
+    Args:
+        triples: int ``[L, 3]`` of each picture, in generation order.
+        height: pixels.
+        width: pixels.
+        quality: of the codec.
+    """
+    codec = Codec(quality)
+    tiles, captions = [], []
+    rank = torch.from_numpy(order.RANK)
+    for listed in triples:
+        ranks = rank[listed[:, 0].long()]
+        for name, band, components in STAGES:
+            last = max(int(order.RANK[c + order.BANDS[band][1] - 1]) for c in components)
+            part = listed[ranks <= last]
+            tiles.append(codec.decode(codec.from_triples(part, height, width))[0])
+            captions.append(f"{name}: {len(part)}")
+    return contact_sheet(torch.stack(tiles), columns=len(STAGES), captions=captions)
+
+
+def neighbours_sheet(pictures: Tensor, neighbours: Tensor, distance: Tensor) -> Image.Image:
+    """Generated pictures, each at the start of a row of its nearest training pictures.
+
+    Args:
+        pictures: uint8 ``[n, H, W, 3]``.
+        neighbours: uint8 ``[n, k, H, W, 3]``.
+        distance: ``[n, k]``.
+    """
+    rows = torch.cat([pictures[:, None], neighbours], dim=1).flatten(0, 1)
+    captions = [text for row in distance.tolist() for text in ("generated", *(f"{d:.2f}" for d in row))]
+    per_row = 1 + neighbours.shape[1]
+    pairs = 2 if len(pictures) > 4 else 1
+    return contact_sheet(rows, columns=pairs * per_row, captions=captions)

@@ -1,0 +1,392 @@
+"""`write_report`: one self-contained HTML page about a model. No script, no network, no second file."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import html
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import dctransformer
+from dctransformer.evaluate import plots, tables
+from dctransformer.evaluate.bits import exact_bits, surprise
+from dctransformer.evaluate.cache import cached, extract
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.evaluation import (
+    RESULT,
+    draw_samples,
+    feature_widths,
+    require_enough,
+    sampled,
+    score,
+    weights_hash,
+)
+from dctransformer.evaluate.features import open_extractor
+from dctransformer.evaluate.nearest import memorisation, nearest
+from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
+from dctransformer.files import make_folder, write_text
+from dctransformer.info import describe_model
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.precision import resolve_device
+from dctransformer.model.pretrained import model_folder
+from dctransformer.sample import SampleConfig, Samples
+from dctransformer.sheets import contact_sheet, heat_map_sheet
+from dctransformer.train import METRICS as CURVES
+
+SHEET = 64
+"""Pictures in the sheet of samples."""
+
+SHOWN = 8
+"""Pictures in the sheets that have a row of their own for each."""
+
+BITS_PICTURES = 256
+"""Held-out pictures whose bits are counted if no evaluation did."""
+
+
+@dataclasses.dataclass
+class Section:
+    """A part of the page: a title, a sentence of what it shows, and HTML."""
+
+    title: str
+    text: str
+    body: str
+
+
+def write_report(
+    run: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    num: int = 512,
+    seed: int = 0,
+    top_p: float = 1.0,
+    features: str = "small64",
+    device: str = "auto",
+    progress: bool = False,
+) -> None:
+    """Write a page with scores, exact bits, curves, samples, heat-maps, histograms and nearest training pictures.
+
+    Args:
+        run: a run folder, a saved model's folder, a hub id, or shipped weights.
+        out: the HTML file; missing folders are made.
+        data: prepared data set or folder of pictures; None for that of the run's last evaluation. What needs data and
+            finds none is left out, and the page says so.
+        evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
+        num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
+        seed: of them.
+        top_p: of them.
+        features: the extractor in whose space training pictures are near, and of those scores.
+        device: cpu, cuda, … or auto.
+        progress: show bars.
+
+    Raises:
+        ValueError: the model, the data or the evaluation is missing or doesn't fit, or the page can't be written.
+    """
+    if num < 1:
+        raise ValueError(f"num {num} must be at least 1")
+    plots.require_matplotlib()
+    folder = model_folder(run)
+    figures = read_evaluation(folder, evaluation)
+    if data is None and figures is not None and Path(figures["data"]).exists():
+        data = figures["data"]
+    sampling = SampleConfig(seed=seed, top_p=top_p)
+    network = DCTransformer.from_pretrained(run, device=resolve_device(device))
+    make_folder(Path(out).resolve().parent)
+    work = _Work(str(run), folder, network, data, figures, num, sampling, features, progress)
+    sections = list(tqdm(work.sections(), desc="report", unit="section", total=8, disable=not progress))
+    write_text(out, page(f"{run}: a report", sections))
+
+
+def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | None:
+    """The figures of an evaluation; those in the run's folder if none are given; None if there are none.
+
+    Raises:
+        ValueError: the file is missing or is no evaluation.
+    """
+    path = Path(given) if given is not None else folder / RESULT
+    if given is None and not path.is_file():
+        return None
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(figures["scores"], dict) or not isinstance(figures["data"], str):
+            raise TypeError("unexpected contents")
+        figures["bits"]
+        return figures
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} can't be read as an evaluation ({error}); make it with: dctransformer evaluate MODEL --data DATA "
+            f"--out {path}"
+        ) from error
+
+
+@dataclasses.dataclass
+class _Work:
+    """What the sections are made of."""
+
+    name: str
+    folder: Path
+    network: DCTransformer
+    data: str | Path | None
+    figures: dict[str, Any] | None
+    num: int
+    sampling: SampleConfig
+    features: str
+    progress: bool
+
+    def sections(self) -> Iterator[Section]:
+        """All parts of the page, in order."""
+        config = self.network.config
+        training = held_out = None
+        if self.data is not None:
+            held_out = open_held_out(self.data, config)
+            training = held_out
+            if held_out.split == "validation":
+                training = open_reference(self.data, config)
+        yield self._summary()
+        samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
+        if training is not None and self.figures is None:
+            self.figures = self._score(samples, training)
+        yield self._scores()
+        yield self._bits(held_out)
+        yield self._curves()
+        yield self._samples(samples)
+        yield self._stages(samples)
+        yield self._surprise(held_out)
+        yield self._histograms(samples, held_out)
+        yield self._memory(samples, training, held_out)
+        if self.figures is not None:
+            yield Section(
+                "All figures", "", f"<details><pre>{_text(json.dumps(self.figures, indent=1))}</pre></details>"
+            )
+
+    def _no_data(self, title: str) -> Section:
+        return Section(title, "This part needs pictures; name them with --data.", "")
+
+    def _summary(self) -> Section:
+        facts = describe_model(self.folder)
+        rows = [
+            ["pictures", f"{facts['size']}×{facts['size']}, JPEG quality {facts['quality']}"],
+            ["parameters", f"{facts['parameters']:,}"],
+            ["classes", f"{len(facts['labels']):,}" if facts["labels"] else "none"],
+            ["weights", f"{facts['file_bytes']:,} bytes"],
+            ["data", str(self.data or "none given")],
+            ["samples on this page", f"seed {self.sampling.seed}, temperature 1, top-p {self.sampling.top_p:g}"],
+            ["dctransformer", dctransformer.__version__],
+        ]
+        return Section("Model", "", table([["", ""], *rows]))
+
+    def _score(self, samples: Samples, training: Reference) -> dict[str, Any]:
+        """An evaluation of the page's own samples, by all metrics that there are enough of them for."""
+        extractor = open_extractor(self.features, self.network.device)
+        config = EvaluateConfig(
+            num=self.num,
+            seed=self.sampling.seed,
+            top_p=self.sampling.top_p,
+            kid_subset=max(2, min(1000, self.num, len(training))),
+        )
+        widths = feature_widths(extractor, training)
+        possible = []
+        for metric in config.wanted()[:-1]:
+            with contextlib.suppress(ValueError):
+                require_enough(extractor, metric, widths, self.num, len(training), config)
+                possible.append(metric)
+        settings, scores = score(
+            extractor, training, lambda: of_samples(samples), self.num, tuple(possible), config, progress=self.progress
+        )
+        made = sampled(self.num, self.sampling, bool(self.network.config.num_labels))
+        return {
+            "model": self.name,
+            "data": str(self.data),
+            "weights": weights_hash(self.folder),
+            "settings": {**settings, "generated": made},
+            "scores": scores if possible else {},
+            "bits": None,
+        }
+
+    def _scores(self) -> Section:
+        title = "Scores"
+        if self.figures is None or not self.figures["scores"]:
+            return Section(title, f"None yet; make them with: dctransformer evaluate {self.name} --data DATA", "")
+        lines = tables.setting_lines(self.figures["settings"])
+        if self.figures.get("weights") not in (None, weights_hash(self.folder)):
+            lines.insert(0, "THESE FIGURES ARE OF OTHER WEIGHTS than those that now lie there; evaluate again")
+        notes = "".join(f"<li>{_text(line)}</li>" for line in lines)
+        return Section(
+            title,
+            "Generated pictures against real ones, before the codec (originals) and after it (round trip). The round "
+            "trip's own distance to the originals is the floor of what a model of these coefficients can reach.",
+            table(tables.score_rows(self.figures)) + f"<ul>{notes}</ul>",
+        )
+
+    def _bits(self, held_out: Reference | None) -> Section:
+        title = "Exact bits"
+        bits = self.figures["bits"] if self.figures is not None else None
+        if bits is None:
+            if held_out is None:
+                return self._no_data(title)
+            bits = exact_bits(self.network, self.name, held_out.first(BITS_PICTURES))
+        split = f"{bits['split']} split of " if bits["split"] != "all" else ""
+        return Section(
+            title,
+            f"Mean code length of {bits['images']:,} pictures ({split}{bits['data']}); every coder codes the same "
+            "coefficients, and what it spends on a blank picture is subtracted.",
+            plots.svg(plots.bits_by_band_and_field(bits))
+            + table(tables.coder_rows(bits))
+            + table(tables.band_rows(bits)),
+        )
+
+    def _curves(self) -> Section:
+        title = "Training"
+        path = self.folder / CURVES
+        lines = plots.read_curves(path) if path.is_file() else []
+        if not lines:
+            return Section(title, "No curves lie beside these weights; a run folder has them.", "")
+        return Section(title, "", plots.svg(plots.loss_curves(lines)))
+
+    def _samples(self, samples: Samples) -> Section:
+        names = self.network.config.label_names
+        captions = [names[i] if i < len(names) else "" for i in samples.labels[:SHEET].tolist()]
+        pixels = samples.pixels()[:SHEET]
+        sheet = contact_sheet(pixels, columns=8, captions=captions if any(captions) else None, scale=_scale(samples))
+        heat = heat_map_sheet(pixels[:SHOWN], samples.places()[:SHOWN])
+        return Section(
+            "Samples",
+            "Unselected, the first of the seed. Below, some with the heat-map of the places that were "
+            "chosen while they were generated.",
+            image(sheet, "samples") + image(heat, "samples and the places chosen"),
+        )
+
+    def _stages(self, samples: Samples) -> Section:
+        grid = samples.grid
+        strip = plots.progressive_strip(samples.triples[:SHOWN], 16 * grid.rows, 16 * grid.cols, samples.quality)
+        return Section(
+            "Progressive decoding",
+            "What is visible after each band of the sequence, with the number of triples until then.",
+            image(strip, "stages of decoding"),
+        )
+
+    def _surprise(self, held_out: Reference | None) -> Section:
+        title = "Where was it surprised?"
+        if held_out is None:
+            return self._no_data(title)
+        some = held_out.first(2 * SHOWN)
+        maps = surprise(self.network, some.sequences())
+        sheet = plots.surprise_sheet(some.round_trip.read(0, len(some)), maps)
+        return Section(
+            title,
+            "Held-out pictures and the bits spent at each place: black is none, pale yellow the most. The caption is "
+            "the picture's code length.",
+            image(sheet, "held-out pictures and heat-maps of bits"),
+        )
+
+    def _histograms(self, samples: Samples, held_out: Reference | None) -> Section:
+        title = "Values, real and generated"
+        if held_out is None:
+            return self._no_data(title)
+        real = held_out.first(max(BITS_PICTURES, self.num))
+        listed = [real.store.triples(int(i)) for i in real.order]
+        return Section(
+            title,
+            f"Coefficient values of {len(listed):,} held-out and {len(samples.triples):,} generated pictures by band "
+            "(values beyond the ends are counted there), and the lengths of their sequences.",
+            plots.svg(plots.value_histograms(listed, samples.triples)),
+        )
+
+    def _memory(self, samples: Samples, training: Reference | None, held_out: Reference | None) -> Section:
+        title = "Nearest training pictures"
+        if training is None or held_out is None:
+            return self._no_data(title)
+        extractor = open_extractor(self.features, self.network.device)
+        known = cached(extractor, training.round_trip, progress=self.progress)
+        found = nearest(extract(extractor, of_samples(samples)).features, known.features)
+        shown = found.index[: 2 * SHOWN]
+        pictures = samples.pixels()[: 2 * SHOWN]
+        near = torch.stack([_read(training, row) for row in shown])
+        sheet = plots.neighbours_sheet(pictures, near, found.distance[: 2 * SHOWN])
+        text = (
+            f"Each generated picture beside its {near.shape[1]} nearest training pictures in the feature space of "
+            f"{extractor.name}, with the distances. A copy would show as a twin at a distance near 0."
+        )
+        body = image(sheet, "generated pictures and their nearest training pictures")
+        if held_out is not training:
+            new = nearest(extract(extractor, held_out.round_trip).features, known.features)
+            figures = memorisation(found, new)
+            body += plots.svg(plots.nearness(found.distance[:, 0], new.distance[:, 0]))
+            text += (
+                f" Median distance: generated {figures['generated_median']:.3g}, held-out photographs "
+                f"{figures['held_out_median']:.3g}. {figures['suspicious']:.1%} of the generated pictures lie nearer "
+                f"to a training picture than 99 % of the {figures['held_out']} held-out ones do; about 1 % would if "
+                "they were as new as those."
+            )
+        return Section(title, text, body)
+
+
+def _read(reference: Reference, index: Tensor) -> Tensor:
+    """Pictures of a reference after the codec, by their numbers: uint8 ``[k, H, W, 3]``."""
+    return torch.cat([reference.round_trip.read(i, i + 1) for i in index.tolist()])
+
+
+def _scale(samples: Samples) -> int:
+    return max(1, 96 // (16 * samples.grid.cols))
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .3rem; border-bottom: 1px solid #ddd }
+p, li { max-width: 52rem } ul { font-size: .85rem; color: #555; overflow-wrap: anywhere }
+.wide { overflow-x: auto } img, svg { max-width: 100%; height: auto; margin: .5rem 0 }
+table { border-collapse: collapse; margin: .7rem 0; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px solid #eee; font-weight: normal }
+td { white-space: nowrap }
+td:first-child, th:first-child { text-align: left } th { color: #555 } pre { font-size: .75rem; overflow-x: auto }
+"""
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def table(rows: tables.Rows) -> str:
+    """A table; the first row is the header, unless it is empty."""
+
+    def line(row: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head = line(rows[0], "th") if any(rows[0]) else ""
+    return f'<div class="wide"><table>{head}{"".join(line(row, "td") for row in rows[1:])}</table></div>'
+
+
+def image(picture: Image.Image, what: str) -> str:
+    """A picture inside the page, as PNG."""
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f'<div class="wide"><img alt="{_text(what)}" src="data:image/png;base64,{data}"></div>'
+
+
+def page(title: str, sections: list[Section]) -> str:
+    """The whole page."""
+    parts = [f"<h2>{_text(s.title)}</h2>" + (f"<p>{_text(s.text)}</p>" if s.text else "") + s.body for s in sections]
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style>"
+    )
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n'
+    )

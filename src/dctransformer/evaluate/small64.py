@@ -1,0 +1,95 @@
+"""``small64``: a small feature extractor that ships with the package, for machines without a network.
+
+A convolutional classifier of flowers and a few everyday things, trained by ``scripts/train_features.py``; its last
+layer is cut off. Its distances compare models on *one* kind of small pictures with each other. They are on another
+scale than published FIDs, so every figure made with it carries the name ``small64``.
+
+Shapes: B pictures, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import safetensors
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dctransformer.model.pretrained import SHIPPED
+
+SIDE = 64
+"""Every picture is resized to this many pixels a side."""
+
+WIDTH = 160
+"""Number of features."""
+
+SPATIAL_CHANNELS = 7
+"""Channels of the 8 × 8 map that make the spatial features, as many as sFID takes."""
+
+WEIGHTS_FILE = SHIPPED / "small64" / "features.safetensors"
+
+
+def _layer(inputs: int, outputs: int, stride: int, normalised: bool) -> nn.Sequential:
+    """A 3 × 3 convolution, with batch normalisation while it is trained."""
+    conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=not normalised)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs)) if normalised else nn.Sequential(conv)
+
+
+class Small64(nn.Module):
+    """Four halvings, three of them with a residual layer, then the mean over places."""
+
+    gain: Tensor
+
+    def __init__(self, *, normalised: bool = False):
+        """Make random weights; ``normalised`` adds the batch normalisation that training needs."""
+        super().__init__()
+        self.stem = _layer(3, 32, 2, normalised)
+        widths = (32, 64, 128, WIDTH)
+        pairs = list(itertools.pairwise(widths))
+        self.down = nn.ModuleList([_layer(a, b, 2, normalised) for a, b in pairs])
+        self.stay = nn.ModuleList([_layer(b, b, 1, normalised) for _, b in pairs])
+        # Factors that make the total variance of either kind of features 100 on the pictures trained on.
+        self.register_buffer("gain", torch.ones(2))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of pictures.
+
+        Args:
+            pictures: uint8 or float ``[B, H, W, 3]``, 0 to 255.
+
+        Returns:
+            fp32 ``[B, 160]``, the mean over places of the last map, and ``[B, 8·8·7]``, the first 7 channels of the
+            8 × 8 map, flattened with channels last.
+        """
+        x = pictures.permute(0, 3, 1, 2).float()
+        if x.shape[2:] != (SIDE, SIDE):
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        x = self.stem((x - 127.5) / 64).relu()
+        spatial = x
+        for stage, (down, stay) in enumerate(zip(self.down, self.stay, strict=True)):
+            x = down(x).relu()
+            x = (x + stay(x)).relu()
+            if stage == 1:
+                spatial = x[:, :SPATIAL_CHANNELS]
+        return x.mean((2, 3)) * self.gain[0], spatial.permute(0, 2, 3, 1).flatten(1) * self.gain[1]
+
+
+def load_small64(path: Path = WEIGHTS_FILE) -> Small64:
+    """The shipped extractor, in eval mode.
+
+    Raises:
+        ValueError: its file is missing or damaged.
+    """
+    network = Small64().eval()
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        network.load_state_dict(tensors)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is missing or damaged ({first}); install dctransformer again") from error
+    if not all(torch.isfinite(t).all() for t in tensors.values()):
+        raise ValueError(f"{path} is damaged (it holds NaN or infinity); install dctransformer again")
+    return network.requires_grad_(False)

@@ -1,0 +1,108 @@
+"""An evaluation as rows of text: for the terminal, and for the report's tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Rows = list[list[str]]
+
+
+def score_rows(result: dict[str, Any]) -> Rows:
+    """A header, then a row a comparison: every metric."""
+    names = list(next(iter(result["scores"].values()), {}))
+    shown = [name for name in names if not name.endswith("-spread")]
+
+    def cell(scores: dict[str, float], name: str) -> str:
+        spread = scores.get(name + "-spread")
+        return figure(scores[name]) + (f" ± {figure(spread)}" if spread is not None else "")
+
+    rows = [[what, *(cell(scores, name) for name in shown)] for what, scores in result["scores"].items()]
+    return [["", *shown], *rows]
+
+
+def figure(value: float) -> str:
+    """Four digits that count."""
+    return f"{value:#.4g}" if abs(value) < 999 else f"{value:,.0f}"
+
+
+def coder_rows(bits: dict[str, Any]) -> Rows:
+    """A header, then a row a coder: bytes an image, bits a pixel, bits a triple."""
+    rows = [["coder", "bytes an image", "bits a pixel", "bits a triple"]]
+    for row in bits["table"]:
+        if row["bytes_per_image"] is None:
+            rows.append([row["coder"], "not installed:", row["missing"], ""])
+            continue
+        error = bits["standard_error_bytes"] if row is bits["table"][0] else None
+        size = f"{row['bytes_per_image']:.1f}" + (f" ± {error:.1f}" if error is not None else "")
+        rows.append([row["coder"], size, f"{row['bits_per_pixel']:.4f}", f"{row['bits_per_triple']:.4f}"])
+    return rows
+
+
+def band_rows(bits: dict[str, Any]) -> Rows:
+    """A header, then a row a band: triples and bits an image, by field."""
+    fields = list(bits["bits_per_triple_by_field"])
+    rows = [["band", "triples", *fields, "bits an image"]]
+    for band, by_field in bits["bits_per_image_by_band_and_field"].items():
+        count = bits["triples_per_image_by_band"].get(band, 1.0)
+        total = bits["bits_per_image_by_band"][band]
+        rows.append([band, f"{count:.1f}", *(f"{by_field[name]:.1f}" for name in fields), f"{total:.1f}"])
+    per_triple = [f"{bits['bits_per_triple_by_field'][name]:.4f}" for name in fields]
+    return [*rows, ["bits a triple", "", *per_triple, f"{bits['bits_per_triple']:.4f}"]]
+
+
+def setting_lines(settings: dict[str, Any]) -> list[str]:
+    """Everything that the scores depend on, a sentence or two a line."""
+    reference, generated = settings["reference"], settings["generated"]
+    made = (
+        f"{generated['pictures']:,} from {generated['folder']}"
+        if generated["folder"]
+        else f"{generated['pictures']:,}, seed {generated['seed']}, temperature {generated['temperature']:g}, "
+        f"top-p {generated['top_p']:g}, guidance {generated['guidance']:g}; labels: {generated['labels']}"
+    )
+    lines = [
+        f"reference: {reference['pictures']:,} pictures, {reference['split']} split of {reference['data']}; "
+        f"{reference['crop']} to {reference['size']}×{reference['size']}; codec: {settings['codec']}",
+        f"generated: {made}",
+        f"extractor: {settings['extractor']} (weights {settings['extractor_fingerprint']}); "
+        f"its resize: {settings['resize']}",
+        f"precision and recall: k = {settings['neighbour']}; kernel distance: {settings['kid_subsets']} subsets of "
+        f"{settings['kid_subset_size']:,}, seed {settings['seed']}",
+        "hashes of the reference: " + ", ".join(f"{what} {h}" for what, h in reference["hash"].items()),
+    ]
+    if reference["originals_missing"]:
+        lines.append(f"no scores against the originals: {reference['originals_missing']}")
+    if settings["extractor"] != "inception":
+        lines.append(
+            f"{settings['extractor']} is not the Inception network: its figures compare with each other, "
+            "not with published ones"
+        )
+    return lines
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """A whole evaluation for the terminal."""
+    blocks = [f"{result['model']} (weights {result['weights']}) on {result['data']}"]
+    if result["scores"]:
+        blocks += [aligned(score_rows(result)), "\n".join(setting_lines(result["settings"]))]
+    if result["bits"]:
+        bits = result["bits"]
+        split = f"{bits['split']} split of " if bits["split"] != "all" else ""
+        blocks += [
+            f"exact bits of {bits['images']:,} pictures ({split}{bits['data']}), headers subtracted",
+            aligned(coder_rows(bits)),
+            aligned(band_rows(bits)),
+        ]
+    return "\n\n".join(blocks)
+
+
+def aligned(rows: Rows) -> str:
+    """Columns of equal width: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows if row[1:2] != ["not installed:"]) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        if row[1:2] == ["not installed:"]:
+            lines.append(f"{row[0].ljust(widths[0])}  not installed: {row[2]}")
+            continue
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,321 @@
+"""`dctransformer evaluate` and `dctransformer report`: what a person types, right and wrong."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dctransformer import Codec, DCTransformer
+from dctransformer.cli import main
+from dctransformer.data.images import crop_resize, load_image
+from dctransformer.evaluate import plots
+from dctransformer.evaluate.pictures import of_folder, open_reference
+from dctransformer.model.config import ModelConfig, preset
+from pictures import photo, photo_folder
+from test_evaluate_features import Mean
+
+ALL = ("--features", "small64", "--kid-subset", "4", "--few", "--num", "5")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 made pictures in two classes."""
+    return photo_folder(tmp_path_factory.mktemp("photos") / "all", 12, ("rose", "tulip"))
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, prepared."""
+    out = tmp_path_factory.mktemp("data") / "set"
+    main(["prepare", str(photos), str(out), "--size", "32", "--quality", "30", "--val-fraction", "0.25"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny model of 32-pixel pictures that does not stop at once."""
+    torch.manual_seed(0)
+    network = DCTransformer(preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30))
+    with torch.no_grad():
+        network.channel_out.bias[-1] = -4
+    folder = tmp_path_factory.mktemp("models") / "model"
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for every test."""
+    monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv) -> str:
+    """What a command prints; it must succeed."""
+    main([*map(str, argv)])
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv) -> str:
+    """The one sentence with which a command is refused: exit status 2 and no traceback."""
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, argv)])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err + captured.out
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both commands have a text and an example, and say what the options are."""
+    for command, option in (("evaluate", "--kid-subset"), ("report", "--evaluation")):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out.replace("\n", " ")
+        assert "Example: dctransformer" in text and option in text
+
+
+def test_evaluate_says_all_that_the_scores_depend_on(
+    model: Path, data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three comparisons, of which one is the floor; exact bits; the same again from the cache; tables for people."""
+    out = tmp_path / "figures.json"
+    first = json.loads(run(capsys, "evaluate", model, "--data", data, *ALL, "--out", out, "--json"))
+    assert json.loads(out.read_text()) == first
+    names = ["small64-frechet", "small64-spatial-frechet", "small64-precision", "small64-recall", "small64-kernel"]
+    assert list(first["scores"]) == [
+        "generated, against the codec round trip",
+        "generated, against the originals",
+        "floor: codec round trip, against the originals",
+    ]
+    for scores in first["scores"].values():
+        assert list(scores) == [*names, "small64-kernel-spread"]
+    floor = first["scores"]["floor: codec round trip, against the originals"]
+    made = first["scores"]["generated, against the originals"]
+    assert 0 < floor["small64-frechet"] < made["small64-frechet"] and floor["small64-recall"] > 0.9
+    settings = first["settings"]
+    counts = json.loads(run(capsys, "info", data, "--json"))["pictures"]
+    assert settings["reference"]["pictures"] == counts["train"] and settings["reference"]["split"] == "train"
+    assert settings["generated"]["pictures"] == 5 and settings["generated"]["seed"] == settings["seed"] == 0
+    assert settings["codec"] == "JPEG quality 30, 4:2:0" and "64×64" in settings["resize"]
+    assert first["bits"]["images"] == counts["validation"] and first["bits"]["split"] == "validation"
+    likelihood = json.loads(run(capsys, "likelihood", model, data, "--json"))
+    assert first["bits"]["bytes_per_image"] == pytest.approx(likelihood["bytes_per_image"])
+    files = sorted(cache.rglob("*.safetensors"))
+    assert len(files) == 2
+    assert json.loads(run(capsys, "evaluate", model, "--data", data, *ALL, "--json")) == first
+    text = run(capsys, "evaluate", model, "--data", data, *ALL, "--seed", "3", "--metrics", "fid,bits")
+    assert "floor" in text and "small64-frechet" in text and "seed 3" in text and "Lepton" in text
+    assert "not with published ones" in text and "small64-recall" not in text
+    assert sorted(cache.rglob("*.safetensors")) == files
+
+
+def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cropped and resized as `prepare` does it, before and after the codec; a part of it is a fair sample."""
+    found = json.loads(run(capsys, "evaluate", model, "--data", photos, *ALL, "--reference", "8", "--json"))
+    assert found["settings"]["reference"]["pictures"] == 8 and found["bits"]["images"] == 5
+    config = ModelConfig(size=32, quality=30, num_labels=2, label_names=("rose", "tulip"))
+    reference = open_reference(photos, config)
+    assert reference.originals is not None and sorted(set(reference.labels[:8])) == [0, 1]
+    first = reference.originals.read(0, 12)
+    whole = {np.asarray(crop_resize(load_image(p), 32)).tobytes() for p in photos.rglob("*.png")}
+    assert {x.numpy().tobytes() for x in first} == whole
+    torch.testing.assert_close(reference.round_trip.read(2, 5), Codec(30).decode(Codec(30).encode(first[2:5])))
+
+
+def test_originals_of_a_prepared_set(
+    model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found where they were, or where they are said to be; otherwise the report says that and why they are missing."""
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    info = json.loads((moved / "dctransformer.json").read_text())
+    (moved / "dctransformer.json").write_text(json.dumps({**info, "source": "/nowhere"}))
+    command = ("evaluate", model, "--data", moved, *ALL, "--metrics", "fid")
+    text = run(capsys, *command)
+    assert "floor" not in text and "--originals" in text
+    assert "floor" in run(capsys, *command, "--originals", photos)
+    other = photo_folder(tmp_path / "other", 3, ("rose", "tulip"), suffix=".jpg")
+    assert "is not what" in refused(capsys, *command, "--originals", other)
+
+
+def test_pictures_made_before(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`sample`'s folder is scored without its sheets, each picture once: as the same pictures drawn anew."""
+    run(capsys, "sample", model, "--num", "5", "--out", tmp_path / "samples", "--label", "rose")
+    pictures = of_folder(tmp_path / "samples", 32)
+    assert len(pictures) == 5
+    for i, picture in enumerate(pictures.read(0, 5)):
+        assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "samples" / f"sample-{i:04d}.png")))
+    command = ("evaluate", model, "--data", data, *ALL, "--metrics", "precision,kid", "--samples", tmp_path / "samples")
+    found = json.loads(run(capsys, *command, "--json"))
+    assert found["settings"]["generated"] == {"pictures": 5, "folder": str(tmp_path / "samples")}
+    assert found["bits"] is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_cannot_be_evaluated(
+    model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clear sentence and exit status 2, before any picture is drawn."""
+    torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    plain = ("evaluate", model, "--data", data, "--features", "small64")
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    network = DCTransformer.from_pretrained(model)
+    with torch.no_grad():
+        network.channel_out.weight.fill_(3e38)
+    network.save_pretrained(broken)
+    cases: list[tuple[tuple, str]] = [
+        ((*plain, "--num", "20", "--metrics", "fid"), "small64-frechet needs 161 generated pictures"),
+        ((*plain, "--num", "200", "--metrics", "fid"), "small64-frechet needs 161 real pictures"),
+        ((*plain, "--num", "200", "--metrics", "sfid"), "small64-spatial-frechet needs 449 generated"),
+        ((*plain, "--num", "3", "--metrics", "recall"), "small64-recall needs 4 generated pictures"),
+        ((*plain, "--num", "5", "--metrics", "kid"), "needs 1,000 generated pictures"),
+        ((*plain, "--num", "0"), "num 0 must be at least 1"),
+        ((*plain, "--metrics", "fdi"), "no metric 'fdi'"),
+        ((*plain, "--metrics", ","), "no metric is asked for"),
+        ((*plain, "--split", "test"), "no split 'test'"),
+        ((*plain, "--top-p", "0"), "top-p"),
+        ((*plain, "--features", tmp_path / "none.pt"), "no extractor"),
+        ((*plain, *ALL, "--samples", empty), "empty"),
+        ((*plain, "--out", tmp_path / "mean.pt" / "x.json"), "a file is in the way"),
+        (("evaluate", model, "--data", empty, *ALL), "empty"),
+        (("evaluate", model, "--data", tmp_path / "nowhere", *ALL), "nowhere"),
+        (("evaluate", model, "--data", photos, *ALL, "--originals", photos), "leave --originals out"),
+        (("evaluate", "flowers64", "--data", data, *ALL), "was prepared at quality 30"),
+        (("evaluate", broken, "--data", data, *ALL, "--metrics", "fid"), "NaN"),
+        (("evaluate", broken, "--data", data, *ALL, "--metrics", "bits"), "NaN"),
+        (("report", model, "--data", data, "--num", "0", "--out", tmp_path / "r.html"), "num 0"),
+        (("report", broken, "--out", tmp_path / "r.html"), "NaN"),
+        (("report", model, "--data", empty, "--out", tmp_path / "r.html"), "empty"),
+        (("report", model, "--evaluation", tmp_path / "mean.pt", "--out", tmp_path / "r.html"), "as an evaluation"),
+        (("report", tmp_path / "none", "--out", tmp_path / "r.html"), "no model"),
+    ]
+    for argv, says in cases:
+        assert says in refused(capsys, *argv), argv
+        assert not (tmp_path / "r.html").exists(), argv
+    mean = ("evaluate", model, "--data", data, "--features", tmp_path / "mean.pt", "--metrics", "fid", "--num", "4")
+    assert "mean-frechet" in run(capsys, *mean)
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds and whether it closes its tags."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.titles, self.links, self.tags, self.open, self._in_title = [], [], [], [], False
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note tags and references."""
+        self.tags.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Tags close in order."""
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """SVG's tags that close themselves."""
+        self.tags.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        """Titles of the sections."""
+        if self.open and self.open[-1] == "h2":
+            self.titles.append(data)
+
+
+SECTIONS = [
+    "Model", "Scores", "Exact bits", "Training", "Samples", "Progressive decoding", "Where was it surprised?",
+    "Values, real and generated", "Nearest training pictures",
+]  # fmt: skip
+
+
+def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train, evaluate (the figures go into the run), report: one page that needs nothing but itself."""
+    pytest.importorskip("matplotlib")
+    rundir = tmp_path / "run <1>"
+    run(
+        capsys, "train", "--data", data, "--run", rundir, "--preset", "tiny", "--triples", "3000", "--batch", "4",
+        "--eval-every", "1000", "--eval-images", "2", "--sample-every", "0",
+    )  # fmt: skip
+    run(capsys, "evaluate", rundir, "--data", data, *ALL)
+    assert (rundir / "evaluation.json").is_file()
+    out = tmp_path / "pages" / "report.html"
+    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.titles == [*SECTIONS, "All figures"]
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "script" not in page.tags and "link" not in page.tags and "@import" not in text
+    assert page.tags.count("svg") == 4 and page.tags.count("img") == 5
+    assert "run &lt;1&gt;" in text and "<1>" not in text
+    for says in ("small64-frechet", "Lepton", "seed 0", "Median distance", "validation split"):
+        assert says in text
+    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    assert out.read_text(encoding="utf-8") == text and "OTHER WEIGHTS" not in text
+    DCTransformer.from_pretrained(rundir).save_pretrained(rundir, dtype=torch.float16)
+    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    assert "OTHER WEIGHTS" in out.read_text(encoding="utf-8")
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+
+
+def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without data the page says what is missing; with a folder it scores its own samples by what they suffice for."""
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report.html"
+    run(capsys, "report", model, "--out", out, "--num", "3")
+    text = out.read_text(encoding="utf-8")
+    assert Page(text).titles == SECTIONS and "name them with --data" in text and "No curves" in text
+    everything = tmp_path / "set"
+    run(capsys, "prepare", photos, everything, "--size", "32", "--quality", "30", "--val-fraction", "0")
+    found = json.loads(run(capsys, "evaluate", model, "--data", everything, "--metrics", "bits", "--json"))
+    assert found["bits"]["split"] == "train" and found["bits"]["images"] == 12
+    run(capsys, "report", model, "--data", everything, "--out", out, "--num", "4")
+    text = out.read_text(encoding="utf-8")
+    assert "train split" in text and "Median distance" not in text
+    run(capsys, "report", model, "--data", photos, "--out", out, "--num", "4")
+    text = out.read_text(encoding="utf-8")
+    assert "small64-recall" in text and "small64-frechet" not in text and "floor" in text
+
+
+def test_progressive_decoding_ends_with_the_picture() -> None:
+    """The last stage is the picture; the first is grey."""
+    codec = Codec(30)
+    dct = codec.encode(photo(32, 32, 1))
+    strip = np.asarray(plots.progressive_strip(dct.to_triples(), 32, 32, 30))
+    cells = [strip[4 : 4 + 128 : 4, 4 + i * 132 : 4 + i * 132 + 128 : 4] for i in range(5)]
+    assert np.array_equal(cells[-1], codec.decode(dct)[0].numpy())
+    assert (cells[0].max(-1) == cells[0].min(-1)).all() and not (cells[1].max(-1) == cells[1].min(-1)).all()
+    error = [float(((cell.astype(int) - cells[-1]) ** 2).mean()) for cell in cells]
+    assert error == sorted(error, reverse=True) and error[-2] > 0
+
+
+def test_a_heat_map_has_one_scale() -> None:
+    """Nothing is black, the most is the brightest colour, more is never darker."""
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
+    coloured = plots.heat(maps, 4)
+    assert coloured.shape == (1, 16, 16, 3)
+    light = coloured[0, ::8, ::8].astype(int).sum(-1).flatten().tolist()
+    assert light == sorted(light) and light[0] < 10 and light[-1] > 600
+
+
+def test_curves_skip_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    """A run that is being written to can be reported on."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"triples": 5, "train/value": 2}\n{"triples": 9, "tr')
+    assert plots.read_curves(path) == [{"triples": 5, "train/value": 2}]

@@ -1,0 +1,139 @@
+"""The engine: a step asks nothing of the host, pictures can be continued and watched, memory runs out politely."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dctransformer import DCTransformer
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence, cut_chunks
+from dctransformer.decoding import Decoding
+from dctransformer.model.config import preset
+from dctransformer.sample import Request, SampleConfig, Snapshot, Stepper, fill, sample
+
+GRID = Grid(2, 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> DCTransformer:
+    """A tiny model with long samples, three chunks and more."""
+    torch.manual_seed(0)
+    model = DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        model.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
+        model.channel_out.bias[order.STOP] = -40
+    return model
+
+
+def begun(model: DCTransformer, count: int, rows: int = 3) -> Decoding:
+    """A decoding of pictures that begin with ``count`` triples of a sample."""
+    triples = sample(model, rows, SampleConfig(seed=1), size=(32, 32)).triples
+    rank = torch.from_numpy(order.RANK)
+    parts = [t[:count].long().unbind(1) for t in triples]
+    sequences = [Sequence(rank[c], p, v, None, None, i % 3, GRID) for i, (c, p, v) in enumerate(parts)]
+    c = model.config
+    return Decoding(model, cut_chunks(sequences, [count // c.stride] * rows, c.chunk, c.overlap))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool) -> None:
+    """Captured whole (which any look at a result would prevent), a step decides what the eager one does."""
+    noise = torch.rand(3 if not guided else 2, 16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = 2 * len(noise) if guided else len(noise)
+    config = SampleConfig(top_p=0.9, guidance=2.0 if guided else 1.0)
+    with torch.inference_mode():
+        eager = Stepper(begun(model, 20, rows), noise, config, guided)
+        captured = Stepper(begun(model, 20, rows), noise, config, guided)
+        captured.lazily = False
+        step = torch.compile(lambda: captured._step(), backend="eager", fullgraph=True)
+        for _ in range(9):
+            eager.step()
+            step()
+    assert torch.equal(eager.made, captured.made)
+    assert int(eager.made[:, :9, 2].count_nonzero()) > 6 * len(noise)
+
+
+def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
+    """All of its state is in tensors that keep their place."""
+    with torch.inference_mode():
+        one, other = begun(model, 4), begun(model, 20)
+        stepper = Stepper(one, torch.full((3, 16, 3), 0.5, dtype=torch.float64), SampleConfig(), False)
+        for _ in range(5):
+            stepper.step()
+        places = [t.data_ptr() for t in (one.index, one.same, one.previous_rank, one.caches[0][0].k)]
+        one.load(other)
+        assert [t.data_ptr() for t in (one.index, one.same, one.previous_rank, one.caches[0][0].k)] == places
+        loaded = Stepper(one, stepper.noise, SampleConfig(), False)
+        fresh = Stepper(begun(model, 20), stepper.noise, SampleConfig(), False)
+        for _ in range(5):
+            loaded.step()
+            fresh.step()
+    assert torch.equal(loaded.made, fresh.made)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 16, 17, 33])
+def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
+    """A picture can go on from anywhere, beside others that are elsewhere."""
+    triples = sample(model, 1, SampleConfig(seed=3), size=(32, 32)).triples[0]
+    assert len(triples) > 35
+    requests = [Request(i, i, kept=triples[:keep]) for i in range(2)] + [Request(2, 2), Request(3, 1, kept=triples[:3])]
+    made = fill(model, requests, GRID, SampleConfig(seed=8))
+    for request, listed in zip(requests, made.triples, strict=True):
+        kept = triples[:0] if request.kept is None else request.kept
+        assert torch.equal(listed[: len(kept)], kept) and len(listed) > len(kept)
+        key = torch.from_numpy(order.RANK)[listed[:, 0].long()] * GRID.positions + listed[:, 1]
+        assert bool((key.diff() > 0).all())
+    alone = fill(model, requests[:1], GRID, SampleConfig(seed=8))
+    assert torch.equal(alone.mcus[0], made.mcus[0])
+
+
+def test_pictures_can_be_watched(model: DCTransformer) -> None:
+    """Each chunk shows each picture as far as it is; the last look is the picture."""
+    seen: dict[int, list[Snapshot]] = {}
+    made = sample(
+        model, 3, SampleConfig(batch=2), size=(32, 32), watch=lambda s: seen.setdefault(s.index, []).append(s)
+    )
+    for i, looks in seen.items():
+        counts = [look.triples for look in looks]
+        assert counts == sorted(counts) and counts[-1] == len(made.triples[i])
+        assert [look.finished for look in looks] == [False] * (len(looks) - 1) + [True]
+        assert torch.equal(looks[-1].mcus, made.mcus[i])
+        assert int(looks[0].mcus.count_nonzero()) == counts[0]
+    stages = made.by_band()
+    assert torch.equal(stages[-1], made.mcus)
+    nonzero = [int(stage.count_nonzero()) for stage in stages]
+    assert nonzero == sorted(nonzero) and nonzero[0] == int(made.mcus[..., 0].count_nonzero())
+
+
+def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
+    """Coarser arithmetic chooses other triples, never impossible ones."""
+    made = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 32))
+    for listed in made.triples:
+        rank = torch.from_numpy(order.RANK)[listed[:, 0].long()]
+        assert bool(((rank * GRID.positions + listed[:, 1]).diff() > 0).all())
+        assert bool((listed[:, 2].abs() <= model.limits[rank]).all()) and bool((listed[:, 2] != 0).all())
+
+
+def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a warning that names the size that is tried next; the pictures are the same; one alone is refused."""
+    expected = sample(model, 5, SampleConfig(), size=(32, 32))
+    whole, limit = Decoding.__init__, 2
+
+    def small(self, model, batch):
+        if len(batch.labels) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        whole(self, model, batch)
+
+    monkeypatch.setattr(Decoding, "__init__", small)
+    with pytest.warns(UserWarning, match="going on with 2"):
+        made = sample(model, 5, SampleConfig(batch=4), size=(32, 32))
+    assert torch.equal(made.mcus, expected.mcus)
+    limit = 0
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="not enough memory"):
+        sample(model, 5, dataclasses.replace(SampleConfig(), batch=2), size=(32, 32))
