@@ -239,9 +239,9 @@ def whole_model(model: DCTransformer) -> DCTransformer:
     parameters = dict(model.named_parameters())
     if not any(isinstance(p, DTensor) for p in parameters.values()):
         return model
-    with torch.device("meta"):
-        copy = DCTransformer(model.config)
-    copy.load_state_dict({name: whole(p.detach()) for name, p in parameters.items()}, assign=True)
+    state = {name: whole(p.detach()) for name, p in parameters.items()}
+    copy = DCTransformer(model.config)
+    copy.load_state_dict(state)
     return copy.to(model.device).eval().requires_grad_(False)
 
 

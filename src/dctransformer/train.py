@@ -58,7 +58,7 @@ from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.layers import Layer
-from dctransformer.model.precision import is_out_of_memory, resolve_device, resolve_precision
+from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
 from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
 from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
 
@@ -251,7 +251,7 @@ class Trainer:
         try:
             total = self._accumulate(batch, count)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise ValueError(self._too_large(batch)) from error
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))

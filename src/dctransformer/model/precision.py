@@ -52,12 +52,6 @@ def _multiplies_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory, or the computer's, is used up."""
-    refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return refused or "can't allocate memory" in str(error)  # PyTorch's words on a CPU
-
-
 def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
     a = torch.ones(size, size, dtype=dtype)
     best = float("inf")
@@ -70,4 +64,5 @@ def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory did not suffice (a CPU's says so in its text alone)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return refused or "can't allocate memory" in str(error)
