@@ -24,7 +24,15 @@ from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "B200": 2250e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}
 """Dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets."""
 
 
