@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.model.config import PRESETS, Architecture, ModelConfig, preset
+from dctransformer.sample_config import SampleConfig
 from dctransformer.train_config import TrainConfig
 
 
@@ -93,18 +94,10 @@ class Sample:
     """Folder for the pictures."""
     num: int = 16
     """How many."""
-    seed: int = 0
-    """Picture i of a seed is always the same."""
     label: str | None = None
     """Name or number of the class; every picture gets a class of its own if not given."""
-    temperature: float = 1.0
-    """Below 1 is tamer, above 1 wilder, 0 takes the likeliest."""
-    top_p: float = 1.0
-    """Keep the likeliest outcomes that make up this probability."""
-    guidance: float = 1.0
-    """Above 1 follows the label more closely (twice the work)."""
-    batch: int = 16
-    """Pictures at a time."""
+    sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=SampleConfig)
+    """How to sample."""
     device: str = "auto"
     """cpu, cuda, …"""
     json: bool = False
@@ -116,12 +109,134 @@ class Sample:
 
         with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
             samples, names = generate(
-                self.model, self.num, label=self.label, seed=self.seed, temperature=self.temperature,
-                top_p=self.top_p, guidance=self.guidance, batch=self.batch, device=self.device,
+                self.model, self.num, label=self.label, sampling=self.sampling, device=self.device,
                 out=self.out, progress=_show(bar),
             )  # fmt: skip
         files = save_samples(samples, names, self.out)
-        _print(self.json, {**files, "seed": self.seed, "labels": names}, lambda: _list_files(files))
+        _print(self.json, {**files, "seed": self.sampling.seed, "labels": names}, lambda: _list_files(files))
+
+
+@dataclasses.dataclass
+class _Edit:
+    """What the tasks that start from pictures have in common."""
+
+    model: tyro.conf.Positional[str]
+    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    out: Path
+    """Folder for the results: NAME-0.jpg, NAME-1.jpg, …, PNG files and a contact sheet."""
+    num: int = 1
+    """Alternatives of each picture."""
+    label: str | None = None
+    """Name or number of the class to lean on; none if not given."""
+    sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=SampleConfig)
+    """How to sample."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+    json: bool = False
+    """Print a JSON object instead of text."""
+
+    def edited(self, options: Any) -> list[Any]:
+        """Do it."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Try the folder, work, write."""
+        from dctransformer.editing import Options, save_edits
+        from dctransformer.files import make_folder
+
+        with tqdm(total=1.0, desc=type(self).__name__.lower(), disable=self.json, bar_format=_PERCENT) as bar:
+
+            def show(done: float) -> None:
+                bar.n = done
+                bar.refresh()
+
+            options = Options(self.num, self.label, self.sampling, self.device, show)
+            edits = self.edited(options)
+        files = save_edits(edits, make_folder(self.out))
+        _print(self.json, {**files, "seed": self.sampling.seed}, lambda: _list_files(files))
+
+
+_PERCENT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+@dataclasses.dataclass
+class Upscale(_Edit):
+    """Enlarge pictures: their content becomes the low frequencies, the high ones are generated.
+
+    Example: dctransformer upscale flowers64 small.png --factor 2 --num 4 --out large
+    """
+
+    factor: int = 2
+    """2, 4 or 8."""
+
+    def edited(self, options: Any) -> list[Any]:
+        """Upscale."""
+        from dctransformer.editing import upscale
+
+        return upscale(self.model, self.images, self.factor, options)
+
+
+@dataclasses.dataclass
+class Colorize(_Edit):
+    """Give pictures colours: brightness stays, colour is generated (a colour picture's own is ignored).
+
+    Example: dctransformer colorize flowers64 grey.jpg --num 4 --out coloured
+    """
+
+    def edited(self, options: Any) -> list[Any]:
+        """Colorize."""
+        from dctransformer.editing import colorize
+
+        return colorize(self.model, self.images, options)
+
+
+@dataclasses.dataclass
+class Inpaint(_Edit):
+    """Replace a part of pictures; all 16 × 16 squares that the mask does not touch stay as they are, exactly.
+
+    Example: dctransformer inpaint flowers64 photo.jpg --box 16,16,32,32 --num 4 --out filled
+    """
+
+    mask: Path | None = None
+    """Picture of the same size, white where something is to be replaced."""
+    box: str | None = None
+    """Or the place: x,y,width,height in pixels."""
+
+    def edited(self, options: Any) -> list[Any]:
+        """Inpaint."""
+        from dctransformer.editing import inpaint
+
+        return inpaint(self.model, self.images, self.mask, self._box(), options)
+
+    def _box(self) -> tuple[int, int, int, int] | None:
+        if self.box is None:
+            return None
+        try:
+            x, y, width, height = map(int, self.box.split(","))
+        except ValueError:
+            raise ValueError(f"--box {self.box} is not x,y,width,height; give four whole numbers") from None
+        return x, y, width, height
+
+
+@dataclasses.dataclass
+class Continue(_Edit):
+    """Keep the beginning of pictures, coarse to fine, and generate the rest.
+
+    Example: dctransformer continue flowers64 photo.jpg --bands 1 --num 4 --out continued
+    """
+
+    bands: int | None = None
+    """Keep so many of the four bands."""
+    from_triples: int | None = None
+    """Or so many triples."""
+
+    def edited(self, options: Any) -> list[Any]:
+        """Continue."""
+        from dctransformer.editing import continue_
+
+        return continue_(self.model, self.images, self.bands, self.from_triples, options)
 
 
 @dataclasses.dataclass
@@ -141,6 +256,8 @@ class Likelihood:
     """Score the first so many pictures only."""
     labels: bool = True
     """Tell the model the pictures' labels where their names fit its own."""
+    given: str = "none"
+    """Score the rest when a part is given, too: low1, low2, low4 (low-frequency corners), luma or region."""
     batch: int = 32
     """Chunks at a time."""
     device: str = "auto"
@@ -154,8 +271,8 @@ class Likelihood:
 
         with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
             summary = likelihood(
-                self.model, self.data, split=self.split, num=self.num, use_labels=self.labels, batch=self.batch,
-                device=self.device, progress=lambda n: _advance(bar, n), show=not self.json,
+                self.model, self.data, split=self.split, num=self.num, use_labels=self.labels, given=self.given,
+                batch=self.batch, device=self.device, progress=lambda n: _advance(bar, n), show=not self.json,
             )  # fmt: skip
         _print(self.json, summary, lambda: _likelihood_table(summary))
 
@@ -274,7 +391,8 @@ def _print(as_json: bool, facts: dict[str, Any], text: Callable[[], None]) -> No
 def _list_files(files: dict[str, Any]) -> None:
     print(f"{len(files['files'])} pictures: {files['files'][0]} …")
     for name in ("sheet", "heat_map"):
-        print(f"{name.replace('_', '-')}: {files[name]}")
+        if name in files:
+            print(f"{name.replace('_', '-')}: {files[name]}")
 
 
 def _list_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -298,6 +416,21 @@ def _likelihood_table(s: dict[str, Any]) -> None:
     print(f"{'band':>8s} {'triples':>8s} {'bits':>8s}")
     for band, bits in s["bits_per_image_by_band"].items():
         print(f"{band:>8s} {s['triples_per_image_by_band'].get(band, 1.0):8.1f} {bits:8.1f}")
+    if "given" in s:
+        _given_table(s["given"])
+
+
+def _given_table(given: dict[str, Any]) -> None:
+    name = given["condition"]
+    part = {key.removesuffix("_bytes_per_image"): value for key, value in given.items()}
+    if not given["trained"]:
+        print(f"the model was not trained on the condition {name}: its numbers are still exact, but poor")
+    print(f"given {name}: {part['given_first']:.1f} bytes an image listed first, the rest unknown")
+    print(f"  then the rest: {part['rest_given']:.1f} bytes; sum {part['sum']:.1f}")
+    print(
+        f"  unconditionally: {part['given_unconditional']:.1f} bytes for what is given, "
+        f"{part['rest_unconditional']:.1f} for the rest"
+    )
 
 
 def _preset_of(argv: list[str]) -> str:
@@ -325,6 +458,10 @@ def main(argv: list[str] | None = None) -> None:
             Annotated[Prepare, tyro.conf.subcommand("prepare")]
             | Annotated[Train, tyro.conf.subcommand("train", default=_train_defaults(name))]
             | Annotated[Sample, tyro.conf.subcommand("sample")]
+            | Annotated[Upscale, tyro.conf.subcommand("upscale")]
+            | Annotated[Colorize, tyro.conf.subcommand("colorize")]
+            | Annotated[Inpaint, tyro.conf.subcommand("inpaint")]
+            | Annotated[Continue, tyro.conf.subcommand("continue")]
             | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Report, tyro.conf.subcommand("report")]

@@ -29,11 +29,13 @@ class CodeLengths:
         bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value.
         triples: int64 ``[n, 5]``: how many triples (or stops) each holds.
         pixels: pixels of a picture.
+        marked: fp64 ``[n]``, bits of the triples at marked coefficients, where some were marked.
     """
 
     bits: Tensor
     triples: Tensor
     pixels: int
+    marked: Tensor | None = None
 
     def summary(self) -> dict[str, Any]:
         """Means over the pictures, ready for JSON.
@@ -85,7 +87,12 @@ def _batches(sequences: Iterable[Sequence], stride: int, size: int) -> Iterator[
 
 @torch.inference_mode()
 def code_lengths(
-    model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32, progress: Any = None
+    model: DCTransformer,
+    sequences: Iterable[Sequence],
+    *,
+    batch: int = 32,
+    marked: Tensor | None = None,
+    progress: Any = None,
 ) -> CodeLengths:
     """Exact bits of pictures under a model, in fp32 whatever the training precision.
 
@@ -93,6 +100,7 @@ def code_lengths(
         model: in eval mode.
         sequences: the pictures, one size.
         batch: chunks at a time.
+        marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too.
         progress: called with the number of pictures begun so far, now and then.
 
     Returns:
@@ -104,6 +112,7 @@ def code_lengths(
     config = model.config
     bits: list[Tensor] = []
     counts: list[Tensor] = []
+    apart: list[Tensor] = []
     pixels = 0
     for group in _batches(sequences, config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
@@ -114,14 +123,26 @@ def code_lengths(
             while len(bits) <= i:
                 bits.append(torch.zeros(len(order.BANDS) + 1, 3, dtype=torch.float64))
                 counts.append(torch.zeros(len(order.BANDS) + 1, dtype=torch.int64))
+                apart.append(torch.zeros((), dtype=torch.float64))
             which = band[row][predicted[row]]
             bits[i].index_add_(0, which, nats[row][predicted[row]].double() / math.log(2))
             counts[i].index_add_(0, which, torch.ones_like(which))
+            if marked is not None:
+                apart[i] += _bits_at(chunks, row, nats, marked)
         if progress is not None:
             progress(len(bits))
     if not bits:
         raise ValueError("there are no pictures to score; give some")
-    return CodeLengths(torch.stack(bits), torch.stack(counts), pixels)
+    return CodeLengths(torch.stack(bits), torch.stack(counts), pixels, None if marked is None else torch.stack(apart))
+
+
+def _bits_at(chunks: ChunkBatch, row: int, nats: Tensor, marked: Tensor) -> Tensor:
+    """Bits of a chunk's predicted triples at the marked coefficients (not of the stop), fp64."""
+    rank, position = chunks.ranks[row, 1:], chunks.positions[row, 1:]
+    counted = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
+    channel = torch.from_numpy(order.GENERATION_ORDER)[rank[counted]]
+    inside = marked.flatten()[chunks.grid.slot(channel, position[counted])]
+    return nats[row][counted][inside].double().sum() / math.log(2)
 
 
 def _chunk_nats(model: DCTransformer, chunks: ChunkBatch) -> tuple[Tensor, Tensor]:

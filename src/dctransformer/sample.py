@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,44 +27,10 @@ from dctransformer.decoding import Decoding
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
+from dctransformer.sample_config import SampleConfig
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 _RANK = torch.from_numpy(order.RANK)
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """How to sample."""
-
-    seed: int = 0
-    """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
-    temperature: float = 1.0
-    """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest."""
-    top_p: float = 1.0
-    """Keep the likeliest positions and values that make up this probability."""
-    guidance: float = 1.0
-    """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
-    batch: int = 16
-    """Pictures at a time."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
-    compile: bool = False
-    """Compile the steps: half a minute once, then faster; for many pictures."""
-    graphs: bool = True
-    """On a GPU, replay steps as CUDA graphs."""
-
-    def __post_init__(self) -> None:
-        """Check what no type can say."""
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature} must be 0 or more; 1 samples from the model as it is")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance {self.guidance} must be 0 or more; 1 switches it off")
-        if self.batch < 1:
-            raise ValueError(f"batch {self.batch} must be at least 1")
 
 
 @dataclasses.dataclass
@@ -77,6 +43,7 @@ class Request:
         known: int16 ``[N, 6, 64]``, settled coefficients, 0 elsewhere; None for none.
         given: bool ``[N, 6, 64]``, which are settled; None for none.
         kept: triples that the picture begins with (channel, position, value), int ``[L, 3]`` in generation order.
+        tile: which part of a large picture it is; decides its noise, too.
     """
 
     index: int
@@ -84,6 +51,7 @@ class Request:
     known: Tensor | None = None
     given: Tensor | None = None
     kept: Tensor | None = None
+    tile: int = 0
 
 
 @dataclasses.dataclass
@@ -155,7 +123,7 @@ class Samples:
 def sample(
     model: DCTransformer,
     num: int,
-    config: SampleConfig = SampleConfig(),
+    config: SampleConfig | None = None,
     *,
     labels: list[int] | None = None,
     size: tuple[int, int] | None = None,
@@ -179,6 +147,7 @@ def sample(
     Raises:
         ValueError: ``num`` is not positive, a label or the size is impossible.
     """
+    config = config or SampleConfig()
     if num < 1:
         raise ValueError(f"num {num} must be at least 1")
     height, width = size or (model.config.size, model.config.size)
@@ -270,19 +239,22 @@ class Row:
     """A picture in the making."""
 
     request: Request
-    noise: np.random.Generator
+    seed: int
     grid: Grid
     listed: Tensor
     """(rank, position, value) so far, int64 ``[L, 3]``."""
-    kept: int
-    """How many of them were asked to be kept."""
     stopped: bool = False
 
     @classmethod
     def new(cls, request: Request, grid: Grid, seed: int) -> Row:
         listed = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
         listed = torch.stack([_RANK[listed[:, 0]], listed[:, 1], listed[:, 2]], 1)
-        return cls(request, np.random.default_rng([seed, request.index]), grid, listed, len(listed))
+        return cls(request, seed, grid, listed)
+
+    def noise(self, chunk: int, stride: int) -> np.ndarray:
+        """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
+        ask = self.request
+        return np.random.default_rng([self.seed, ask.index, ask.tile, chunk]).random((stride, 3))
 
     def sequence(self) -> Sequence:
         """What is listed so far, without a stop."""
@@ -346,8 +318,8 @@ class Engine:
         chunk = [len(row.listed) // stride for row in rows]
         steps = stride - len(rows[0].listed) % stride
         noise = np.zeros((len(rows), stride, 3))
-        for row, own in zip(rows, noise, strict=True):
-            own[:steps] = row.noise.random((steps, 3))
+        for row, k, own in zip(rows, chunk, noise, strict=True):
+            own[:steps] = row.noise(k, stride)[-steps:]
         batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             made = self._decode(batch, torch.from_numpy(noise), steps)

@@ -79,3 +79,29 @@ def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Ima
     maps = maps.repeat(8, axis=1).repeat(8, axis=2)
     pairs = np.concatenate([np.asarray(pictures), maps], axis=2)
     return contact_sheet(pairs, columns=columns, scale=max(1, 128 // pictures.shape[1]))
+
+
+def captioned_rows(rows: list[list[np.ndarray]], captions: list[str], *, side: int = 160) -> Image.Image:
+    """One row a subject, one column a treatment, every picture fitted into the same square.
+
+    Args:
+        rows: pictures uint8 ``[H, W, 3]`` of any size, as many a row as captions.
+        captions: of the columns.
+        side: of the squares, in pixels.
+
+    Returns:
+        An RGB picture.
+    """
+    cell = side + _MARGIN
+    sheet = Image.new("RGB", (len(captions) * cell + _MARGIN, len(rows) * cell + _MARGIN + 14), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, caption in enumerate(captions):
+        draw.text((_MARGIN + column * cell, 1), caption[: side // 6], fill="black")
+    for r, pictures in enumerate(rows):
+        for c, picture in enumerate(pictures):
+            height, width = picture.shape[:2]
+            scale = side / max(height, width)
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+            sheet.paste(Image.fromarray(picture).resize(size, how), (_MARGIN + c * cell, 14 + r * cell))
+    return sheet

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from dctransformer.codec import write_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence
+from dctransformer.data.conditions import named
 from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
 from dctransformer.files import make_folder, written_beside
@@ -50,11 +52,7 @@ def generate(
     num: int = 16,
     *,
     label: str | None = None,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    guidance: float = 1.0,
-    batch: int = 16,
+    sampling: SampleConfig | None = None,
     device: str = "auto",
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -65,11 +63,7 @@ def generate(
         model: a run folder, a saved model's folder, a hub id, or shipped weights.
         num: how many.
         label: class name or number; None gives each picture a class drawn from the seed.
-        seed: picture i of a seed is always the same.
-        temperature: divides the logits of positions and values.
-        top_p: nucleus of positions and values.
-        guidance: classifier-free guidance on the label.
-        batch: pictures at a time.
+        sampling: seed, temperature and so on; picture i of a seed is always the same.
         device: cpu, cuda, … or auto.
         out: folder that `save_samples` is to write; it is tried before the work.
         progress: called with (triples so far, pictures finished).
@@ -80,7 +74,7 @@ def generate(
     Raises:
         ValueError: the model, the label or a number is impossible.
     """
-    config = SampleConfig(seed=seed, temperature=temperature, top_p=top_p, guidance=guidance, batch=batch)
+    sampling = sampling or SampleConfig()
     if num < 1:
         raise ValueError(f"num {num} must be at least 1")
     network = DCTransformer.from_pretrained(model, device=resolve_device(device))
@@ -89,12 +83,12 @@ def generate(
         labels = [label_number(shape, label)] * num
     elif shape.num_labels:
         # One generator a picture, so that picture i keeps its class whatever num is.
-        labels = [int(np.random.default_rng([seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
+        labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
     else:
         labels = [shape.null_label] * num
     if out is not None:
         make_folder(out)
-    samples = sample(network, num, config, labels=labels, progress=progress)
+    samples = sample(network, num, sampling, labels=labels, progress=progress)
     return samples, [_name(shape, i) for i in labels]
 
 
@@ -143,6 +137,7 @@ def likelihood(
     split: str = "validation",
     num: int | None = None,
     use_labels: bool = True,
+    given: str = "none",
     batch: int = 32,
     device: str = "auto",
     progress: Callable[[int], None] | None = None,
@@ -156,6 +151,7 @@ def likelihood(
         split: which part of a prepared data set.
         num: score the first so many only.
         use_labels: give the model the pictures' labels where it has a class of the same name.
+        given: a condition (`dctransformer.data.conditions.NAMES`) under which the pictures are scored, too.
         batch: chunks at a time.
         device: cpu, cuda, … or auto.
         progress: called with the number of pictures so far.
@@ -163,7 +159,9 @@ def likelihood(
 
     Returns:
         See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
-        Huffman coding needs for the same coefficients, and ``labelled``, how many pictures had a known label.
+        Huffman coding needs for the same coefficients, and ``labelled``, how many pictures had a known label. With a
+        condition, ``given`` holds bytes an image: of the given part listed first (the rest unknown), of the rest when
+        that part is given, their sum, and what the unconditional model spends on either's coefficients.
 
     Raises:
         ValueError: the model or the data is missing or doesn't fit.
@@ -195,11 +193,28 @@ def likelihood(
     ]
     grid = Grid.of_size(store.info.size, store.info.size)
 
-    def sequences() -> Iterator[Sequence]:
-        for i, label in enumerate(labels):
-            yield Sequence.from_triples(store.triples(i), grid, label)
+    mask = named(given, grid)
+    if mask is not None and not bool((~mask).any()):
+        raise ValueError(f"pictures of {store.info.size} pixels are too small for the condition {given}; leave it out")
 
-    summary = code_lengths(network, sequences(), batch=batch, progress=progress).summary()
+    def sequences(**masks: Tensor) -> Iterator[Sequence]:
+        for i, label in enumerate(labels):
+            yield Sequence.from_triples(store.triples(i), grid, label, **masks)
+
+    lengths = code_lengths(network, sequences(), batch=batch, marked=mask, progress=progress)
+    summary = lengths.summary()
+    if mask is not None:
+        assert lengths.marked is not None
+        first = code_lengths(network, sequences(hidden=~mask), batch=batch).bits.sum((1, 2))
+        rest = code_lengths(network, sequences(given=mask), batch=batch).bits.sum((1, 2))
+        whole = lengths.bits.sum((1, 2))
+        parts = {
+            "given_first": first, "rest_given": rest, "sum": first + rest,
+            "given_unconditional": lengths.marked, "rest_unconditional": whole - lengths.marked,
+        }  # fmt: skip
+        summary["given"] = {"condition": given, "trained": given in config.conditions} | {
+            f"{name}_bytes_per_image": float(bits.mean()) / 8 for name, bits in parts.items()
+        }
     return {
         **summary,
         "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[:count])),

@@ -1,0 +1,231 @@
+"""Upscale, colorize and inpaint against what a person would do otherwise, on held-out pictures.
+
+The true pictures are the decoded validation pictures of a prepared data set. Ends in one JSON line: ``checks`` holds
+each figure with its goal, ``ratio`` is the part of the goals that are met.
+
+Example: python benchmarks/tasks.py prepared/flowers64 --num 128
+
+Needs scikit-image and OpenCV: pip install 'dctransformer[bench]'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2  # pyright: ignore[reportMissingImports]
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab  # pyright: ignore[reportMissingImports]
+from skimage.metrics import structural_similarity  # pyright: ignore[reportMissingImports]
+from tqdm import tqdm
+
+from dctransformer.codec import Codec
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.resize import dct_matrix
+from dctransformer.data.store import TripleStore
+from dctransformer.editing import Edited, Options, colorize, inpaint, upscale
+from dctransformer.sample_config import SampleConfig
+
+Pictures = list[np.ndarray]
+
+
+@dataclasses.dataclass
+class Args:
+    """Compare the tasks with the usual ways."""
+
+    data: tyro.conf.Positional[Path]
+    """Prepared data set."""
+    model: str = "flowers64"
+    """Model."""
+    num: int = 128
+    """Validation pictures."""
+    seed: int = 0
+    """Seed of the samples."""
+    top_p: float = 1.0
+    """Nucleus of the samples."""
+    sheet: Path | None = None
+    """Write a sheet of the first pictures there."""
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB."""
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity of two RGB pictures."""
+    return float(np.mean(structural_similarity(a, b, channel_axis=2, full=True)[1]))
+
+
+def luma(picture: np.ndarray) -> np.ndarray:
+    """Y of an RGB picture, fp64."""
+    return picture @ np.array([0.299, 0.587, 0.114])
+
+
+def high_energy(picture: np.ndarray, corner: int) -> float:
+    """Energy of the luma outside the low-frequency corner of its 8 × 8 blocks."""
+    height, width = (n // 8 * 8 for n in picture.shape[:2])
+    blocks = luma(picture)[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2)
+    matrix = dct_matrix(8).numpy()
+    spectrum = (matrix @ blocks @ matrix.T) ** 2
+    spectrum[..., :corner, :corner] = 0
+    return float(spectrum.sum())
+
+
+def colourfulness(picture: np.ndarray) -> float:
+    """Hasler and Süsstrunk's measure."""
+    r, g, b = picture.astype(float).reshape(-1, 3).T
+    rg, yb = r - g, (r + g) / 2 - b
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+
+
+def ciede2000(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean colour difference."""
+    difference: np.ndarray = deltaE_ciede2000(rgb2lab(a), rgb2lab(b))
+    return float(difference.mean())
+
+
+def true_pictures(data: Path, num: int) -> Pictures:
+    """Decoded validation pictures."""
+    store = TripleStore.open(data, "validation")
+    size = store.info.size
+    codec = Codec(store.info.quality)
+    triples = [store.triples(i) for i in range(min(num, len(store)))]
+    return list(codec.decode(codec.from_triples(triples, size, size)).numpy())
+
+
+def mean_chroma(data: Path) -> np.ndarray:
+    """Mean Cb and Cr of the training pictures, 0 to 255."""
+    store = TripleStore.open(data, "train")
+    size = store.info.size
+    codec = Codec(store.info.quality)
+    triples = [store.triples(i) for i in range(0, len(store), max(1, len(store) // 1000))]
+    pictures = codec.decode(codec.from_triples(triples, size, size)).numpy().astype(float)
+    r, g, b = pictures.mean((0, 1, 2))
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    return np.array([128 + (b - y) / 1.772, 128 + (r - y) / 1.402])
+
+
+def with_chroma(picture: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """A picture's luma with one chroma everywhere."""
+    y, (cb, cr) = luma(picture), chroma - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1)
+    return rgb.round().clip(0, 255).astype(np.uint8)
+
+
+def resized(picture: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    """By Pillow."""
+    return np.asarray(Image.fromarray(picture).resize((size, size), how))
+
+
+def table(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n| {title} | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+
+
+def mean(of: Callable[..., float], *pictures: Pictures) -> float:
+    """Mean of a figure over pictures taken together."""
+    return float(np.mean([of(*each) for each in zip(*pictures, strict=True)]))
+
+
+def main(args: Args) -> None:
+    """Run all three."""
+    truth = true_pictures(args.data, args.num)
+    side = truth[0].shape[0]
+    sampling = SampleConfig(seed=args.seed, top_p=args.top_p)
+    checks: dict[str, dict[str, float | bool]] = {}
+    shown: list[list[np.ndarray]] = [[] for _ in truth[:6]]
+    started = time.perf_counter()
+
+    def check(name: str, value: float, low: float, high: float) -> None:
+        checks[name] = {"value": round(value, 4), "low": low, "high": high, "met": low <= value <= high}
+
+    def run(task: str, work: Callable[[Options], list[Edited]], num: int = 1) -> list[Pictures]:
+        with tqdm(total=1.0, desc=task, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}") as bar:
+
+            def show(done: float) -> None:
+                bar.n = done
+                bar.refresh()
+
+            return [edit.pixels() for edit in work(Options(num, None, sampling, progress=show))]
+
+    for factor in (2, 4):
+        small = [resized(t, side // factor, Image.Resampling.LANCZOS) for t in truth]
+        ours = [p[0] for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o))]
+        rivals = {
+            "bicubic": [resized(s, side, Image.Resampling.BICUBIC) for s in small],
+            "Lanczos": [resized(s, side, Image.Resampling.LANCZOS) for s in small],
+            "DCTransformer": ours,
+        }
+        energy = sum(high_energy(t, 8 // factor) for t in truth)
+        rows = {
+            name: [mean(psnr, made, truth), mean(ssim, made, truth),
+                   sum(high_energy(m, 8 // factor) for m in made) / energy]
+            for name, made in rivals.items()
+        }  # fmt: skip
+        table(f"upscale ×{factor}", ["PSNR", "SSIM", "high-frequency energy / true"], rows)
+        check(f"upscale_x{factor}_energy", rows["DCTransformer"][2], 0.85, 1.15)
+        for row, s, m, t in zip(shown, small, ours, truth, strict=False):
+            row += [resized(s, side, Image.Resampling.NEAREST), m, *([t] if factor == 4 else [])]
+
+    grey = [np.repeat(luma(t).round().astype(np.uint8)[..., None], 3, 2) for t in truth]
+    eight = run("colorize", lambda o: colorize(args.model, grey, o), 8)
+    flat = [with_chroma(t, mean_chroma(args.data)) for t in truth]
+    colour = mean(colourfulness, truth)
+    best = float(np.mean([min(ciede2000(m, t) for m in made) for made, t in zip(eight, truth, strict=True)]))
+    first = [made[0] for made in eight]
+    rows = {
+        name: [mean(ciede2000, made, truth), mean(colourfulness, made) / colour]
+        for name, made in {"grey": grey, "mean colour": flat, "DCTransformer": first}.items()
+    }
+    every = float(np.mean([colourfulness(m) for made in eight for m in made])) / colour
+    rows["DCTransformer, best of 8"] = [best, every]
+    table("colorize", ["CIEDE2000", "colourfulness / true"], rows)
+    check("colorize_colourfulness", every, 0.85, 1.15)
+    check("colorize_best_of_8_below_mean_colour", best / rows["mean colour"][0], 0.0, 1.0)
+    for row, g, made in zip(shown, grey, eight, strict=False):
+        row += [g, made[0], made[1]]
+
+    grid = Grid.of_size(side, side)
+    start, length = grid.rows // 4 * 16, max(1, grid.rows // 2) * 16
+    hole = np.zeros((side, side), dtype=np.uint8)
+    hole[start : start + length, start : start + length] = 255
+    inside = (slice(start, start + length),) * 2
+    box = (start, start, length, length)
+    filled = [p[0] for p in run("inpaint", lambda o: inpaint(args.model, truth, box=box, options=o))]
+    telea = [cv2.inpaint(np.ascontiguousarray(t), hole, 3, cv2.INPAINT_TELEA) for t in truth]
+    cut = [t[inside] for t in truth]
+    energy = sum(high_energy(t, 1) for t in cut)
+    rows = {
+        name: [mean(psnr, [m[inside] for m in made], cut), mean(ssim, [m[inside] for m in made], cut),
+               sum(high_energy(m[inside], 1) for m in made) / energy,
+               mean(colourfulness, [m[inside] for m in made]) / mean(colourfulness, cut)]
+        for name, made in {"OpenCV Telea": telea, "DCTransformer": filled}.items()
+    }  # fmt: skip
+    table("inpaint, in the hole", ["PSNR", "SSIM", "AC energy / true", "colourfulness / true"], rows)
+    for row, m, f in zip(shown, telea, filled, strict=False):
+        row += [m, f]
+
+    if args.sheet is not None:
+        from dctransformer.sheets import captioned_rows
+
+        captions = ["×2 from", "×2", "×4 from", "×4", "true", "grey", "colour 0", "colour 1", "Telea", "inpaint"]
+        captioned_rows(shown, captions, side=128).save(args.sheet)
+    met = [bool(c["met"]) for c in checks.values()]
+    print(json.dumps({
+        "benchmark": "tasks", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
+        "seed": args.seed, "top_p": args.top_p, "model": args.model, "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,107 @@
+"""Resizing in the DCT domain: a picture's low frequencies are a smaller picture, exactly so block by block.
+
+The K × K low-frequency corner of an 8 × 8 block is, up to a factor of 8 / K, the DCT of a K × K block of the picture
+at K / 8 of its size. So a small picture *is* a corner of every block of the large one, and the other way round.
+
+Shapes: B pictures, K the corner's side, N MCUs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.codec.codec import Codec
+from dctransformer.codec.dct_image import DCTImage
+
+FACTORS = (2, 4, 8)
+"""Factors by which a picture can grow or shrink: whole corners of 4, 2 and 1."""
+
+
+def dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II: fp64 ``[size, size]`` (frequency, sample)."""
+    k, x = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    matrix = math.sqrt(2 / size) * torch.cos(math.pi * k * (2 * x + 1) / (2 * size))
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _check(factor: int) -> int:
+    if factor not in FACTORS:
+        raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
+    return order.BLOCK // factor
+
+
+def _corner_levels(plane: Tensor, corner: int, table: Tensor) -> Tensor:
+    """Quantised corners of a plane's ``K × K`` blocks: fp64 ``[B, h K, w K]`` to int16 ``[B, h, w, 64]`` zigzag."""
+    batch, height, width = plane.shape
+    blocks = (plane - 128).view(batch, height // corner, corner, width // corner, corner).transpose(2, 3)
+    matrix = dct_matrix(corner)
+    spectrum = matrix @ blocks @ matrix.T * (order.BLOCK / corner)
+    whole = F.pad(spectrum, (0, order.BLOCK - corner, 0, order.BLOCK - corner)).flatten(-2)
+    zigzag = whole[..., torch.from_numpy(order.ZIGZAG)]
+    return (zigzag / table.double()).round().to(torch.int16)
+
+
+def enlarged_corners(small: Tensor, factor: int, codec: Codec) -> DCTImage:
+    """The low frequencies of the picture ``factor`` times as large; all others are 0.
+
+    Args:
+        small: uint8 RGB ``[B, h, w, 3]``.
+        factor: 2, 4 or 8.
+        codec: whose tables quantise.
+
+    Returns:
+        A 4:2:0 `DCTImage` of ``factor · h`` × ``factor · w`` pixels, padded to whole MCUs by the edge pixels.
+
+    Raises:
+        ValueError: the factor is another.
+    """
+    corner = _check(factor)
+    mcu = order.MCU // factor
+    height, width = small.shape[1:3]
+    rgb = small.permute(0, 3, 1, 2).double()
+    rgb = F.pad(rgb, (0, -width % mcu, 0, -height % mcu), mode="replicate")
+    r, g, b = rgb.unbind(1)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b  # JFIF, full range
+    chroma = torch.stack([128 + (b - luma) / 1.772, 128 + (r - luma) / 1.402])
+    chroma = F.avg_pool2d(chroma, 2)
+    cb, cr = (_within(_corner_levels(plane, corner, codec.chroma_table), codec, order.CB) for plane in chroma)
+    return DCTImage(
+        luma=_within(_corner_levels(luma, corner, codec.luma_table), codec, order.LUMA), cb=cb, cr=cr,
+        luma_table=codec.luma_table, chroma_table=codec.chroma_table,
+        height=rgb.shape[2] * factor, width=rgb.shape[3] * factor,
+    )  # fmt: skip
+
+
+def _within(levels: Tensor, codec: Codec, first: int) -> Tensor:
+    limits = codec.value_limits()[first : first + 64].to(torch.int16)
+    return levels.clamp(-limits, torch.minimum(limits, torch.tensor(1023, dtype=torch.int16)))
+
+
+def shrink(pictures: Tensor, factor: int) -> Tensor:
+    """Shrink pictures by keeping the low-frequency corner of every 8 × 8 block.
+
+    Args:
+        pictures: uint8 ``[B, H, W, 3]``, sides a multiple of 8.
+        factor: 2, 4 or 8.
+
+    Returns:
+        uint8 ``[B, H / factor, W / factor, 3]``.
+
+    Raises:
+        ValueError: the factor or the size doesn't fit.
+    """
+    corner = _check(factor)
+    batch, height, width, _ = pictures.shape
+    if height % order.BLOCK or width % order.BLOCK:
+        raise ValueError(f"a {width}×{height} picture is not made of whole 8 × 8 blocks; crop it to a multiple of 8")
+    planes = pictures.permute(0, 3, 1, 2).double() - 128
+    blocks = planes.view(batch, 3, height // 8, 8, width // 8, 8).transpose(3, 4)
+    down = dct_matrix(corner).T @ dct_matrix(order.BLOCK)[:corner] / math.sqrt(factor)
+    small = (down @ blocks @ down.T).transpose(3, 4).reshape(batch, 3, height // factor, width // factor)
+    return (small + 128).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,41 @@
+"""Settings of the sampling engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How to sample."""
+
+    seed: int = 0
+    """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
+    temperature: float = 1.0
+    """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest."""
+    top_p: float = 1.0
+    """Keep the likeliest positions and values that make up this probability."""
+    guidance: float = 1.0
+    """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
+    batch: int = 16
+    """Pictures at a time."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
+    compile: bool = False
+    """Compile the steps: half a minute once, then faster; for many pictures."""
+    graphs: bool = True
+    """On a GPU, replay steps as CUDA graphs."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature {self.temperature} must be 0 or more; 1 samples from the model as it is")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance {self.guidance} must be 0 or more; 1 switches it off")
+        if self.batch < 1:
+            raise ValueError(f"batch {self.batch} must be at least 1")

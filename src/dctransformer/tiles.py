@@ -1,0 +1,120 @@
+"""Pictures larger than the model's own size: tile after tile, each beside its finished neighbours.
+
+The model was trained on squares of one size. A larger picture is covered by such squares, half overlapping, in raster
+order. In each, the MCUs that earlier squares have finished are given, exactly as outside the hole of an inpainting, so
+that content and colour go on across the borders; only the rest is generated.
+
+Shapes: N MCUs; masks and coefficients are ``[N, 6, 64]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import Codec, DCTImage, order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sample import Request, SampleConfig, fill
+
+
+@dataclasses.dataclass
+class Job:
+    """A picture to complete.
+
+    Attributes:
+        index: which with the seed decides its noise.
+        label: class number.
+        known: int16, all coefficients that are known, 0 elsewhere.
+        given: bool, those of them that are settled from the start.
+        kept: bool, those of them that the sequence begins with (everything up to some triple), or None.
+    """
+
+    index: int
+    label: int
+    known: Tensor
+    given: Tensor
+    kept: Tensor | None = None
+
+
+def tiles(grid: Grid, side: int) -> Iterator[tuple[Grid, Tensor]]:
+    """Cover a grid with squares of ``side`` MCUs, in raster order, half overlapping, the last ones at the edges.
+
+    Yields:
+        The tile's grid, and the MCUs of the picture that it holds: int64 ``[n]``.
+    """
+    rows, cols = min(side, grid.rows), min(side, grid.cols)
+    step = max(1, side // 2)
+    for top in [*range(0, grid.rows - rows, step), grid.rows - rows]:
+        for left in [*range(0, grid.cols - cols, step), grid.cols - cols]:
+            index = torch.arange(top, top + rows)[:, None] * grid.cols + torch.arange(left, left + cols)
+            yield Grid(rows, cols), index.flatten()
+
+
+def complete(
+    model: DCTransformer,
+    jobs: list[Job],
+    grid: Grid,
+    config: SampleConfig,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Generate what is not known of some pictures of one size, whatever that size.
+
+    Args:
+        model: in eval mode.
+        jobs: the pictures.
+        grid: their MCU grid.
+        config: seed, temperature and so on.
+        progress: called with the part of the work that is done, 0 to 1.
+
+    Returns:
+        int16 ``[len(jobs), N, 6, 64]``; what was known is as it was.
+    """
+    known = torch.stack([job.known for job in jobs])
+    given = torch.stack([job.given for job in jobs])
+    cover = list(tiles(grid, model.config.size // order.MCU))
+    for number, (tile, mcus) in enumerate(cover):
+        requests, wanted = [], []
+        for i, job in enumerate(jobs):
+            closed = given[i][mcus]
+            if bool(closed.all()):
+                continue
+            wanted.append(i)
+            requests.append(_request(job, number, tile, mcus, known[i][mcus], closed, model.config.quality))
+        if requests:
+
+            def share(_: int, finished: int, done: int = number, count: int = len(requests)) -> None:
+                if progress is not None:
+                    progress((done + finished / count) / len(cover))
+
+            made = fill(model, requests, tile, config, progress=share)
+            for i, coefficients in zip(wanted, made.mcus, strict=True):
+                known[i, mcus] = coefficients
+                given[i, mcus] = True
+    return known
+
+
+def _request(
+    job: Job, number: int, tile: Grid, mcus: Tensor, known: Tensor, given: Tensor, quality: int
+) -> Request:  # fmt: skip
+    """What is to be generated of one tile.
+
+    Kept coefficients are listed, not given, since that is how the model knows a beginning; zeros among them after
+    the last one listed are given, so that nothing is added there.
+    """
+    kept = None
+    given = given.clone()
+    if job.kept is not None:
+        prefix = job.kept[mcus] & ~given
+        codec = Codec(quality)
+        listed = torch.where(prefix, known, 0)[None]
+        kept = DCTImage.from_mcus(listed, tile.rows, tile.cols, codec.luma_table, codec.chroma_table).to_triples()[0]
+        key = RANK_OF_SLOT * tile.positions + tile.block_position[:, :, None]
+        last = int(key[listed[0] != 0].max()) if len(kept) else -1
+        given |= prefix & (key > last)
+    settled = torch.where(given, known, 0)
+    return Request(job.index, job.label, settled, given, kept, number)

@@ -1,0 +1,289 @@
+"""The tasks that start from pictures: what is known stays, bit for bit, and what can't be done is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dctransformer import DCTransformer
+from dctransformer.cli import main
+from dctransformer.codec import Codec, DCTImage, order, read_jpeg
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.resize import enlarged_corners, shrink
+from dctransformer.data import conditions
+from dctransformer.editing import (
+    Edited,
+    Options,
+    colorize,
+    continue_,
+    inpaint,
+    requantised,
+    save_edits,
+    upscale,
+)
+from dctransformer.model.config import preset
+from dctransformer.sample import SampleConfig
+from dctransformer.tiles import tiles
+from pictures import photo, pillow_jpeg, real_photographs
+
+QUALITY = 30
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained model of 32 × 32 pixels that makes dense pictures, saved."""
+    torch.manual_seed(0)
+    config = preset(
+        "tiny", num_labels=2, label_names=("rose", "lily"), quality=QUALITY, size=32, chunk=64, overlap=0,
+        conditions=conditions.NAMES,
+    )  # fmt: skip
+    network = DCTransformer(config)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        network.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
+        network.channel_out.bias[order.STOP] = -40
+    folder = tmp_path_factory.mktemp("model")
+    network.save_pretrained(folder)
+    return folder
+
+
+def pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Real photographs where there are some, else made ones: uint8 ``[H, W, 3]``."""
+    try:
+        images = [Image.open(p).convert("RGB").resize(size[::-1]) for p in real_photographs(count)]
+    except pytest.skip.Exception:
+        return [photo(*size, seed=i) for i in range(count)]
+    return [np.asarray(image) for image in images]
+
+
+def mcus(dct: DCTImage) -> Tensor:
+    """Of a picture of whole MCUs: int16 ``[N, 6, 64]``."""
+    return dct.to_mcus()[0]
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("size", [(32, 32), (64, 48)])
+def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tuple[int, int]) -> None:
+    """Also over several tiles; the rest is new."""
+    small = [p[: size[0] // factor, : size[1] // factor] for p in pictures(2, size)]
+    edits = upscale(model, small, factor, Options(num=2))
+    corner = conditions.low(8 // factor, Grid.of_size(*size))
+    for edit, picture in zip(edits, small, strict=True):
+        asked = enlarged_corners(torch.from_numpy(picture.copy())[None], factor, Codec(QUALITY))
+        for result in edit.results:
+            assert (result.height, result.width) == size
+            assert torch.equal(mcus(result)[corner], mcus(asked)[corner])
+            assert int(mcus(result)[~corner].count_nonzero()) > 10
+        assert not edit.results[0].equal(edit.results[1])
+
+
+def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
+    """As closely (0.5 dB) as the codec alone returns the same low frequencies."""
+    small = [shrink(torch.from_numpy(p.copy())[None], 2) for p in pictures(4, (64, 64))]
+    edits = upscale("flowers64", [s[0].numpy() for s in small], 2)
+    codec = Codec(DCTransformer.from_pretrained("flowers64").config.quality)
+
+    def decibels(dct: DCTImage, wanted: Tensor) -> float:
+        error = shrink(Codec().decode(dct), 2).double() - wanted.double()
+        return float(10 * torch.log10(255**2 / error.square().mean()))
+
+    ours = np.mean([decibels(e.results[0], s) for e, s in zip(edits, small, strict=True)])
+    floor = np.mean([decibels(enlarged_corners(s, 2, codec), s) for s in small])
+    assert ours > floor - 0.5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 64), (37, 51)])
+def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
+    """Coefficient by coefficient, whatever the size; grey pictures and colour ones give the same."""
+    grey = [np.repeat(p[..., :1], 3, axis=2) for p in pictures(2, size)]
+    for edit, picture in zip(colorize(model, grey, Options(num=2)), grey, strict=True):
+        own = Codec(QUALITY).encode(picture[..., :1])
+        for result in edit.results:
+            assert torch.equal(result.luma, own.luma)
+            assert result.cb is not None and int(result.cb.count_nonzero()) > 0
+            assert (result.height, result.width) == size
+        assert edit.before.shape == (*size, 3) and int(np.ptp(edit.before, axis=2).max()) == 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 80), (61, 75)])
+def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    """Every block that the mask's MCUs don't hold; a JPEG file keeps its own numbers, at its own quality."""
+    picture = pictures(1, size)[0]
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(pillow_jpeg(picture, 88))
+    mask = np.zeros((*size, 3), dtype=np.uint8)
+    mask[18:30, 17:20] = 255
+    for source, own in ((picture, Codec(QUALITY).encode(picture.copy())), (path, read_jpeg(path))):
+        edit = inpaint(model, [source], mask=mask, options=Options(num=2))[0]
+        for k, result in enumerate(edit.results):
+            for kept, made, side in zip(own.components, result.components, (2, 1, 1), strict=True):
+                outside = torch.ones(kept.shape[1:3], dtype=torch.bool)
+                outside[side : 2 * side, side : 2 * side] = False
+                assert torch.equal(made[0][outside], kept[0][outside])
+                assert not torch.equal(made, kept) or side == 1
+            written = save_edits([edit], tmp_path / "out")["files"][k]
+            assert read_jpeg(written).equal(result)
+            assert torch.equal(result.luma_table, own.luma_table)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 48)])
+@pytest.mark.parametrize("how", [{"bands": 1}, {"bands": 2}, {"bands": 3}, {"triples": 1}, {"triples": 37}])
+def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, int], how: dict) -> None:
+    """The kept triples begin the result's; a band that is kept gets nothing more."""
+    picture = pictures(1, size)[0]
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(pillow_jpeg(picture, QUALITY))
+    own = read_jpeg(path).to_triples()[0]
+    band = torch.from_numpy(order.BAND_OF_CHANNEL)
+    kept = own[: how["triples"]] if "triples" in how else own[band[own[:, 0].long()] < how["bands"]]
+    for result in continue_(model, [path], **how, options=Options(num=2))[0].results:
+        made = result.to_triples()[0]
+        assert torch.equal(made[: len(kept)], kept)
+        assert len(made) > len(kept)
+        if "bands" in how:
+            assert int((band[made[:, 0].long()] < how["bands"]).sum()) == len(kept)
+
+
+def test_alternatives_depend_on_seed_and_picture_alone(model: Path) -> None:
+    """Not on how many are made, or in what batches, or beside which others."""
+    first, second = pictures(2, (32, 32))
+    several = colorize(model, [first, second], Options(num=3))
+    alone = colorize(model, [second], Options(num=2, sampling=SampleConfig(batch=1)))
+    for one, other in zip(several[1].results, alone[0].results, strict=False):
+        assert one.equal(other)
+    assert (
+        not colorize(model, [second], Options(sampling=SampleConfig(seed=1)))[0].results[0].equal(alone[0].results[0])
+    )
+
+
+@pytest.mark.parametrize(("grid", "side"), [(Grid(1, 1), 4), (Grid(4, 4), 4), (Grid(5, 9), 4), (Grid(3, 7), 1)])
+def test_tiles_cover_every_mcu(grid: Grid, side: int) -> None:
+    """In squares of the model's size (less where the picture is smaller), each with something new."""
+    seen = torch.zeros(grid.mcus, dtype=torch.bool)
+    for tile, index in tiles(grid, side):
+        assert (tile.rows, tile.cols) == (min(side, grid.rows), min(side, grid.cols))
+        assert len(index.unique()) == tile.mcus
+        assert not bool(seen[index].all())
+        seen[index] = True
+    assert bool(seen.all())
+
+
+def test_requantising_to_the_same_tables_changes_nothing() -> None:
+    """And to coarser ones, it is what dividing by them gives."""
+    dct = Codec(90).encode(photo(48, 48, 1))
+    assert requantised(dct, Codec(90)) is dct
+    coarse = requantised(dct, Codec(30))
+    expected = (dct.luma.double() * dct.luma_table / coarse.luma_table).round()
+    assert torch.equal(coarse.luma.double(), expected)
+    assert torch.equal(coarse.luma_table, Codec(30).luma_table)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "RGBA"])
+def test_other_kinds_of_pictures_are_handled(model: Path, tmp_path: Path, mode: str) -> None:
+    """CMYK and grey JPEG, palettes, transparency, animations (their first frame), less than one MCU."""
+    ending = {"CMYK": "jpg", "L": "jpg", "P": "gif", "RGBA": "png"}[mode]
+    image = Image.fromarray(photo(9, 12, 0)).convert(mode)
+    path = tmp_path / f"picture.{ending}"
+    image.save(path, **({"save_all": True, "append_images": [image.copy()]} if ending == "gif" else {}))
+    for edit in (*colorize(model, [path]), *continue_(model, [path], bands=1)):
+        assert edit.pixels()[0].shape == (9, 12, 3)
+
+
+def test_names_of_results_never_clash(model: Path, tmp_path: Path) -> None:
+    """Two files of one name in different folders."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        Image.fromarray(photo(16, 16, ord(folder))).save(tmp_path / folder / "x.png")
+    files = save_edits(colorize(model, [tmp_path / f / "x.png" for f in "ab"]), tmp_path / "out")["files"]
+    assert [Path(f).name for f in files] == ["x-0.jpg", "x-2-0.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["inpaint", "--mask", "small.png"], "the mask is 16×16, but picture is 48×48"),
+        (["inpaint", "--mask", "black.png"], "masks nothing"),
+        (["inpaint", "--mask", "white.png"], "nothing would stay"),
+        (["inpaint", "--box", "40,0,16,16"], "does not lie in picture"),
+        (["inpaint", "--box", "1,2,3"], "x,y,width,height"),
+        (["inpaint"], "either a mask or a box"),
+        (["inpaint", "--box", "0,0,16,16", "--mask", "white.png"], "either a mask or a box"),
+        (["inpaint", "--mask", "nowhere.png"], "no file nowhere.png"),
+        (["upscale", "--factor", "3"], "choose one of 2, 4, 8"),
+        (["continue"], "either a number of bands or of triples"),
+        (["continue", "--bands", "4"], "from 1 to 3"),
+        (["continue", "--from-triples", "0"], "at least 1"),
+        (["continue", "--from-triples", "99999"], "keep at most so many"),
+        (["colorize", "--label", "tulip"], "no label 'tulip'"),
+        (["colorize", "--num", "0"], "num 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    command: list,
+    says: str,
+) -> None:
+    """Exit status 2, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo(48, 48, 0)).save("picture.png")
+    for name, side, level in (("small", 16, 255), ("black", 48, 0), ("white", 48, 255)):
+        Image.new("L", (side, side), level).save(f"{name}.png")
+    with pytest.raises(SystemExit) as stop:
+        main([command[0], str(model), "picture.png", "--out", "out", *command[1:]])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert says in said and said.startswith("dctransformer: ")
+    assert not Path("out").exists()
+
+
+def test_a_task_that_a_model_was_not_trained_for_is_refused(model: Path, tmp_path: Path) -> None:
+    """And what it can do is listed."""
+    network = DCTransformer.from_pretrained(model)
+    network.config = dataclasses.replace(network.config, conditions=("none", "low4"))
+    network.save_pretrained(tmp_path)
+    small = [photo(8, 8, 0)]
+    assert len(upscale(tmp_path, small, 2)) == 1
+    for refused in (
+        lambda: upscale(tmp_path, small, 4),
+        lambda: colorize(tmp_path, small),
+        lambda: inpaint(tmp_path, [photo(32, 32, 0)], box=(0, 0, 16, 16)),
+    ):
+        with pytest.raises(ValueError, match="generate or continue, upscale by 2"):
+            refused()
+
+
+def test_commands_write_files_and_tell_scripts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Every task, with the same options and the same answer."""
+    source = tmp_path / "picture.png"
+    Image.fromarray(photo(32, 32, 0)).save(source)
+    for command in (["upscale"], ["colorize"], ["inpaint", "--box", "0,0,9,9"], ["continue", "--bands", "1"]):
+        out = tmp_path / command[0]
+        common = ["--out", str(out), "--num", "2", "--label", "rose", "--guidance", "1.5", "--top-p", "0.9", "--json"]
+        main([command[0], str(model), str(source), *command[1:], *common])
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["files"] == [str(out / f"picture-{k}.jpg") for k in range(2)]
+        for path in answer["files"]:
+            assert read_jpeg(path).width == (64 if command[0] == "upscale" else 32)
+        assert Image.open(answer["sheet"]).width > 160 and all(Path(p).exists() for p in answer["pngs"])
+        assert {p.name for p in out.iterdir()} == {
+            "sheet.png", *(f"picture-{k}.{ending}" for k in range(2) for ending in ("jpg", "png"))
+        }  # fmt: skip
+
+
+def test_edited_pixels_are_those_of_the_file(model: Path, tmp_path: Path) -> None:
+    """PNG and JPEG of a result show the same."""
+    edit: Edited = colorize(model, [photo(20, 33, 0)])[0]
+    written = save_edits([edit], tmp_path)
+    png, jpeg = (np.asarray(Image.open(written[kind][0]).convert("RGB")) for kind in ("pngs", "files"))
+    assert np.array_equal(png, edit.pixels()[0]) and np.array_equal(png, jpeg)
