@@ -42,6 +42,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/codec_parity.py $(PHOTOS) --limit 60
 	$(BIN)/python benchmarks/prepare.py $(PHOTOS)
 	$(BIN)/python benchmarks/likelihood.py $(DATA)
+	$(BIN)/python benchmarks/codec_speed.py $(PHOTOS)
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/cost.py
 
 clean:
 	rm -rf .venv demo build dist

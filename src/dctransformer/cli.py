@@ -77,7 +77,8 @@ class Train:
         from dctransformer.train import train
 
         metrics = train(self.data, self.run_, ModelConfig(**dataclasses.asdict(self.model)), self.options)
-        print(json.dumps(metrics))
+        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+            print(json.dumps(metrics))
 
 
 @dataclasses.dataclass

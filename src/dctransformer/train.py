@@ -11,6 +11,10 @@ A run folder holds
 With a budget in triples, a resumed run on a CPU ends with the same weights, to the last bit, as one that was never
 stopped, because a step depends on nothing but its number: which chunks it sees, their flips, dropped labels and
 dropout all come from (seed, step). (Some sums on a GPU come out in no fixed order, resumed or not.)
+
+Several processes (`dctransformer.distributed`) take equal shares of every batch and of the validation pictures; the
+first of them writes and prints. What a run learns does not depend on how many they are, but for rounding and the
+dropout's noise, so it can be resumed on another number.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +37,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid, flip_triples
 from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.data.store import TripleStore
+from dctransformer.distributed import (
+    Processes,
+    choose,
+    largest_fitting,
+    last_pass,
+    like,
+    own,
+    replicate,
+    shard,
+    whole,
+    whole_model,
+)
 from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
-from dctransformer.likelihood import FIELDS, code_lengths
+from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.precision import resolve_device, resolve_precision
+from dctransformer.model.layers import Layer
+from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
 from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
 from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
 
@@ -50,8 +68,10 @@ CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics
 class Steps(Dataset[ChunkBatch]):
     """The batches of a training, by step number: what step k sees depends on (seed, k) alone."""
 
-    def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig):
+    def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig, rows: range | None = None):
+        """Args: rows: those of each batch that are made (a process's share); None for all."""
         self.store, self.model, self.config = store, model, config
+        self.rows = range(config.batch) if rows is None else rows
         self.grid = Grid.of_size(store.info.size, store.info.size)
         lengths = np.diff(store.offsets) + 1
         self.chunks = -(-lengths // model.stride)
@@ -78,14 +98,16 @@ class Steps(Dataset[ChunkBatch]):
         draw = np.random.default_rng([self.config.seed, 2, step]).random((self.config.batch, 2))
         noise = np.random.default_rng([self.config.seed, 3, step])
         sequences, index = [], []
-        for (picture, chunk), (flip, drop) in zip(self.chosen(step), draw, strict=True):
+        for row, ((picture, chunk), (flip, drop)) in enumerate(zip(self.chosen(step), draw, strict=True)):
+            given, first = self.config.conditions.draw(self.grid, noise)
+            if row not in self.rows:
+                continue
             triples = self.store.triples(int(picture))
             if self.config.flip and flip < 0.5:
                 triples = flip_triples(triples, self.grid)
             label = int(self.store.labels[picture])
             if drop < self.config.label_dropout or not 0 <= label < self.model.num_labels:
                 label = self.model.null_label
-            given, first = self.config.conditions.draw(self.grid, noise)
             masks = {"hidden": ~given} if given is not None and first else {"given": given}
             sequence = Sequence.from_triples(triples, self.grid, label, **masks)
             sequences.append(sequence)
@@ -94,10 +116,10 @@ class Steps(Dataset[ChunkBatch]):
         return cut_chunks(sequences, index, self.model.chunk, self.model.overlap)
 
 
-def validation_sequences(store: TripleStore, model: ModelConfig, limit: int | None = None) -> Iterator[Sequence]:
-    """The first ``limit`` pictures of a store as the model's sequences, with their labels."""
+def validation_sequences(store: TripleStore, model: ModelConfig, pictures: Iterable[int]) -> Iterator[Sequence]:
+    """Some pictures of a store as the model's sequences, with their labels."""
     grid = Grid.of_size(store.info.size, store.info.size)
-    for i in range(len(store) if limit is None else min(limit, len(store))):
+    for i in pictures:
         label = int(store.labels[i])
         if not 0 <= label < model.num_labels:
             label = model.null_label
@@ -152,17 +174,30 @@ class Progress:
 class Trainer:
     """State of a run and the operations on it; `train` strings them together."""
 
-    def __init__(self, run: Path, model: ModelConfig, config: TrainConfig):
+    def __init__(self, run: Path, model: ModelConfig, config: TrainConfig, processes: Processes | None = None):
         self.run, self.config = run, config
-        self.device = resolve_device(config.device)
-        self.precision = resolve_precision(config.precision, self.device)
+        self.processes = processes = processes or Processes()
+        self.device = processes.device(resolve_device(config.device))
+        self.precision = processes.as_first(resolve_precision(config.precision, self.device), ("fp32", "bf16"))
         torch.manual_seed(config.seed)
-        self.model = DCTransformer(model).to(self.device)
+        self.model = DCTransformer(model)
+        self.parallel = choose(config.parallel, self.model, processes, self.device)
+        for layer in self.model.modules():
+            if isinstance(layer, Layer):
+                layer.checkpoint = config.checkpoint_activations
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         """The model with averaged weights: it is the one that is validated, sampled and saved."""
+        if self.parallel == "fsdp":
+            shard(self.model, processes, self.device)
+            shard(self.average, processes, self.device)
+        self.model.to(self.device)
+        self.average.to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
             self.model.compile_stacks()
+        self.replica = replicate(self.model, self.device) if self.parallel == "ddp" else self.model
+        """The model as it is called in training."""
+        self.micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else None
         self.progress = Progress()
 
     def start_from(self, name: str) -> None:
@@ -188,33 +223,38 @@ class Trainer:
         null = other.config.null_label
         rows = [numbers.get(n, null) for n in own.label_names]
         state["label.weight"] = state["label.weight"][[*rows, null]]
-        self.model.load_state_dict(state)
-        self.average.load_state_dict(state)
+        with torch.no_grad():
+            for model in (self.model, self.average):
+                for name, p in model.named_parameters():
+                    p.copy_(like(state[name], p))
 
     # -- one step -----------------------------------------------------------------------------------------------
 
-    def step(self, batch: ChunkBatch) -> Tensor:
+    def step(self, batch: ChunkBatch, count: int | None = None) -> Tensor:
         """One optimiser step.
 
         Args:
-            batch: of the step's number.
+            batch: this process's rows of the step's batch.
+            count: triples that all processes predict in this step; None if there are no others.
 
         Returns:
-            Summed nats by field, fp32 ``[3]``, on the device.
+            Nats by field, summed over this process's rows, fp32 ``[3]``, on the device.
+
+        Raises:
+            ValueError: training diverged, or a micro-batch does not fit into memory.
         """
         config, progress = self.config, self.progress
-        torch.manual_seed((config.seed << 32) + progress.step)  # dropout depends on (seed, step) alone
         rate = learning_rate(config, progress.step, progress.done(config))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        count = int(batch.predicted.sum())
-        total = torch.zeros(3, device=self.device)
-        for part in split(batch, config.micro_batch):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                nats = self.model(part.to(self.device)).sum((0, 1))
-            (nats.sum() / count).backward()
-            total += nats.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        count = int(batch.predicted.sum()) if count is None else count
+        try:
+            total = self._accumulate(batch, count)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(self._too_large(batch)) from error
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         if not torch.isfinite(norm):
             raise ValueError(
                 f"training diverged at step {progress.step}; start another run with a lower --lr (now {config.lr:g})"
@@ -223,21 +263,91 @@ class Trainer:
         self.optimizer.zero_grad()
         decay = min(config.ema, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)  # pyright: ignore
+            pairs = [[own(p) for p in m.parameters()] for m in (self.average, self.model)]
+            torch._foreach_lerp_(*pairs, 1 - decay)  # pyright: ignore
         progress.step += 1
         progress.triples += count
         return total
 
+    def _accumulate(self, batch: ChunkBatch, count: int) -> Tensor:
+        """Add up the gradients of a step, a micro-batch at a time; returns the nats."""
+        torch.manual_seed(self._dropout_seed())
+        total = torch.zeros(3, device=self.device)
+        parts = list(split(batch, self.micro_batch))
+        for i, part in enumerate(parts):
+            with last_pass(self.replica, i == len(parts) - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    nats = self.replica(part.to(self.device)).sum((0, 1))
+                # Gradients are averaged over the processes: that makes up for the factor.
+                (nats.sum() / (count / self.processes.count)).backward()
+            total += nats.detach()
+        return total
+
+    def _dropout_seed(self) -> int:
+        """Depends on the seed, the step and the process."""
+        seed, step, rank = self.config.seed, self.progress.step, self.processes.rank
+        if not rank:
+            return (seed << 32) + step
+        return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def fit(self, batch: ChunkBatch) -> None:
+        """Choose the micro-batch that the device's memory holds, if that is asked for.
+
+        Args:
+            batch: this process's rows of a batch like those to come.
+        """
+        if self.config.micro_batch == "auto" and self.device.type == "cuda":
+            self.micro_batch = self._fitting(batch)
+
+    def _fitting(self, batch: ChunkBatch) -> int:
+        rows = len(batch.labels)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        there = free + torch.cuda.memory_reserved(self.device)
+        states = sum(2 * own(p).nbytes for p in self.model.parameters() if p not in self.optimizer.state)
+        limit = 0.9 * there - states  # a part is lost between blocks, and chunks differ
+        limit = min(told[0] for told in self.processes.told([limit]))
+        return largest_fitting(lambda size: self._peak(batch, size), limit, rows)
+
+    def _peak(self, batch: ChunkBatch, size: int) -> float:
+        """Bytes at the peak of a pass over the first ``size`` rows (0 for none): the most of all processes."""
+        before, self.micro_batch = self.micro_batch, None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            if size:
+                self._accumulate(next(split(batch, size)), 1)
+        finally:
+            self.micro_batch = before
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.optimizer.zero_grad()
+        return max(told[0] for told in self.processes.told([peak]))
+
+    def _too_large(self, batch: ChunkBatch) -> str:
+        """The sentence for a micro-batch that does not fit."""
+        self.optimizer.zero_grad()
+        size = min(self.micro_batch or len(batch.labels), len(batch.labels))
+        what = f"{size} chunks at once do not fit into the memory of {self.device}"
+        if size == 1:
+            return f"{what}; try --checkpoint-activations, a smaller preset or, on several GPUs, --parallel fsdp"
+        if self.processes.count > 1 or self.device.type != "cuda":
+            return f"{what}; give a smaller --micro-batch ({size // 2}, say)"
+        return f"{what}; --micro-batch {self._fitting(batch)} does"
+
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint beside and rename it."""
+        """Write the checkpoint beside and rename it (all processes take part, the first writes)."""
         tensors: dict[str, Tensor] = {}
         for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
-            tensors[f"weights.{name}"], tensors[f"average.{name}"] = p.detach(), mean
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+            states = {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+            for key, value in {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}.items():
+                value = whole(value)
+                if self.processes.first:
+                    tensors[key] = value.cpu().contiguous()
+        if not self.processes.first:
+            return
         state = {**dataclasses.asdict(self.progress), "precision": self.precision}
         write_tensors(self.run / CHECKPOINT, tensors, {"progress": json.dumps(state)})
 
@@ -253,11 +363,12 @@ class Trainer:
                 state = json.loads((file.metadata() or {})["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
-                p.data.copy_(tensors[f"weights.{name}"])
-                mean.copy_(tensors[f"average.{name}"])
-                prefix = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
-                if prefix:
-                    self.optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to(p.device) for key in prefix}
+                p.data.copy_(like(tensors[f"weights.{name}"], p))
+                mean.copy_(like(tensors[f"average.{name}"], mean))
+                state_of = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("exp_avg", "exp_avg_sq")}
+                kept = {key: like(value, p) for key, value in state_of.items() if value is not None}
+                if kept:
+                    self.optimizer.state[p] = {"step": tensors[f"optimizer.step.{name}"].to(p.device), **kept}
         except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); delete it to start the run again from its beginning"
@@ -295,28 +406,46 @@ def train(
         ValueError: the data set is missing or empty, the run folder belongs to another config, the disk is full.
     """
     config.check()
-    store, held_out = TripleStore.open(data, "train"), TripleStore.open(data, "validation")
-    if not len(store):
-        raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
-    info = store.info
-    names = tuple(info.labels)
-    model = dataclasses.replace(
-        model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names,
-        conditions=config.conditions.names(),
-    )  # fmt: skip
-    run = Path(run)
-    trainer = Trainer(run, model, config)
-    if config.init is not None and not (run / CHECKPOINT).exists():
-        trainer.start_from(config.init)
-    _open_run(run, model, config, info.fingerprint)
-    if (run / CHECKPOINT).exists():
-        trainer.load()
+    processes = Processes.join()
+    try:
+        return _train(Path(data), Path(run), model, config, processes, progress and processes.first)
+    finally:
+        processes.leave()
+
+
+def _train(
+    data: Path, run: Path, model: ModelConfig, config: TrainConfig, processes: Processes, show: bool
+) -> dict[str, Any]:
+    with processes.together():
+        rows = processes.rows(config.batch)
+        with processes.one_after_the_other():
+            store, held_out = (TripleStore.open(data, split, progress=show) for split in ("train", "validation"))
+        if not len(store):
+            raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
+        info = store.info
+        names = tuple(info.labels)
+        model = dataclasses.replace(
+            model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names,
+            conditions=config.conditions.names(),
+        )  # fmt: skip
+        resumed = (run / CHECKPOINT).exists()
+        trainer = Trainer(run, model, config, processes)
+        if config.init is not None and not resumed:
+            trainer.start_from(config.init)
+    with processes.together():
+        if processes.first:
+            _open_run(run, model, config, info.fingerprint)
+    with processes.together():
+        if resumed:
+            trainer.load()
+    if resumed:
         if trainer.progress.finished and trainer.progress.done(config) >= 1:
-            print(f"{run} is finished; give more --triples or --minutes to go on")
+            if processes.first:
+                print(f"{run} is finished; give more --triples or --minutes to go on")
             return {"step": trainer.progress.step, "triples": trainer.progress.triples, "finished": True}
         trainer.progress.finished = False
     try:
-        return _run(trainer, store, held_out, progress)
+        return _run(trainer, Steps(store, trainer.model.config, config, rows), held_out, show)
     except OSError as error:
         raise explained(error, run) from error
 
@@ -375,10 +504,10 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
-def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool) -> dict[str, Any]:
-    config, state, run = trainer.config, trainer.progress, trainer.run
-    steps = Steps(store, trainer.model.config, config)
-    log = MetricsLog(run, state.step)
+def _run(trainer: Trainer, steps: Steps, held_out: TripleStore, show: bool) -> dict[str, Any]:
+    config, state, run, processes = trainer.config, trainer.progress, trainer.run, trainer.processes
+    trainer.fit(steps[state.step])
+    log = MetricsLog(run, state.step) if processes.first else None
     saved = state.seconds
     bits, counted = torch.zeros(3), 0
     total = 1.0 if config.minutes is not None else config.triples or DEFAULT_TRIPLES
@@ -396,11 +525,18 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
         )
         clock = time.perf_counter()
         window = (state.seconds, state.triples)
+        stopped = False
         for batch in loader:
-            if state.done(config) >= 1 or stop.asked:
+            # Whatever is decided by a clock or a signal, all processes decide alike.
+            told = processes.told([state.seconds, stop.asked, int(batch.predicted.sum())])
+            state.seconds, stopped = told[0][0], any(asked for _, asked, _ in told)
+            if state.done(config) >= 1 or stopped:
                 break
-            bits += trainer.step(batch).cpu() / math.log(2)
-            counted_now = int(batch.predicted.sum())
+            if state.seconds - saved >= 60 * config.checkpoint_every:
+                saved = state.seconds
+                trainer.save()
+            counted_now = int(sum(count for *_, count in told))
+            bits += trainer.step(batch, counted_now).cpu() / math.log(2)
             counted += counted_now
             state.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
@@ -409,12 +545,13 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
             if state.step % 20 == 0:
                 speed = (state.triples - window[1]) / (state.seconds - window[0])
                 window = (state.seconds, state.triples)
-                fields = {name: float(b) / counted for name, b in zip(FIELDS, bits, strict=True)}
-                log.write(
-                    state, {f"train/{k}": v for k, v in fields.items()}
-                    | {"train/bits_per_triple": sum(fields.values()), "triples_per_second": speed,
-                       "lr": trainer.optimizer.param_groups[0]["lr"]},
-                )  # fmt: skip
+                fields = {name: float(b) / counted for name, b in zip(FIELDS, processes.total(bits), strict=True)}
+                if log is not None:
+                    log.write(
+                        state, {f"train/{k}": v for k, v in fields.items()}
+                        | {"train/bits_per_triple": sum(fields.values()), "triples_per_second": speed,
+                           "lr": trainer.optimizer.param_groups[0]["lr"]},
+                    )  # fmt: skip
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in fields.items())
                     + f" = {sum(fields.values()):.3f} bits/triple, {speed:,.0f} triples/s"
@@ -427,13 +564,11 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
                 _validate(trainer, held_out, log, bar)
             if _passed(config.sample_every, state.triples, counted_now):
                 _sample_sheet(trainer)
-            if state.seconds - saved >= 60 * config.checkpoint_every:
-                saved = state.seconds
-                trainer.save()
             clock = time.perf_counter()
     trainer.save()
-    if stop.asked and state.done(config) < 1:
-        print(f"stopped at step {state.step}; run the same command again to go on")
+    if stopped and state.done(config) < 1:
+        if processes.first:
+            print(f"stopped at step {state.step}; run the same command again to go on")
         return {"step": state.step, "finished": False}
     _validate(trainer, held_out, log, bar)
     metrics = _score_kept(trainer, held_out, log, bar)
@@ -441,7 +576,8 @@ def _run(trainer: Trainer, store: TripleStore, held_out: TripleStore, show: bool
         _sample_sheet(trainer)
     state.finished = True
     trainer.save()
-    log.close()
+    if log is not None:
+        log.close()
     return {"step": state.step, "triples": state.triples, "finished": True, **metrics}
 
 
@@ -450,8 +586,16 @@ def _passed(every: int, now: int, last: int) -> bool:
     return every > 0 and now // every > (now - last) // every
 
 
-def _score(model: DCTransformer, store: TripleStore, limit: int | None) -> dict[str, Any]:
-    summary = code_lengths(model, validation_sequences(store, model.config, limit)).summary()
+def _score(model: DCTransformer, store: TripleStore, limit: int | None, processes: Processes) -> dict[str, Any]:
+    """Exact code lengths of the first ``limit`` pictures, of which each process scores its share."""
+    images = len(store) if limit is None else min(limit, len(store))
+    bits = torch.zeros(images, len(order.BANDS) + 1, len(FIELDS), dtype=torch.float64)
+    triples, pixels = torch.zeros(images, len(order.BANDS) + 1, dtype=torch.int64), store.info.size**2
+    mine = range(processes.rank, images, processes.count)
+    if mine:
+        part = code_lengths(model, validation_sequences(store, model.config, mine))
+        bits[mine.start :: mine.step], triples[mine.start :: mine.step] = part.bits, part.triples
+    summary = CodeLengths(processes.total(bits), processes.total(triples), pixels).summary()
     return {
         "bytes_per_image": summary["bytes_per_image"],
         "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[: summary["images"]])),
@@ -461,7 +605,9 @@ def _score(model: DCTransformer, store: TripleStore, limit: int | None) -> dict[
     }
 
 
-def _report(name: str, metrics: dict[str, Any], trainer: Trainer, log: MetricsLog, bar: tqdm) -> None:
+def _report(name: str, metrics: dict[str, Any], trainer: Trainer, log: MetricsLog | None, bar: tqdm) -> None:
+    if log is None:
+        return
     log.write(trainer.progress, {f"{name}/{k}": v for k, v in metrics.items()})
     bar.write(
         f"step {trainer.progress.step}: {name} {metrics['bytes_per_image']:.1f} bytes an image "
@@ -470,24 +616,28 @@ def _report(name: str, metrics: dict[str, Any], trainer: Trainer, log: MetricsLo
     )
 
 
-def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqdm) -> None:
+def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog | None, bar: tqdm) -> None:
     """Exact bytes an image beside libjpeg's; keeps the averaged weights where they are the best so far."""
-    model = trainer.average
+    model, first = whole_model(trainer.average), trainer.processes.first
     if not len(held_out):
-        model.save_pretrained(trainer.run)
+        if first:
+            model.save_pretrained(trainer.run)
         return
-    metrics = _score(model, held_out, trainer.config.eval_images)
+    metrics = _score(model, held_out, trainer.config.eval_images, trainer.processes)
     if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
         trainer.progress.best = metrics["bytes_per_image"]
-        model.save_pretrained(trainer.run)
+        if first:
+            model.save_pretrained(trainer.run)
+    trainer.processes.wait()
     _report("validation", metrics, trainer, log, bar)
 
 
-def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog, bar: tqdm) -> dict[str, Any]:
+def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog | None, bar: tqdm) -> dict[str, Any]:
     """Score the weights that were kept on all validation pictures."""
     if not len(held_out):
         return {}
-    metrics = _score(DCTransformer.from_pretrained(trainer.run, device=trainer.device), held_out, None)
+    kept = DCTransformer.from_pretrained(trainer.run, device=trainer.device)
+    metrics = _score(kept, held_out, None, trainer.processes)
     _report("final", metrics, trainer, log, bar)
     return metrics
 
@@ -496,11 +646,14 @@ def _sample_sheet(trainer: Trainer) -> None:
     from dctransformer.sample import SampleConfig, sample
     from dctransformer.sheets import contact_sheet
 
-    classes = trainer.average.config.num_labels
-    labels = [7 * i % classes for i in range(16)] if classes else None
-    result = sample(trainer.average, 16, SampleConfig(seed=0), labels=labels)
-    with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
-        contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
+    model = whole_model(trainer.average)
+    if trainer.processes.first:
+        classes = model.config.num_labels
+        labels = [7 * i % classes for i in range(16)] if classes else None
+        result = sample(model, 16, SampleConfig(seed=0), labels=labels)
+        with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
+            contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
+    trainer.processes.wait()
 
 
 class MetricsLog:

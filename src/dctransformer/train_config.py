@@ -23,9 +23,14 @@ class TrainConfig:
     """Seed of the weights, the data order, flips and dropout."""
 
     batch: int = 16
-    """Chunks a step."""
-    micro_batch: int | None = None
-    """Chunks that go through the model at once (gradients are accumulated); None for the whole batch."""
+    """Chunks a step, over all processes."""
+    micro_batch: int | Literal["auto"] | None = "auto"
+    """Chunks that go through the model at once in a process (gradients are accumulated); None for all. auto finds
+    what a GPU's memory holds, and takes all on a CPU."""
+    checkpoint_activations: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """With several processes (torchrun): ddp gives each all weights, fsdp a share; auto shards large models."""
     lr: float = 2e-3
     """Peak learning rate of matrices and gains."""
     table_lr: float = 5.0
@@ -94,7 +99,7 @@ class TrainConfig:
             raise ValueError("minutes must be greater than 0")
         if not 0 <= self.ema < 1 or not 0 <= self.label_dropout <= 1:
             raise ValueError("ema must be in [0, 1) and label_dropout in [0, 1]")
-        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
+        if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
 
     def done(self, triples: int, seconds: float) -> float:
@@ -104,7 +109,8 @@ class TrainConfig:
         return triples / (self.triples or DEFAULT_TRIPLES)
 
 
-# What may differ when a run is resumed: the budget and how often one looks, not what is learnt.
+# What may differ when a run is resumed: the budget, how often one looks and on what machine, not what is learnt.
 MAY_CHANGE = {
-    "triples", "minutes", "compile", "init", "device", "loaders", "sample_every", "checkpoint_every",
+    "triples", "minutes", "compile", "init", "device", "loaders", "sample_every", "checkpoint_every", "micro_batch",
+    "checkpoint_activations", "parallel",
 }  # fmt: skip

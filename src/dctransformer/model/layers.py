@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dctransformer.model.config import ModelConfig
 
@@ -159,9 +160,16 @@ class Layer(nn.Module):
         self.attention = Branch(config, Attention(config))
         self.cross = Branch(config, Attention(config)) if cross else None
         self.feed_forwards = nn.ModuleList(Branch(config, FeedForward(config)) for _ in range(feed_forwards))
+        self.checkpoint = False
+        """Keep only the layer's input for the backward pass and compute the rest again (less memory, more time)."""
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
         """``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
+        return self._run(x, memory, **attention)
+
+    def _run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
         x = self.attention(x, **attention)
         if self.cross is not None:
             x = self.cross(x, memory=memory)

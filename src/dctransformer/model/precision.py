@@ -35,12 +35,21 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
     CPUs with AVX-512 BF16 or AMX multiply bf16 two to three times faster than fp32; others emulate it, several times
     slower, so a short product decides.
+
+    Raises:
+        ValueError: the device does not compute in it; the sentence says what it computes in.
     """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    known = ["fp32"] if device.type == "cuda" and not _multiplies_bf16(device) else ["fp32", "bf16"]
+    if name not in ("auto", *known):
+        raise ValueError(f"{device} does not compute in {name}; choose {' or '.join(known)}")
+    if name != "auto" or device.type == "cuda":
+        return known[-1] if name == "auto" else name
     return "bf16" if _product_seconds(torch.bfloat16) < _product_seconds(torch.float32) else "fp32"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
@@ -55,4 +64,5 @@ def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory did not suffice (a CPU's says so in its text alone)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return refused or "can't allocate memory" in str(error)

@@ -1,0 +1,200 @@
+"""What size costs: time and memory of a training step, and seconds an image to sample, for 64 to 1,024 px.
+
+    python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--out docs/images/cost.png]
+
+The model is untrained but for the sampling, which uses the shipped weights `flowers64` (the same preset), so that it
+lists what a trained model lists; pictures with photographs' spectra are made at each size, quality 20. Each size runs
+in a process of its own, so that its peak memory is its own.
+
+* *step*: one optimiser step of ``--batch`` chunks; a chunk is ``chunk`` triples whatever the size.
+* *sampling*: chunks are sampled that go on from a quarter, a half and three quarters of a made picture's triples, one
+  picture at a time; seconds an image are the mean of them over the triples they listed, times the triples of the made
+  pictures. (`--whole` samples whole pictures instead, of whatever length they turn out.)
+
+Printed are a table, the slopes of the log–log plot against the number of pixels, and JSON: ``ratio`` is the exponent
+of seconds an image against the triples of an image; a cost that is linear in the triples has 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dctransformer import DCTransformer
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
+from dctransformer.model.config import preset
+from dctransformer.sample import Request, SampleConfig, Snapshot, fill, sample
+from dctransformer.train import Trainer
+from dctransformer.train_config import TrainConfig
+from measure import chunks, machine, seconds, sequences
+
+GOAL = 1.1
+"""Largest exponent that counts as linear."""
+
+
+class _Enough(Exception):
+    """Raised when a chunk is sampled."""
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory this process, or the GPU, has held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one size."""
+    device = torch.device(arguments.device)
+    config = preset(arguments.preset, size=size, quality=20)
+    of = sequences(arguments.pictures, size, config.quality, config.null_label)
+    triples = statistics.mean(len(s) for s in of)
+    settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")
+    trainer = Trainer(Path(tempfile.gettempdir()), config, settings)
+    batches = [chunks(of, config, arguments.batch, seed=i) for i in range(arguments.steps + 1)]
+    before = peak_mib(device)
+    times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]
+    memory = peak_mib(device) - (before if device.type == "cpu" else 0)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    del trainer
+    model = DCTransformer.from_pretrained("flowers64", device=device)
+    if arguments.whole:
+        made: list[int] = []
+        spent = seconds(lambda: made.extend(map(len, sample(model, 1, size=(size, size)).triples)), device)
+        each, listed = spent / made[0], made[0]
+    else:
+        each, listed = sampling(model, of[0], size, device)
+    return {
+        "size": size,
+        "triples": round(triples),
+        "step_seconds": statistics.median(times),
+        "step_mib": memory,
+        "seconds_a_triple": each,
+        "sampled_triples": listed,
+        "sample_seconds": each * triples,
+        "parameters": parameters,
+    }
+
+
+def sampling(model: DCTransformer, sequence: Any, size: int, device: torch.device) -> tuple[float, int]:
+    """Seconds a triple over some chunks of one picture, and the triples they listed."""
+    grid = Grid.of_size(size, size)
+    channel = torch.from_numpy(order.GENERATION_ORDER)
+    whole = torch.stack([channel[sequence.ranks[:-1]], sequence.positions[:-1], sequence.values[:-1]], 1)
+    stride = model.config.stride
+    starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
+    spent, listed = 0.0, 0
+    for i, start in enumerate([starts[0], *starts]):
+        seen: list[Snapshot] = []
+
+        def stop(snapshot: Snapshot, seen: list[Snapshot] = seen) -> None:
+            seen.append(snapshot)
+            raise _Enough
+
+        def chunk(start: int = start, stop: Callable[[Snapshot], None] = stop) -> None:
+            request = Request(0, model.config.null_label, kept=whole[:start])
+            with contextlib.suppress(_Enough):
+                fill(model, [request], grid, SampleConfig(batch=1), watch=stop)
+
+        took = seconds(chunk, device)
+        if i:  # the first one warms up
+            spent, listed = spent + took, listed + seen[0].triples - start
+    return spent / max(listed, 1), listed
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Exponent of y against x: the slope of the line through their logarithms."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def plot(rows: list[dict[str, Any]], out: Path) -> None:
+    """The log–log plot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pixels = [row["size"] ** 2 for row in rows]
+    curves = {
+        "step_seconds": "training step, s",
+        "step_mib": "its memory, MiB",
+        "sample_seconds": "sampling, s an image",
+    }
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for field, name in curves.items():
+        y = [row[field] for row in rows]
+        axes.loglog(pixels, y, "o-", label=f"{name} (slope {slope(pixels, y):.2f})")
+    axes.loglog(pixels, [row["triples"] for row in rows], "k:", label="triples an image")
+    axes.set_xticks(pixels, [f"{row['size']}²" for row in rows])
+    axes.minorticks_off()
+    axes.set_xlabel("pixels")
+    axes.legend()
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    """Measure each size in a process of its own and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--whole", action="store_true", help="sample whole pictures (slow for large ones)")
+    parser.add_argument("--out", type=Path, help="where to draw the plot")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(one_size(arguments.only, arguments)))
+        return
+    rows: list[dict[str, Any]] = []
+    print(f"{'px':>5s} {'triples':>8s} {'step, s':>8s} {'MiB':>8s} {'ms a triple':>12s} {'s an image':>11s}")
+    for size in arguments.sizes:
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", str(size)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(
+            f"{size:5d} {row['triples']:8d} {row['step_seconds']:8.3f} {row['step_mib']:8.0f}"
+            f" {row['seconds_a_triple'] * 1e3:12.2f} {row['sample_seconds']:11.1f}"
+        )
+    pixels, triples = (
+        [float(v) for v in values] for values in ([r["size"] ** 2 for r in rows], [r["triples"] for r in rows])
+    )
+    fields = ("step_seconds", "step_mib", "sample_seconds")
+    slopes = {field: round(slope(pixels, [row[field] for row in rows]), 3) for field in fields}
+    print("slopes against pixels: " + ", ".join(f"{field} {value:.2f}" for field, value in slopes.items()))
+    if arguments.out:
+        plot(rows, arguments.out)
+    ratio = slope(triples, [row["sample_seconds"] for row in rows])
+    result = {
+        "benchmark": "cost",
+        "ratio": round(ratio, 3),
+        "goal": GOAL,
+        "reached": ratio <= GOAL,
+        "slopes_against_pixels": slopes,
+        "table": [{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
+        **machine(torch.device(arguments.device)),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

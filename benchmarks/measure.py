@@ -1,0 +1,138 @@
+"""What the benchmarks share: pictures made on the spot, floating-point operations of a step, clocks, machines.
+
+Natural pictures' spectra fall with frequency; noise with such a spectrum has about as many non-zero coefficients
+(64 px, quality 20: about 700), at any size and without a data set.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dctransformer.codec import Codec
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
+
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}
+"""Dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets."""
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Noise whose spectrum falls as that of photographs: uint8 ``[count, size, size, 3]``."""
+    draw = np.random.default_rng([seed, size])
+    down, right = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    # The size of the largest structure follows the picture's, so that a larger picture shows the same scene.
+    amplitude = 1 / np.maximum(np.hypot(down, right) * size, 1) ** 1.4
+    made = []
+    for _ in range(count):
+        light, *tints = (np.fft.irfft2(np.fft.rfft2(draw.standard_normal((size, size))) * amplitude) for _ in range(3))
+        light, *tints = (x / x.std() for x in (light, *tints))
+        y, cb, cr = 120 + 52 * light, 12 * tints[0], 12 * tints[1]
+        made.append(np.stack([y + 1.402 * cr, y - 0.344 * cb - 0.714 * cr, y + 1.772 * cb], -1))
+    return torch.from_numpy(np.stack(made).round().clip(0, 255).astype(np.uint8))
+
+
+def sequences(count: int, size: int, quality: int, label: int) -> list[Sequence]:
+    """Sequences of such pictures."""
+    grid = Grid.of_size(size, size)
+    triples = Codec(quality=quality).encode(pictures(count, size)).to_triples()
+    return [Sequence.from_triples(t, grid, label) for t in triples]
+
+
+def chunks(of: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) -> ChunkBatch:
+    """A batch of whole chunks (stops are rare) from anywhere in the sequences."""
+    draw = np.random.default_rng([seed, 7])
+    chosen = [of[int(i)] for i in draw.integers(0, len(of), rows)]
+    index = [int(draw.integers(0, max(len(s) // config.stride, 1))) for s in chosen]
+    return cut_chunks(chosen, index, config.chunk, config.overlap)
+
+
+# Floating-point operations --------------------------------------------------------------------------------------------
+
+
+def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, **_: Any) -> int:
+    batch, heads, length, head = q
+    return 4 * batch * heads * length * k[2] * head // (2 if causal else 1)
+
+
+def _attention_backward(g: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, p: float, causal: bool, **_: Any) -> int:
+    return _attention(q, k, v, p, causal) * 5 // 2
+
+
+def step_flops(model: DCTransformer, batch: ChunkBatch) -> int:
+    """Operations of a forward and a backward pass, counted on a CPU.
+
+    Matrix products, convolutions and attention count (causal attention by half); what is computed twice to save
+    memory and everything element by element does not.
+    """
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        model(batch).sum().backward()
+    model.zero_grad()
+    return counter.get_total_flops()
+
+
+def product_flops(dtype: torch.dtype, device: torch.device, size: int) -> float:
+    """FLOP/s of one large matrix product."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    return 2 * size**3 / seconds(lambda: torch.mm(a, b), device)
+
+
+# Clocks and machines --------------------------------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """How long a call takes, until the device is done with it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    """Median of the ratios of two lists that were measured in turns: what slowed both down cancels."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        facts = Path("/proc/cpuinfo")
+        lines = facts.read_text().splitlines() if facts.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    return {"machine": name, "torch": torch.__version__, "commit": commit.stdout.strip()}

@@ -1,0 +1,150 @@
+"""How well a training step uses the processor, and what it gains over a plain one.
+
+    python benchmarks/train.py [--preset small] [--batch 16] [--rounds 12] [--threads N]
+
+Side by side, in turns, on the same batches of made pictures:
+
+* *ours*: `train`'s step as `--precision auto --compile on` makes it, optimiser and weight average included;
+* *plain*: fp32, eager, attention written out as softmax(QKᵀ)V, AdamW a parameter at a time; the model's own code is
+  otherwise the same;
+* *no masks*: ours, eager, with the legality masks taken out, beside ours, eager, with them;
+* large matrix products in bf16 and fp32.
+
+Operations are counted as in `measure.step_flops`. The last line is JSON: ``ratio`` is ours in FLOP/s over the bf16
+product's; ``speedup`` is triples a second over the plain step's; ``mask_share`` is what the masks cost of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dctransformer.data.chunks import ChunkBatch
+from dctransformer.model import dctransformer as module
+from dctransformer.model.config import preset
+from dctransformer.train import Trainer
+from dctransformer.train_config import TrainConfig
+from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops
+
+GOAL, SPEEDUP_GOAL, MASK_GOAL = 0.7, 1.3, 0.1
+SETTLE = 6
+"""Steps before the clock starts: the compiler meets every shape it will see."""
+
+
+def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    """The same groups, a parameter at a time."""
+    groups = [{k: g[k] for k in ("params", "weight_decay", "scale")} for g in trainer.optimizer.param_groups]
+    return torch.optim.AdamW(groups, lr=trainer.config.lr, betas=(0.9, 0.95), eps=1e-9, foreach=False, fused=False)
+
+
+@contextlib.contextmanager
+def without_masks() -> Iterator[None]:
+    """The distributions without what makes impossible outcomes impossible (the sums over open places stay)."""
+    everything = torch.ones(1, dtype=torch.bool)
+    with (
+        mock.patch.object(module, "legal_channels", lambda *_: everything),
+        mock.patch.object(module, "legal_positions", lambda *_: everything),
+        mock.patch.object(module, "open_places", lambda closed, _: closed),
+        mock.patch.object(module, "last_open_place", lambda opened: opened),
+        mock.patch.object(torch.Tensor, "masked_fill", lambda logits, mask, value: logits),
+    ):
+        yield
+
+
+def timed(trainer: Trainer, batch: ChunkBatch, context: contextlib.AbstractContextManager) -> float:
+    """Seconds of a step."""
+    with context:
+        start = time.perf_counter()
+        trainer.step(batch)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--quality", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    cpu = torch.device("cpu")
+    config = preset(arguments.preset, size=arguments.size, quality=arguments.quality)
+    pictures = sequences(64, config.size, config.quality, config.null_label)
+    batches = [chunks(pictures, config, arguments.batch, seed=i) for i in range(arguments.rounds)]
+
+    def trainer(precision: str, compile: str) -> Trainer:
+        settings = TrainConfig(batch=arguments.batch, device="cpu", precision=precision, compile=compile)  # type: ignore[arg-type]
+        return Trainer(Path(tempfile.gettempdir()), config, settings)
+
+    ours, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
+    plain.optimizer = plain_optimizer(plain)  # type: ignore[assignment]
+    flops = [step_flops(eager.model, batch) for batch in batches]
+    triples = [int(batch.predicted.sum()) for batch in batches]
+    as_it_is, math = contextlib.nullcontext(), lambda: sdpa_kernel(SDPBackend.MATH)
+    variants = {
+        "ours": (ours, lambda: as_it_is),
+        "eager": (eager, lambda: as_it_is),
+        "no masks": (eager, without_masks),
+        "plain": (plain, math),
+    }
+    for batch in batches[:SETTLE]:
+        for step, context in variants.values():
+            timed(step, batch, context())
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    products: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    for i, batch in enumerate(batches):
+        order = list(variants.items())[:: 1 if i % 2 else -1]
+        for name, (step, context) in order:
+            times[name].append(timed(step, batch, context()))
+        if i % 2 == 0:
+            for dtype, seen in products.items():
+                seen.append(product_flops(dtype, cpu, 2048))
+
+    reached = [count / seconds for count, seconds in zip(flops, times["ours"], strict=True)]
+    bf16, fp32 = max(products[torch.bfloat16]), max(products[torch.float32])
+    ratio = statistics.median(reached) / bf16
+    speedup = median_ratio(times["plain"], times["ours"])
+    mask_share = 1 - median_ratio(times["no masks"], times["eager"])
+    for name, seen in times.items():
+        rate = statistics.median(t / s for t, s in zip(triples, seen, strict=True))
+        print(f"{name:9s} {statistics.median(seen) * 1e3:7.0f} ms a step  {rate:7.0f} triples/s")
+    print(f"products: bf16 {bf16 / 1e9:.0f}, fp32 {fp32 / 1e9:.0f} GFLOP/s; ours {ratio * bf16 / 1e9:.0f} GFLOP/s")
+    result = {
+        "benchmark": "train",
+        "preset": arguments.preset,
+        "batch": arguments.batch,
+        "precision": ours.precision,
+        "gflop_per_step": round(statistics.mean(flops) / 1e9, 2),
+        "gflops": round(statistics.median(reached) / 1e9, 2),
+        "bf16_product_gflops": round(bf16 / 1e9, 2),
+        "fp32_product_gflops": round(fp32 / 1e9, 2),
+        "ratio": round(ratio, 3),
+        "goal": GOAL,
+        "ratio_to_the_faster_product": round(ratio * bf16 / max(bf16, fp32), 3),
+        "triples_per_second": round(statistics.median(t / s for t, s in zip(triples, times["ours"], strict=True))),
+        "speedup": round(speedup, 3),
+        "speedup_goal": SPEEDUP_GOAL,
+        "mask_share": round(mask_share, 3),
+        "mask_goal": MASK_GOAL,
+        "reached": ratio >= GOAL and speedup >= SPEEDUP_GOAL and mask_share <= MASK_GOAL,
+        **machine(cpu),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

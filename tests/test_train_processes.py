@@ -1,0 +1,147 @@
+"""Several processes train what one does, and a run can go on with another number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dctransformer.data import prepare
+from dctransformer.distributed import Processes
+from dctransformer.model.config import preset
+from dctransformer.train import train
+from dctransformer.train_config import TrainConfig
+from pictures import photo_folder
+
+SETTINGS = {
+    "batch": 4, "eval_images": 3, "eval_every": 1500, "sample_every": 0, "precision": "fp32", "lr": 1e-3, "warmup": 5,
+}  # fmt: skip
+SHAPE = {"chunk": 32, "overlap": 8}
+FIRST, THEN = 1900, 2500
+"""Triples of a training, and of its continuation."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 24 made pictures in two classes, 32 pixels."""
+    photo_folder(tmp_path_factory.mktemp("pictures"), 24, ("even", "odd"))
+    out = tmp_path_factory.mktemp("data") / "set"
+    prepare(tmp_path_factory.getbasetemp() / "pictures0", out, size=32, quality=30, val_fraction=0.2, workers=1)
+    return out
+
+
+def alone(data: Path, run: Path, triples: int, **changes) -> dict:
+    """Train in this process."""
+    config = TrainConfig(triples=triples, **{**SETTINGS, **changes})
+    return train(data, run, preset("tiny", **SHAPE), config, progress=False)
+
+
+def by_two(folder: Path, jobs: list[dict]) -> list[list[dict]]:
+    """Do trainings by two processes; returns what each process said to each."""
+    command = [sys.executable, str(Path(__file__).with_name("training_process.py"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), "2", str(folder / "meeting"), json.dumps(jobs)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        said.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
+        assert process is processes[0] or len(out.splitlines()) == len(jobs), "only the first process prints"
+    return said
+
+
+def job(data: Path, run: Path, triples: int, **changes) -> dict:
+    """A training for `by_two`."""
+    config = {**SETTINGS, "triples": triples, **changes}
+    return {"data": str(data), "run": str(run), "preset": SHAPE, "config": config}
+
+
+def curve(run: Path) -> list[dict]:
+    """Losses and scores of a run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "triples", "train/bits_per_triple", "train/position", "validation/bytes_per_image")
+    return [{k: line[k] for k in keys if k in line} for line in lines]
+
+
+def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
+    """Same losses, scores and weights with the same global batch: replicated, sharded, accumulated, gone on with."""
+    runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp", "from-one")}
+    for run in (runs["one"], runs["from-one"]):
+        alone(data, run, FIRST)
+    said = by_two(
+        tmp_path,
+        [
+            job(data, runs["ddp"], FIRST, parallel="ddp", micro_batch=1),
+            job(data, runs["fsdp"], FIRST, parallel="fsdp", micro_batch=1, checkpoint_activations=True),
+            job(data, runs["from-one"], THEN, parallel="fsdp"),
+            job(data, tmp_path / "uneven", FIRST, batch=5),
+        ],
+    )
+    assert said[0][:3] == said[1][:3]
+    assert "multiple" in said[0][3]["error"] and said[1][3] == {"status": 2}
+    assert not (tmp_path / "uneven").exists()
+    first = curve(runs["one"])
+    assert sum("train/position" in line for line in first) >= 1
+    for name in ("ddp", "fsdp"):
+        assert curve(runs[name]) == [pytest.approx(line, rel=1e-5) for line in first]
+    finals = [alone(data, runs[name], THEN) for name in ("one", "ddp", "fsdp")] + [said[0][2]]
+    weights = [load_file(run / "checkpoint.safetensors") for run in runs.values()]
+    for name, final, state in zip(runs, finals, weights, strict=True):
+        assert final == pytest.approx(finals[0], rel=1e-5), name
+        assert state.keys() == weights[0].keys()
+        for key, value in state.items():
+            torch.testing.assert_close(value, weights[0][key], rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+
+
+def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:
+    """At the same step, saved, with one message; the environment is what torchrun sets."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dctransformer.cli", "train", "--data", str(data), "--run", str(run), "--preset"]
+    command += ["tiny", "--minutes", "10", "--batch", "4", "--checkpoint-every", "0.001", "--sample-every", "0"]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, **meeting, "RANK": r, "LOCAL_RANK": r},
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for r in "01"
+    ]  # fmt: skip
+    while not (run / "checkpoint.safetensors").exists():
+        assert processes[0].poll() is None and processes[1].poll() is None
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    outs = [p.communicate(timeout=120)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0]
+    assert outs[0].count("run the same command again") == 1 and not outs[1]
+
+
+def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what is missing."""
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing.*torchrun"):
+        Processes.join()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="must be numbers"):
+        Processes.join()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Processes.join() == Processes()
