@@ -50,9 +50,9 @@ class Args:
     """Seed of the samples."""
     top_p: float = 1.0
     """Nucleus of the samples."""
-    shrink: Literal["lanczos", "box", "dct"] = "lanczos"
-    """How the small pictures for upscaling are made: Pillow's Lanczos or box filter, or the low frequencies of each
-    8 × 8 block (`dctransformer.codec.resize.shrink`)."""
+    shrink: Literal["lanczos", "box", "dct"] = "dct"
+    """How the small pictures for upscaling are made: by the low frequencies of each 8 × 8 block, which is what
+    upscaling undoes (`dctransformer.codec.resize.shrink`), or by Pillow's Lanczos or box filter, which are softer."""
     upscale_only: bool = False
     """Leave colorize and inpaint out."""
     sheet: Path | None = None

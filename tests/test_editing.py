@@ -30,7 +30,7 @@ from dctransformer.editing import (
 )
 from dctransformer.model.config import preset
 from dctransformer.sample import SampleConfig
-from dctransformer.tiles import tiles
+from dctransformer.tiles import tiles, waves
 from pictures import photo, pillow_jpeg, real_photographs
 
 QUALITY = 30
@@ -174,6 +174,23 @@ def test_tiles_cover_every_mcu(grid: Grid, side: int) -> None:
         assert not bool(seen[index].all())
         seen[index] = True
     assert bool(seen.all())
+
+
+@pytest.mark.parametrize(("grid", "side"), [(Grid(1, 1), 4), (Grid(9, 12), 4), (Grid(3, 8), 3)])
+def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, side: int) -> None:
+    """And nothing in a wave touches; large pictures have several tiles a wave."""
+    seen: list[tuple[int, set[int]]] = []
+    groups = waves(grid, side)
+    for wave in groups:
+        held = torch.cat([mcus for _, _, mcus in wave])
+        assert len(held.unique()) == len(held)
+        for number, _, mcus in wave:
+            own = set(mcus.tolist())
+            assert all(other < number for other, theirs in seen if own & theirs)
+            seen.append((number, own))
+    assert sorted(number for number, _ in seen) == list(range(sum(1 for _ in tiles(grid, side))))
+    if grid == Grid(9, 12):
+        assert max(map(len, groups)) > 1
 
 
 def test_requantising_to_the_same_tables_changes_nothing() -> None:

@@ -2,7 +2,8 @@
 
 The model was trained on squares of one size. A larger picture is covered by such squares, half overlapping, in raster
 order. In each, the MCUs that earlier squares have finished are given, exactly as outside the hole of an inpainting, so
-that content and colour go on across the borders; only the rest is generated.
+that content and colour go on across the borders; only the rest is generated. Squares that don't touch are generated in
+one batch, a diagonal front that moves over the picture.
 
 Shapes: N MCUs; masks and coefficients are ``[N, 6, 64]``.
 """
@@ -76,26 +77,44 @@ def complete(
     """
     known = torch.stack([job.known for job in jobs])
     given = torch.stack([job.given for job in jobs])
-    cover = list(tiles(grid, model.config.size // order.MCU))
-    for number, (tile, mcus) in enumerate(cover):
-        requests, wanted = [], []
-        for i, job in enumerate(jobs):
-            closed = given[i][mcus]
-            if bool(closed.all()):
-                continue
-            wanted.append(i)
-            requests.append(_request(job, number, tile, mcus, known[i][mcus], closed, model.config.quality))
+    side = model.config.size // order.MCU
+    done, total = 0, sum(1 for _ in tiles(grid, side))
+    for wave in waves(grid, side):
+        requests, places = [], []
+        for number, tile, mcus in wave:
+            for i, job in enumerate(jobs):
+                closed = given[i, mcus]
+                if not bool(closed.all()):
+                    places.append((i, mcus))
+                    requests.append(_request(job, number, tile, mcus, known[i, mcus], closed, model.config.quality))
         if requests:
 
-            def share(_: int, finished: int, done: int = number, count: int = len(requests)) -> None:
+            def share(
+                _: int, finished: int, done: int = done, size: int = len(wave), count: int = len(requests)
+            ) -> None:
                 if progress is not None:
-                    progress((done + finished / count) / len(cover))
+                    progress((done + size * finished / count) / total)
 
-            made = fill(model, requests, tile, config, progress=share)
-            for i, coefficients in zip(wanted, made.mcus, strict=True):
+            made = fill(model, requests, wave[0][1], config, progress=share)
+            for (i, mcus), coefficients in zip(places, made.mcus, strict=True):
                 known[i, mcus] = coefficients
                 given[i, mcus] = True
+        done += len(wave)
     return known
+
+
+def waves(grid: Grid, side: int) -> list[list[tuple[int, Grid, Tensor]]]:
+    """The tiles of `tiles`, numbered, in groups whose members don't touch, so that they can be made side by side.
+
+    Every tile comes after all earlier ones that it overlaps: the picture is the same as tile after tile.
+    """
+    level = torch.zeros(grid.mcus, dtype=torch.int64)
+    groups: dict[int, list[tuple[int, Grid, Tensor]]] = {}
+    for number, (tile, mcus) in enumerate(tiles(grid, side)):
+        wave = int(level[mcus].max()) + 1
+        level[mcus] = wave
+        groups.setdefault(wave, []).append((number, tile, mcus))
+    return [groups[wave] for wave in sorted(groups)]
 
 
 def _request(
