@@ -17,6 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What tests, lint and types need besides.
 .venv/.dev: .venv/.core
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps torch-fidelity  # it asks for torchvision, its metrics don't
 	@touch $@
 
 install: .venv/.dev
@@ -30,8 +31,8 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: .venv/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 
 types: .venv/.dev
 	$(BIN)/pyright
@@ -45,6 +46,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/codec_speed.py $(PHOTOS)
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/tasks.py $(DATA) --num 64
 
 clean:
 	rm -rf .venv demo build dist
