@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ from dctransformer.model.context import (
     states_by_run,
     value_features,
 )
-from dctransformer.model.layers import KVCache, Stack
+from dctransformer.model.layers import KVCache, Layer, Stack
 from dctransformer.model.legality import (
     NEVER,
     ValueAlphabet,
@@ -185,13 +187,20 @@ class DCTransformer(nn.Module):
         """Where the weights are."""
         return self.channel_out.weight.device
 
-    def compile_stacks(self) -> None:
+    def compile_stacks(self, *, by_layer: bool = False) -> None:
         """Let `torch.compile` fuse what surrounds the matrix products in whole chunks (in place).
 
         Sizes that turn out to differ (a last micro-batch's rows, channel runs) are made variable when they first do.
+
+        Args:
+            by_layer: compile each layer apart, as those must be that are gathered from several processes.
         """
         for stack in (self.encoder, self.channel_decoder, self.position_decoder, self.value_decoder):
-            stack.compile()
+            if by_layer:
+                for layer in cast(Iterable[Layer], stack.layers):
+                    layer.run = torch.compile(layer.run)
+            else:
+                stack.compile()
         self.nats = torch.compile(self.nats)
         if self.config.local_context:
             self.local.features = torch.compile(self.local.features)

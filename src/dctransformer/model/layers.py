@@ -160,10 +160,11 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
         """``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
         if self.checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
-        return self._run(x, memory, **attention)
+            return checkpoint(self.run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
+        return self.run(x, memory, **attention)
 
-    def _run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
+    def run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
+        """The layer itself: see `forward`."""
         x = self.attention(x, **attention)
         if self.cross is not None:
             x = self.cross(x, memory=memory)
