@@ -194,7 +194,7 @@ class Trainer:
         self.average.to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
-            self.model.compile_stacks()
+            self.model.compile_stacks(by_layer=self.parallel == "fsdp")
         self.replica = replicate(self.model, self.device) if self.parallel == "ddp" else self.model
         """The model as it is called in training."""
         self.micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else None

@@ -56,7 +56,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster on this device."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the Transformer stacks, which takes half a minute; auto does so on a GPU."""
+    """Compile what surrounds the matrix products, which takes a minute or two at the start; auto does so on a GPU.
+    (Compiled, a resumed run is equal to one that was not stopped but for rounding.)"""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     loaders: int = 0

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import ModelConfig
+
+_IS_LUMA = torch.from_numpy(np.append(order.GENERATION_ORDER < order.CB, False))
+"""bool ``[193]`` by rank, the stop included."""
 
 VALUE_FEATURES = 4
 """K: signed log, non-zero flag, log magnitude, and four times the value over the channel's limit."""
@@ -109,7 +113,8 @@ class LocalContext(nn.Module):
 
     def contribution(self, rank: Tensor, value: Tensor) -> Tensor:
         """What triples add to their place's state: ranks < 192 and values of any shape ``[...]`` to ``[..., S]``."""
-        return torch.einsum("...k,...ks->...s", value_features(value, self.limits[rank]), self.table[rank])
+        rows = F.embedding(rank, self.table.flatten(1)).unflatten(-1, self.table.shape[1:])
+        return torch.einsum("...k,...ks->...s", value_features(value, self.limits[rank]), rows)
 
     def start(self, coefficients: Tensor, closed: Tensor, grid: Grid) -> States:
         """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what of it is never to be listed."""
@@ -198,23 +203,35 @@ def states_by_run(
     Returns:
         luma ``[T, P, S]`` and chroma ``[T, N, S]``.
     """
-    batch, width = ranks.shape[0], start.luma.shape[-1]
-    most = int(runs.index.max()) + 1
+    batch, most = ranks.shape[0], int(runs.index.max()) + 1
     added = local.contribution(ranks.clamp(max=order.NUM_CHANNELS - 1), values)
-    is_luma = (RANK_OF_SLOT[0].to(ranks.device)[:, None] == torch.arange(193, device=ranks.device)).any(0)[ranks]
+    is_luma = _IS_LUMA.to(ranks.device)[ranks]
     run = runs.index[runs.of_triple] + 1  # a triple shows from the next run on
-    row = torch.arange(batch, device=ranks.device)[:, None].expand_as(ranks)
+    place = torch.arange(batch, device=ranks.device)[:, None] * most + run
+    shown = counted & (run < most)
 
-    def accumulate(base: Tensor, chosen: Tensor, place: Tensor) -> Tensor:
-        b, r, p, a = row[chosen], run[chosen], place[chosen], added[chosen]
-        kept = r < most
-        places = base.shape[1]
-        flat = base.new_zeros(batch * most * places, width)
-        flat = flat.index_add(0, ((b * most + r) * places + p)[kept], a[kept].to(base.dtype))
-        total = flat.view(batch, most, places, width).cumsum(1)[runs.row, runs.index]
-        return total + base[runs.row]
+    def accumulate(base: Tensor, chosen: Tensor, position: Tensor) -> Tensor:
+        # What each run adds: the first begins with what was there before, what no run shows goes to a spare row.
+        places, width = base.shape[1:]
+        rows = batch * most * places
+        slot = torch.where(chosen, place * places + position, rows).flatten()
+        given = F.pad(base[:, None], (0, 0, 0, 0, 0, most - 1)).flatten(0, 2)
+        fresh = F.pad(given, (0, 0, 0, 1)).index_add(0, slot, added.flatten(0, 1).to(base.dtype))[:rows]
+        return (
+            _running_sum(fresh.view(batch, most, places * width))
+            .flatten(0, 1)
+            .index_select(0, runs.row * most + runs.index)
+            .unflatten(1, (places, width))
+        )
 
     return States(
-        accumulate(start.luma, counted & is_luma, positions),
-        accumulate(start.chroma, counted & ~is_luma, grid.mcu_at(positions)),
+        accumulate(start.luma, shown & is_luma, positions),
+        accumulate(start.chroma, shown & ~is_luma, grid.mcu_at(positions)),
     )
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """Sum over dimension 1 of ``[B, R, K]`` up to each index: a product with a triangle, several times faster."""
+    triangle = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).tril()
+    with torch.autocast(x.device.type, enabled=False):
+        return triangle @ x

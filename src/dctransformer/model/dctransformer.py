@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ from dctransformer.model.context import (
     states_by_run,
     value_features,
 )
-from dctransformer.model.layers import KVCache, Stack
+from dctransformer.model.layers import KVCache, Layer, Stack
 from dctransformer.model.legality import (
     NEVER,
     ValueAlphabet,
@@ -189,10 +191,23 @@ class DCTransformer(nn.Module):
         """Where the weights are."""
         return self.channel_out.weight.device
 
-    def compile_stacks(self) -> None:
-        """Let `torch.compile` fuse what surrounds the matrix products of the encoder and the decoders (in place)."""
+    def compile_stacks(self, *, by_layer: bool = False) -> None:
+        """Let `torch.compile` fuse what surrounds the matrix products in whole chunks (in place).
+
+        Sizes that turn out to differ (a last micro-batch's rows, channel runs) are made variable when they first do.
+
+        Args:
+            by_layer: compile each layer apart, as those must be that are gathered from several processes.
+        """
         for stack in (self.encoder, self.channel_decoder, self.position_decoder, self.value_decoder):
-            stack.compile(dynamic=True)
+            if by_layer:
+                for layer in cast(Iterable[Layer], stack.layers):
+                    layer.run = torch.compile(layer.run)
+            else:
+                stack.compile()
+        self.nats = torch.compile(self.nats)
+        if self.config.local_context:
+            self.local.features = torch.compile(self.local.features)
 
     # -- on disk and on the hub ---------------------------------------------------------------------------------
 
@@ -313,15 +328,15 @@ class DCTransformer(nn.Module):
         grid = context.grid
         x = self.position_decoder.norm(stream)
         x = x + F.embedding(position, context.chosen_place)
-        batch = torch.arange(position.shape[0], device=position.device)[:, None]
-        x = x + context.at_place[batch, grid.mcu_at(position)]
+        batch = torch.arange(len(position), device=position.device)[:, None]
+        x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
         near = self._neighbours_of(position, rank, grid)
         same = F.pad(places.same, (0, 1))[places.of_triple[..., None], near]
         limit = self.limits[rank][..., None]
         around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
-        here = places.features[places.of_triple, position]
+        here = rows_at(places.features, places.of_triple, position)
         return x + self.value_context(torch.cat([here, around.to(here.dtype)], dim=-1))
 
     def _neighbour_table(self, grid: Grid) -> Tensor:
@@ -384,7 +399,8 @@ class DCTransformer(nn.Module):
         run = places.of_triple
         base = (places.features @ self.place_readout(places.rank)[..., None])[..., 0]
         base = base + self.place_bias(places.rank)
-        keys = self.place_key(places.features)[run]
+        keys = self.place_key(places.features)
+        keys = keys.index_select(0, run.flatten()).unflatten(0, run.shape)
         score = score + base[run] + (keys @ self.place_query(stream)[..., None])[..., 0] / math.sqrt(PLACE_POINTER)
 
         # The same channel's values just left of and above each place, as far as they are listed.
@@ -420,7 +436,7 @@ class DCTransformer(nn.Module):
         if self.config.local_context:
             assert context.states is not None and context.encoded_places is not None
             states = states_by_run(self.local, context.states, runs, ranks, positions, values, counted, grid)
-            features = self.local.features(states, context.encoded_places[runs.row], runs.rank, grid)
+            features = self.local.features(states, context.encoded_places.index_select(0, runs.row), runs.rank, grid)
         return Places(features, same, runs.rank, runs.of_triple)
 
     def streams(
@@ -466,6 +482,12 @@ class DCTransformer(nn.Module):
         context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
         places = self.places_of_chunk(batch, context)
         streams = self.streams(batch, context, places)
+        return self.nats(batch, context, places, streams)
+
+    def nats(
+        self, batch: ChunkBatch, context: Context, places: Places, streams: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The three distributions' negative log-likelihoods: see `forward`; ``streams`` are those of `streams`."""
         before = batch.ranks[:, :-1], batch.positions[:, :-1]
         rank, position, value = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
         chosen = rank.clamp(max=order.NUM_CHANNELS - 1)
@@ -484,6 +506,12 @@ class DCTransformer(nn.Module):
             ],
             dim=-1,
         )
+
+
+def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """``x[first, second]`` of ``[T, P, W]``, whose backward pass adds whole rows."""
+    index = first * x.shape[1] + second
+    return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def nll(logits: Tensor, target: Tensor) -> Tensor:

@@ -36,7 +36,13 @@ def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary index applied to ``x [B, H, L, E]`` with tables ``[L, E]``: halves ``(a, b)`` turn as one plane."""
-    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if torch.compiler.is_compiling():  # a roll is the faster way where nothing is fused, and a hindrance where it is
+        half = x.shape[-1] // 2
+        a, b = x.unflatten(-1, (2, half)).unbind(-2)
+        turned = [a * cos[..., :half] + b * sin[..., :half], b * cos[..., half:] + a * sin[..., half:]]
+        return torch.stack(turned, -2).flatten(-2)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -166,10 +172,11 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
         """``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
         if self.checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
-        return self._run(x, memory, **attention)
+            return checkpoint(self.run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
+        return self.run(x, memory, **attention)
 
-    def _run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
+    def run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
+        """The layer itself: see `forward`."""
         x = self.attention(x, **attention)
         if self.cross is not None:
             x = self.cross(x, memory=memory)

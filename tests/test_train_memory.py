@@ -1,0 +1,131 @@
+"""What fits into memory, what devices there are, and what they compute in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.distributed import largest_fitting
+from dctransformer.model import precision
+from dctransformer.model.config import ModelConfig, preset
+from dctransformer.train import Trainer
+from dctransformer.train_config import TrainConfig
+
+CONFIG = preset("tiny", size=32, quality=30, dropout=0.1)
+
+
+def batch_of(rows: int, config: ModelConfig = CONFIG) -> ChunkBatch:
+    """Chunks of a few triples each."""
+    grid = Grid.of_size(config.size, config.size)
+    lists = [[[0, p, 1 + p] for p in range(4 + row)] + [[1, 3, -1]] for row in range(rows)]
+    sequences = [Sequence.from_triples(torch.tensor(triples), grid, config.null_label) for triples in lists]
+    return cut_chunks(sequences, [0] * rows, config.chunk, config.overlap)
+
+
+def trainer(folder: Path, **settings) -> Trainer:
+    """A trainer of a tiny model."""
+    return Trainer(folder, CONFIG, TrainConfig(**{"batch": 4, "device": "cpu", "precision": "fp32", **settings}))
+
+
+class Small(nn.Module):
+    """A model on a device that holds two chunks at once."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ChunkBatch) -> torch.Tensor:
+        """Refuse what is too large, in PyTorch's words."""
+        if len(batch.labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.model(batch)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "fits"), [(1000, 64, 18), (1000, 8, 8), (150, 64, 1), (50, 64, 1), (210, 64, 2)]
+)
+def test_the_largest_micro_batch_is_found_without_trying_a_larger_one(limit: int, most: int, fits: int) -> None:
+    """Memory grows by 50 a chunk from 100: sizes double, and the line through the peaks gives the rest."""
+    tried = []
+
+    def peak(size: int) -> float:
+        tried.append(size)
+        return 100 + 50 * size
+
+    assert largest_fitting(peak, limit, most) == fits
+    assert max(tried) <= max(fits, 1)
+    assert len(tried) <= 8
+
+
+def test_growth_that_is_not_linear_is_followed() -> None:
+    """The last two peaks decide, not the first."""
+    fits = largest_fitting(lambda size: 10 + size**1.5, 100, 1000)
+    assert fits > 10 and 10 + fits**1.5 <= 110
+
+
+def test_a_batch_too_large_for_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names a size that fits; smaller micro-batches then go through."""
+    whole = trainer(tmp_path, micro_batch=None)
+    whole.replica = Small(whole.model)
+    with pytest.raises(ValueError, match=r"^4 chunks at once do not fit into the memory of cpu; .*--micro-batch \(2"):
+        whole.step(batch_of(4))
+    monkeypatch.setattr(Trainer, "_fitting", lambda *_: 3)
+    monkeypatch.setattr(whole, "device", torch.device("cuda"))
+    assert whole._too_large(batch_of(4)).endswith("--micro-batch 3 does")
+    single = trainer(tmp_path, micro_batch=1)
+    assert "--checkpoint-activations" in single._too_large(batch_of(4))
+    parts = trainer(tmp_path, micro_batch=2)
+    parts.replica = Small(parts.model)
+    assert torch.isfinite(parts.step(batch_of(4))).all()
+    assert not whole.optimizer.state and parts.optimizer.state
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    """They come through as they are."""
+    broken = trainer(tmp_path)
+    broken.replica = nn.Identity()
+    with pytest.raises(AttributeError):
+        broken.step(batch_of(2))
+
+
+def test_activation_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
+    """Dropout included: the noise is drawn again."""
+    plain, saving = trainer(tmp_path), trainer(tmp_path, checkpoint_activations=True)
+    for _ in range(3):
+        torch.testing.assert_close(plain.step(batch_of(4)), saving.step(batch_of(4)), rtol=0, atol=0)
+    for a, b in zip(plain.model.parameters(), saving.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_on_a_cpu_the_whole_batch_is_taken_at_once(tmp_path: Path) -> None:
+    """No memory is measured there."""
+    automatic = trainer(tmp_path)
+    automatic.fit(batch_of(4))
+    assert automatic.config.micro_batch == "auto" and automatic.micro_batch is None
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says which it has."""
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
+    with pytest.raises(ValueError, match="cuda does not compute in bf16; choose fp32"):
+        precision.resolve_precision("bf16", torch.device("cuda"))
+    assert precision.resolve_precision("auto", torch.device("cuda")) == "fp32"
+    with pytest.raises(ValueError, match="cpu does not compute in fp16; choose fp32 or bf16"):
+        precision.resolve_precision("fp16", torch.device("cpu"))
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: True)
+    assert precision.resolve_precision("auto", torch.device("cuda")) == "bf16"
+    assert precision.resolve_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_a_missing_gpu_falls_back_to_the_cpu_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On standard error, so that JSON stays JSON."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert precision.resolve_device("cuda") == torch.device("cpu")
+    assert capsys.readouterr().err == "no CUDA device here; using the CPU\n"
