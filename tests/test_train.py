@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -313,10 +313,9 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "third").exists()
 
 
-def test_compiled_stacks_take_the_same_steps(data: Path, tmp_path: Path) -> None:
-    """Up to rounding."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("no C++ compiler, which torch.compile needs on a CPU")
+def test_compiled_stacks_take_the_same_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to rounding. Traced, differentiated, but not turned into machine code, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     store, losses = TripleStore.open(data, "train"), []
     for mode in ("off", "on"):
         trainer = Trainer(tmp_path, preset("tiny", quality=30, size=32), TrainConfig(batch=4, compile=mode))
