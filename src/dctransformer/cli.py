@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import os
@@ -117,7 +118,7 @@ class Sample:
 
 
 @dataclasses.dataclass
-class _Edit:
+class _Edit(abc.ABC):
     """What the tasks that start from pictures have in common."""
 
     model: tyro.conf.Positional[str]
@@ -137,9 +138,9 @@ class _Edit:
     json: bool = False
     """Print a JSON object instead of text."""
 
+    @abc.abstractmethod
     def edited(self, options: Any) -> list[Any]:
         """Do it."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Try the folder, work, write."""
