@@ -197,7 +197,7 @@ def fill(
         for group in _equally_far(at_work, model.config.stride):
             try:
                 total += engine.run(group)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 batch = _smaller(batch)
