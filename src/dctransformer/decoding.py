@@ -17,6 +17,12 @@ from dctransformer.codec import order
 from dctransformer.data.chunks import ChunkBatch
 from dctransformer.model.context import States
 from dctransformer.model.dctransformer import DCTransformer, Places
+from dctransformer.model.steps import Place, StepStack
+
+
+def step_stacks(model: DCTransformer) -> tuple[StepStack, StepStack, StepStack]:
+    """The three decoders of a model as it is now, for steps."""
+    return StepStack(model.channel_decoder), StepStack(model.position_decoder), StepStack(model.value_decoder)
 
 
 class Decoding:
@@ -25,7 +31,14 @@ class Decoding:
     Each of the first three returns fp32 logits ``[B, K]`` equal (up to rounding) to those of the whole-chunk forward.
     """
 
-    def __init__(self, model: DCTransformer, batch: ChunkBatch, *, static: bool = False):
+    def __init__(
+        self,
+        model: DCTransformer,
+        batch: ChunkBatch,
+        *,
+        static: bool = False,
+        stacks: tuple[StepStack, StepStack, StepStack] | None = None,
+    ):
         """Encode what is settled, and fill the caches with the triples that the chunks begin with.
 
         Args:
@@ -33,18 +46,18 @@ class Decoding:
             batch: chunks as far as they are known, all equally far; on the model's device.
             static: every step has the same shapes and asks nothing of the host, as a captured or compiled one must;
                 else less is computed.
+            stacks: from `step_stacks`, where they are there already.
         """
         rows, device = len(batch.labels), model.device
         begun = batch.ranks.shape[1] - 1
         assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
-        self.model, self.static = model, static
-        self.filled: int | None = None if static else begun + 1
-        """How much of the caches is filled with the next triple, where shapes may change."""
+        self.model, self.device = model, device
         self.context = context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
-        self.caches = model.new_caches(rows, context.encoded)
+        self.stacks = stacks or step_stacks(model)
+        self.memory = [stack.memory(pairs) for stack, pairs in zip(self.stacks, context.memory, strict=True)]
+        self.caches = model.new_caches(rows, model.rank.weight)
         self.rows = torch.arange(rows, device=device)
-        self.index = torch.tensor([begun], device=device)
-        """Where in the chunk the next triple is."""
+        self.place = Place(begun, model.config.chunk, device, known=not static)
         self.previous_rank = batch.ranks[:, -1].clone()
         self.previous_position = batch.positions[:, -1].clone()
         self.previous_value = batch.values[:, -1].clone()
@@ -81,7 +94,7 @@ class Decoding:
         m = self.model
         before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
         x = m.embed_previous(*before, self.context)
-        self.stream = m.channel_decoder(x, self.context.memory[0], self.caches[0], self.index, self.filled)
+        self.stream = self._run(0, x)
         return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
 
     def enter(self, rank: Tensor) -> None:
@@ -95,7 +108,7 @@ class Decoding:
         fresh = rank != self.run_rank
         self.run_rank.copy_(rank)
         self.chosen_rank = rank
-        if not self.static:
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
             some = fresh.nonzero()[:, 0]
             if len(some):
                 self.same[some] = self.context.planes[some, rank[some]].float()
@@ -120,7 +133,7 @@ class Decoding:
         m, rank = self.model, self.chosen_rank[:, None]
         cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
         x = m.embed_channel(self.stream, rank)
-        self.stream = m.position_decoder(x, self.context.memory[1], self.caches[1], self.index, self.filled)
+        self.stream = self._run(1, x)
         return m.position_logits(self.stream, rank, cursor, self._places(), self.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
@@ -128,8 +141,11 @@ class Decoding:
         m, rank = self.model, self.chosen_rank[:, None]
         self.chosen_position = position
         x = m.embed_position(self.stream, rank, position[:, None], self._places(), self.context)
-        self.stream = m.value_decoder(x, self.context.memory[2], self.caches[2], self.index, self.filled)
+        self.stream = self._run(2, x)
         return m.value_logits(self.stream, rank)[:, 0]
+
+    def _run(self, decoder: int, x: Tensor) -> Tensor:
+        return self.stacks[decoder](x, self.memory[decoder], self.caches[decoder], self.place)
 
     def _places(self) -> Places:
         return Places(self.features, self.same, self.chosen_rank, self.rows[:, None])
@@ -142,9 +158,7 @@ class Decoding:
         self.previous_rank.copy_(self.decided_rank)
         self.previous_position.copy_(self.chosen_position)
         self.previous_value.copy_(value)
-        self.index += 1
-        if self.filled is not None:
-            self.filled += 1
+        self.place.advance()
 
     def _add(self, rank: Tensor, position: Tensor, value: Tensor, counted: Tensor | None = None) -> None:
         """Add triples (int64 ``[B, L]`` each) to the states, where ``counted`` (bool ``[B, L]``)."""
@@ -174,6 +188,6 @@ def _tensors(thing: Any) -> list[Tensor]:
         return [t for part in thing for t in _tensors(part)]
     if isinstance(thing, dict):
         return [t for key in sorted(thing) for t in _tensors(thing[key])]
-    if isinstance(thing, torch.nn.Module) or not type(thing).__module__.startswith("dctransformer.model"):
+    if isinstance(thing, (torch.nn.Module, StepStack)) or not type(thing).__module__.startswith("dctransformer.model"):
         return []  # weights, the grid, numbers
     return _tensors(vars(thing))

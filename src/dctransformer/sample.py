@@ -23,7 +23,7 @@ from torch import Tensor
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks, partial_image
-from dctransformer.decoding import Decoding
+from dctransformer.decoding import Decoding, step_stacks
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
@@ -324,6 +324,7 @@ class Engine:
             self.precision = "bf16" if self.device.type == "cuda" else "fp32"
         resolve_precision(self.precision, self.device)
         self.model = for_steps(model, self.precision)
+        self.stacks = step_stacks(self.model)
         self.guided = config.guidance != 1 and model.config.num_labels > 0
         self.stepper: Stepper | None = None
 
@@ -362,11 +363,11 @@ class Engine:
         batch, noise = batch.to(self.device), noise.to(self.device)
         static = self.device.type != "cpu" or self.config.compile
         if self.stepper is None:
-            first = Decoding(self.model, batch, static=static)
+            first = Decoding(self.model, batch, static=static, stacks=self.stacks)
             self.stepper = Stepper(first, noise.clone(), self.config, self.guided)
             if graphs:
                 self.stepper.capture()
-        self.stepper.load(Decoding(self.model, batch, static=static), noise)
+        self.stepper.load(Decoding(self.model, batch, static=static, stacks=self.stacks), noise)
         for k in range(steps):
             self.stepper.step()
             if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):

@@ -270,7 +270,7 @@ class DCTransformer(nn.Module):
         x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
-        x = self.encoder.norm(self.encoder(x))
+        x = self.encoder(x)
         encoded = x[:, 1:]
         keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
         quarter = (grid.row % 2) * 2 + grid.col % 2
@@ -307,8 +307,8 @@ class DCTransformer(nn.Module):
         return self.rank(rank) + torch.where(is_triple, symbol, 0.0) + self.label(context.labels)[:, None]
 
     def embed_channel(self, stream: Tensor, rank: Tensor) -> Tensor:
-        """The position decoder's input: the channel decoder's (normalised) stream and the channel chosen."""
-        return self.channel_decoder.norm(stream) + self.chosen_rank(rank)
+        """The position decoder's input: the channel decoder's stream and the channel chosen."""
+        return stream + self.chosen_rank(rank)
 
     def embed_position(
         self, stream: Tensor, rank: Tensor, position: Tensor, places: Places, context: Context
@@ -326,8 +326,7 @@ class DCTransformer(nn.Module):
             ``[B, L, D]``.
         """
         grid = context.grid
-        x = self.position_decoder.norm(stream)
-        x = x + F.embedding(position, context.chosen_place)
+        x = stream + F.embedding(position, context.chosen_place)
         batch = torch.arange(len(position), device=position.device)[:, None]
         x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
@@ -368,7 +367,7 @@ class DCTransformer(nn.Module):
         Returns:
             fp32 ``[B, L, C]`` over ranks and the stop.
         """
-        logits = self.channel_out(self.channel_decoder.norm(stream)).float() + self.channel_after(rank)
+        logits = self.channel_out(stream).float() + self.channel_after(rank)
         started = torch.where(rank == START, -1, rank)
         return logits.masked_fill(~legal_channels(context.last_open, started, position), NEVER)
 
@@ -389,7 +388,6 @@ class DCTransformer(nn.Module):
         Returns:
             fp32 ``[B, L, P]``.
         """
-        stream = self.position_decoder.norm(stream)
         score = self.pointer_query(stream) @ context.place_keys.transpose(1, 2) / math.sqrt(POINTER)
         batch = torch.arange(rank.shape[0], device=rank.device)[:, None]
         legal = legal_positions(context.opened, batch, rank, cursor)
@@ -417,7 +415,7 @@ class DCTransformer(nn.Module):
 
     def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
         """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
-        logits = self.value_out(self.value_decoder.norm(stream)).float() + self.value_after(rank)
+        logits = self.value_out(stream).float() + self.value_after(rank)
         return logits.masked_fill(~self.legal_values[rank], NEVER)
 
     # -- whole chunks -------------------------------------------------------------------------------------------
@@ -446,24 +444,23 @@ class DCTransformer(nn.Module):
         places: Places,
         caches: list[list[KVCache]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The residual streams of the channel, position and value decoder, ``[B, L, D]`` each.
+        """What the channel, position and value decoder make of the chunks, ``[B, L, D]`` each.
 
         Args:
             batch: whole chunks.
             context: of them.
             places: from `places_of_chunk`.
-            caches: one list a decoder, to be filled from the left for step-by-step decoding from there on.
+            caches: one list a decoder, to be filled for step-by-step decoding from there on.
         """
         before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
         chosen = batch.ranks[:, 1:].clamp(max=order.NUM_CHANNELS - 1)
         stores = caches or (None, None, None)
-        index = None if caches is None else torch.arange(chosen.shape[1], device=chosen.device)
         x = self.embed_previous(*before, context)
-        channel = self.channel_decoder(x, context.memory[0], stores[0], index)
+        channel = self.channel_decoder(x, context.memory[0], stores[0])
         x = self.embed_channel(channel, chosen)
-        position = self.position_decoder(x, context.memory[1], stores[1], index)
+        position = self.position_decoder(x, context.memory[1], stores[1])
         x = self.embed_position(position, chosen, batch.positions[:, 1:], places, context)
-        return channel, position, self.value_decoder(x, context.memory[2], stores[2], index)
+        return channel, position, self.value_decoder(x, context.memory[2], stores[2])
 
     def new_caches(self, batch: int, like: Tensor) -> list[list[KVCache]]:
         """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""

@@ -20,11 +20,10 @@ class KVCache:
         self.k = like.new_zeros(batch, heads, capacity, head_size)
         self.v = like.new_zeros(batch, heads, capacity, head_size)
 
-    def put(self, k: Tensor, v: Tensor, index: Tensor, filled: int | None = None) -> tuple[Tensor, Tensor]:
-        """Store ``[B, H, L, E]`` at ``index`` (int64 ``[L]``); returns all, or the first ``filled`` of the capacity."""
+    def put(self, k: Tensor, v: Tensor, index: Tensor) -> None:
+        """Store ``[B, H, L, E]`` each at ``index`` (int64 ``[L]``) of the capacity."""
         self.k.index_copy_(2, index, k.to(self.k.dtype))
         self.v.index_copy_(2, index, v.to(self.v.dtype))
-        return (self.k, self.v) if filled is None else (self.k[:, :, :filled], self.v[:, :, :filled])
 
 
 def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
@@ -48,16 +47,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The normalisation of the config's block style."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
-    """Scaled dot-product attention, ``[B, H, L, E]``; for a single query on a CPU, plain products are twice as fast."""
-    if q.shape[2] > 1 or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -90,9 +79,6 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
-        index: Tensor | None = None,
-        seen: Tensor | None = None,
-        filled: int | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -101,10 +87,7 @@ class Attention(nn.Module):
             memory: keys and values to attend to instead of ``x``'s own.
             causal: forbid looking ahead.
             rotary: tables whose row 0 is the index of ``x[:, 0]``.
-            cache: earlier keys and values; ``x``'s are stored with them.
-            index: where in the cache, int64 ``[L]``.
-            seen: what of the cache each element may see, bool ``[L, capacity]``; None for all.
-            filled: how much of the cache to look at, where the host knows it.
+            cache: where to leave the keys and values, from the left, for `dctransformer.model.steps`.
 
         Returns:
             ``[B, L, D]``.
@@ -116,10 +99,8 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
-            assert index is not None
-            k, v = cache.put(k, v, index, filled)
-            causal = False
-        y = attend(q, k, v, seen, causal)
+            cache.put(k, v, torch.arange(k.shape[2], device=k.device))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -217,33 +198,23 @@ class Stack(nn.Module):
         return [KVCache(batch, c.heads, c.chunk, c.width // c.heads, like) for _ in self.layers]
 
     def forward(
-        self,
-        x: Tensor,
-        memory: list[tuple[Tensor, Tensor]] | None = None,
-        caches: list[KVCache] | None = None,
-        index: Tensor | None = None,
-        filled: int | None = None,
+        self, x: Tensor, memory: list[tuple[Tensor, Tensor]] | None = None, caches: list[KVCache] | None = None
     ) -> Tensor:
         """Run the stack.
 
         Args:
-            x: ``[B, L, D]``.
+            x: ``[B, L, D]``, from the start of the chunk.
             memory: from `memory`; None for an encoder.
-            caches: from `new_cache`, for step-by-step decoding.
-            index: with caches, where in the chunk the elements of ``x`` are: int64 ``[L]``.
-            filled: with caches and a single element, how much of the caches is filled with it, where the host knows.
+            caches: from `new_cache`, to be filled with the keys and values of ``x``.
 
         Returns:
-            The residual stream ``[B, L, D]`` before the final norm (`norm` is applied by the reader, so that
-            stacked decoders can pass the stream on).
+            The stream after the final norm, ``[B, L, D]``.
         """
-        rotary = seen = None
-        if index is not None and filled is None:
-            seen = torch.arange(self.config.chunk, device=x.device) <= index[:, None]
+        rotary = None
         if self.decoder and self.config.block == "modern":
-            rotary = self._rows(self.cos, index, x), self._rows(self.sin, index, x)
+            rotary = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         elif self.decoder:
-            x = x + self._rows(self.index.weight, index, x)
+            x = x + self.index.weight[: x.shape[1]]
         for i, layer in enumerate(self.layers):
             x = layer(
                 x,
@@ -251,13 +222,5 @@ class Stack(nn.Module):
                 causal=self.decoder,
                 rotary=rotary,
                 cache=caches[i] if caches is not None else None,
-                index=index,
-                seen=seen,
-                filled=filled,
             )
-        return x
-
-    @staticmethod
-    def _rows(table: Tensor, index: Tensor | None, x: Tensor) -> Tensor:
-        """Rows of a table by index in the chunk: those of ``x [B, L, D]`` from the start if no index is given."""
-        return table[: x.shape[1]] if index is None else table[index]
+        return self.norm(x)
