@@ -59,9 +59,11 @@ def triples_of(slots: Tensor, grid: Grid = GRID) -> Tensor:
     return torch.tensor([(c, p, v) for _, p, c, v in sorted(found)], dtype=torch.int32).view(-1, 3)
 
 
-def make_sequence(seed: int, model: DCTransformer, density: float = 0.08, given: Tensor | None = None) -> Sequence:
-    """A random sequence on `GRID`."""
-    return Sequence.from_triples(triples_of(random_slots(seed, density, model)), GRID, seed % 3, given)
+def make_sequence(
+    seed: int, model: DCTransformer, density: float = 0.08, given: Tensor | None = None, grid: Grid = GRID
+) -> Sequence:
+    """A random sequence."""
+    return Sequence.from_triples(triples_of(random_slots(seed, density, model, grid), grid), grid, seed % 3, given)
 
 
 VARIANTS = {
@@ -71,15 +73,21 @@ VARIANTS = {
     "paper blocks with local context": {"block": "paper"},
     "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
 }
+ABLATIONS = {
+    "no masks": {"legality": False, "gathered": False, "settled_input": False},
+    "fixed positions": {"pointer": False, "size": 32},
+}
+"""Variants for comparisons, that can't be sampled or not on any grid."""
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | ABLATIONS)
 @pytest.mark.parametrize("given", [False, True])
 def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
     """Cached logits agree with those of the whole chunk within 1e-4, for every chunk of a sequence."""
-    model = make_model(**VARIANTS[variant])
-    mask = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(5)) < 0.3 if given else None
-    sequence = make_sequence(1, model, density=0.12, given=mask)
+    model = make_model(**(VARIANTS | ABLATIONS)[variant])
+    grid = GRID if model.config.pointer else Grid.of_size(32, 32)
+    mask = torch.rand(grid.mcus, 6, 64, generator=torch.Generator().manual_seed(5)) < 0.3 if given else None
+    sequence = make_sequence(1, model, density=0.18, given=mask, grid=grid)
     assert sequence.chunks(model.config.stride) >= 3
     for k in range(sequence.chunks(model.config.stride)):
         batch = cut_chunks([sequence], [k], model.config.chunk, model.config.overlap)
@@ -94,7 +102,7 @@ def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
 def _follow(model: DCTransformer, sequence: Sequence, batch: ChunkBatch, whole: Tensor, chunk: int, known: int) -> None:
     """Decode a chunk whose first triples are known, and compare with the whole chunk's nats ``[L, 3]``."""
     listed = (x[:known] for x in (sequence.ranks, sequence.positions, sequence.values))
-    partial = Sequence(*listed, sequence.given, sequence.known, sequence.label, GRID)
+    partial = Sequence(*listed, sequence.given, sequence.known, sequence.label, sequence.grid)
     steps = Decoding(model, cut_chunks([partial], [chunk], model.config.chunk, model.config.overlap))
     begun = known - chunk * model.config.stride + int(batch.context[0])
     for index in range(begun, int(batch.lengths[0])):
@@ -121,6 +129,37 @@ def test_likelihood_is_the_sum_over_chunks_and_batches(variant: str) -> None:
                 total += float(model(cut_chunks([sequence], [k], model.config.chunk, model.config.overlap)).sum())
         assert float(lengths.bits[i].sum()) == pytest.approx(total / math.log(2), rel=1e-5)
         assert int(lengths.triples[i].sum()) == len(sequence)
+
+
+def test_without_masks_probability_is_wasted() -> None:
+    """The same weights pay more for the same picture, and such a model is not sampled."""
+    model = make_lively()
+    loose = DCTransformer(dataclasses.replace(model.config, legality=False)).eval()
+    loose.load_state_dict(model.state_dict())
+    made = sample(model, 3, SampleConfig(), size=(32, 48))
+    sequences = [Sequence.from_triples(t, GRID, 0) for t in made.triples]
+    strict_bits, loose_bits = (code_lengths(m, sequences).bits.sum((1, 2)) for m in (model, loose))
+    assert bool((loose_bits > strict_bits + 1).all())
+    with pytest.raises(ValueError, match="legality"):
+        sample(loose, 1, size=(32, 32))
+
+
+def test_fixed_positions_fit_one_size() -> None:
+    """A model without a pointer refuses another grid."""
+    model = make_model(pointer=False, size=32)
+    with pytest.raises(ValueError, match="32 pixels only"):
+        sample(model, 1, size=(32, 48))
+
+
+def test_the_encoder_can_be_kept_from_the_settled_mask() -> None:
+    """Then a known zero and an unknown coefficient look alike to it."""
+    for told in (True, False):
+        model = make_model(settled_input=told)
+        nothing, all_known = (torch.full((1, GRID.mcus, 6, 64), known) for known in (False, True))
+        blank, labels = torch.zeros(1, GRID.mcus, 6, 64, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
+        with torch.inference_mode():
+            a, b = (model.encode(blank, settled, nothing, labels, GRID).encoded for settled in (nothing, all_known))
+        assert torch.equal(a, b) != told
 
 
 def test_the_empty_picture_has_a_likelihood() -> None:

@@ -323,6 +323,8 @@ class Engine:
         if self.precision == "auto":
             self.precision = "bf16" if self.device.type == "cuda" else "fp32"
         resolve_precision(self.precision, self.device)
+        if not model.config.legality:
+            raise ValueError("this model was trained with legality off: it can be scored, but not sampled")
         self.model = for_steps(model, self.precision)
         self.stacks = step_stacks(self.model)
         self.guided = config.guidance != 1 and model.config.num_labels > 0

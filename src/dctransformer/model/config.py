@@ -57,6 +57,15 @@ class Architecture:
     max_grid: int = 128
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
 
+    legality: bool = True
+    """Give impossible outcomes probability 0. Off for comparisons only: such a model can be scored, not sampled."""
+    pointer: bool = True
+    """Score each place by its own feature, on any grid; off, positions are fixed classes of the trained size."""
+    gathered: bool = True
+    """Give the value decoder the encoder's feature at the chosen place."""
+    settled_input: bool = True
+    """Tell the encoder which absent coefficients are known to be zero; off, it sees coefficients only."""
+
     def check(self) -> None:
         """Check what no type can say.
 

@@ -66,10 +66,10 @@ class Context:
     """Encoder output, ``[B, N, D]``."""
     memory: list[list[tuple[Tensor, Tensor]]]
     """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
-    at_place: Tensor
-    """The encoder's share of the value decoder's input, ``[B, N, D]``."""
-    place_keys: Tensor
-    """Pointer keys, ``[B, P, POINTER]``."""
+    at_place: Tensor | None
+    """The encoder's share of the value decoder's input, ``[B, N, D]`` (None if it is not gathered)."""
+    place_keys: Tensor | None
+    """Pointer keys, ``[B, P, POINTER]`` (None without a pointer)."""
     previous_place: Tensor
     """Embedding of each position where the triple before is read, ``[P, D]``."""
     chosen_place: Tensor
@@ -142,20 +142,25 @@ class DCTransformer(nn.Module):
 
         self.channel_out = nn.Linear(d, order.NUM_CHANNELS + 1)
         self.channel_after = nn.Embedding(START + 1, order.NUM_CHANNELS + 1)
-        self.pointer_query = nn.Linear(d, POINTER)
-        self.pointer_key = nn.Linear(d, 4 * POINTER)
-        self.encoder_at_place = nn.Linear(d, d)
+        if c.pointer:
+            self.pointer_query = nn.Linear(d, POINTER)
+            self.pointer_key = nn.Linear(d, 4 * POINTER)
+        else:
+            self.position_out = nn.Linear(d, Grid.of_size(c.size, c.size).positions)
+        if c.gathered:
+            self.encoder_at_place = nn.Linear(d, d)
         self.value_out = nn.Linear(d, len(self.alphabet))
         self.value_after = nn.Embedding(order.NUM_CHANNELS, len(self.alphabet))
         if c.local_context:
             w = c.place_width
             self.local = LocalContext(c, limits)
-            self.place_query = nn.Linear(d, PLACE_POINTER)
-            self.place_key = nn.Linear(w, PLACE_POINTER)
-            self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
-            self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
-            self.neighbour_gate = nn.Linear(d, 4)
-            self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
+            if c.pointer:
+                self.place_query = nn.Linear(d, PLACE_POINTER)
+                self.place_key = nn.Linear(w, PLACE_POINTER)
+                self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
+                self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
+                self.neighbour_gate = nn.Linear(d, 4)
+                self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
             self.value_context = nn.Sequential(nn.Linear(w + 8, d), nn.SiLU(), nn.Linear(d, d))
         self._initialise()
         self._neighbours: dict[tuple[int, int], Tensor] = {}
@@ -180,7 +185,7 @@ class DCTransformer(nn.Module):
             nn.init.normal_(head.weight, std=0.1 / math.sqrt(self.config.width))
         for table in (self.channel_after, self.value_after):
             nn.init.zeros_(table.weight)
-        if self.config.local_context:
+        if self.config.local_context and self.config.pointer:
             nn.init.normal_(self.place_readout.weight, std=0.1 / math.sqrt(self.config.place_width))
             nn.init.constant_(self.place_bias.weight, -1.0)
             nn.init.zeros_(self.neighbour_bias.weight)
@@ -264,24 +269,30 @@ class DCTransformer(nn.Module):
         if max(grid.rows, grid.cols) * 2 > self.config.max_grid:
             side = self.config.max_grid * order.BLOCK
             raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
+        own = Grid.of_size(self.config.size, self.config.size)
+        if not self.config.pointer and (grid.rows, grid.cols) != (own.rows, own.cols):
+            raise ValueError(f"this model has fixed positions; it handles pictures of {self.config.size} pixels only")
+        seen = settled if self.config.settled_input else torch.zeros_like(settled)
         features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
-        features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
+        features = torch.cat([features.flatten(2), seen.to(features.dtype).flatten(2)], dim=-1)
         place = self._places(self.row, self.col, grid)
         x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
         x = self.encoder(x)
         encoded = x[:, 1:]
-        keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
-        quarter = (grid.row % 2) * 2 + grid.col % 2
+        keys = None
+        if self.config.pointer:
+            keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
+            keys = keys[:, (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(keys.device)]
         opened = open_places(rank_planes(closed, grid), grid)
         return Context(
             grid=grid,
             labels=labels,
             encoded=encoded,
             memory=[s.memory(x) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
-            at_place=self.encoder_at_place(encoded),
-            place_keys=keys[:, (grid.mcu * 4 + quarter).to(keys.device)],
+            at_place=self.encoder_at_place(encoded) if self.config.gathered else None,
+            place_keys=keys,
             previous_place=place,
             chosen_place=self._places(self.chosen_row, self.chosen_col, grid),
             planes=rank_planes(coefficients, grid),
@@ -328,7 +339,8 @@ class DCTransformer(nn.Module):
         grid = context.grid
         x = stream + F.embedding(position, context.chosen_place)
         batch = torch.arange(len(position), device=position.device)[:, None]
-        x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
+        if context.at_place is not None:
+            x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
         near = self._neighbours_of(position, rank, grid)
@@ -369,7 +381,11 @@ class DCTransformer(nn.Module):
         """
         logits = self.channel_out(stream).float() + self.channel_after(rank)
         started = torch.where(rank == START, -1, rank)
-        return logits.masked_fill(~legal_channels(context.last_open, started, position), NEVER)
+        return self._possible(logits, legal_channels(context.last_open, started, position))
+
+    def _possible(self, logits: Tensor, legal: Tensor) -> Tensor:
+        """Logits with the impossible outcomes' at `NEVER`."""
+        return logits.masked_fill(~legal, NEVER) if self.config.legality else logits
 
     def position_logits(self, stream: Tensor, rank: Tensor, cursor: Tensor, places: Places, context: Context) -> Tensor:
         """Logits of the position in a chosen channel.
@@ -388,11 +404,13 @@ class DCTransformer(nn.Module):
         Returns:
             fp32 ``[B, L, P]``.
         """
-        score = self.pointer_query(stream) @ context.place_keys.transpose(1, 2) / math.sqrt(POINTER)
         batch = torch.arange(rank.shape[0], device=rank.device)[:, None]
         legal = legal_positions(context.opened, batch, rank, cursor)
+        if context.place_keys is None:
+            return self._possible(self.position_out(stream).float(), legal)
+        score = self.pointer_query(stream) @ context.place_keys.transpose(1, 2) / math.sqrt(POINTER)
         if places.features is None:
-            return score.float().masked_fill(~legal, NEVER)
+            return self._possible(score.float(), legal)
 
         run = places.of_triple
         base = (places.features @ self.place_readout(places.rank)[..., None])[..., 0]
@@ -410,13 +428,14 @@ class DCTransformer(nn.Module):
         score = score + (weight[..., None] * (near * listed)).sum(-2)
 
         score = score.float()
-        passed = torch.where(legal, F.softplus(score), 0.0).cumsum(-1)
-        return (score - passed).masked_fill(~legal, NEVER)
+        passed = F.softplus(score)
+        passed = (torch.where(legal, passed, 0.0) if self.config.legality else passed).cumsum(-1)
+        return self._possible(score - passed, legal)
 
     def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
         """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
         logits = self.value_out(stream).float() + self.value_after(rank)
-        return logits.masked_fill(~self.legal_values[rank], NEVER)
+        return self._possible(logits, self.legal_values[rank])
 
     # -- whole chunks -------------------------------------------------------------------------------------------
 
