@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.decoding import Decoding
 from dctransformer.model.config import preset
-from dctransformer.sample import Request, SampleConfig, Snapshot, Stepper, fill, sample
+from dctransformer.sample import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
 
 GRID = Grid(2, 2)
 
@@ -136,3 +139,39 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
     limit = 0
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="not enough memory"):
         sample(model, 5, dataclasses.replace(SampleConfig(), batch=2), size=(32, 32))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransformer) -> None:
+    """Two or three processes and one make the same, and progress and snapshots of all of them arrive."""
+    alone = sample(model, 7, SampleConfig(seed=4, workers=1), size=(32, 32))
+    for workers in (2, 3):
+        seen: list[Snapshot] = []
+        done: list[tuple[int, int]] = []
+
+        def show(triples: int, pictures: int, done: list[tuple[int, int]] = done) -> None:
+            done.append((triples, pictures))
+
+        config = SampleConfig(seed=4, workers=workers, batch=2)
+        shared = sample(model, 7, config, size=(32, 32), progress=show, watch=seen.append)
+        assert torch.equal(shared.mcus, alone.mcus)
+        assert [t.tolist() for t in shared.triples] == [t.tolist() for t in alone.triples]
+        assert done[-1] == (sum(map(len, alone.triples)), 7) and done == sorted(done)
+        last = {shot.index: shot for shot in seen}
+        assert sorted(last) == list(range(7))
+        assert all(shot.finished and torch.equal(shot.mcus, alone.mcus[i]) for i, shot in last.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user gets a sentence, and nobody waits for ever."""
+
+    def refuse(*_: object) -> int:
+        raise ValueError("no more pictures today")
+
+    monkeypatch.setattr(Engine, "run", refuse)
+    with pytest.raises(ValueError, match="no more pictures today"):
+        sample(model, 2, SampleConfig(workers=2), size=(32, 32))
+    monkeypatch.setattr(Engine, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ValueError, match="ended from outside"):
+        sample(model, 2, SampleConfig(workers=2), size=(32, 32))

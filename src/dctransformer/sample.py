@@ -13,7 +13,7 @@ import collections
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
 from dctransformer.sample_config import SampleConfig
+from dctransformer.spread import spread, useful_workers
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 _RANK = torch.from_numpy(order.RANK)
@@ -186,6 +187,29 @@ def fill(
     Raises:
         ValueError: the device can't do the precision, or memory does not suffice for one picture at a time.
     """
+    workers = useful_workers(config.workers, len(requests), model.device)
+    if workers == 1 or config.compile:
+        rows = _rows(model, requests, grid, config, progress, watch)
+    else:
+        rows = _spread_rows(model, requests, grid, config, workers, progress, watch)
+    return Samples(
+        torch.stack([row.mcus() for row in rows]),
+        [row.triples() for row in rows],
+        torch.tensor([row.request.label for row in rows]),
+        grid,
+        model.config.quality,
+    )
+
+
+Progress = Callable[[int, int], None]
+Watch = Callable[[Snapshot], None]
+
+
+def _rows(
+    model: DCTransformer, requests: list[Request], grid: Grid, config: SampleConfig,
+    progress: Progress | None, watch: Watch | None,
+) -> list[Row]:  # fmt: skip
+    """The finished pictures, made in this process."""
     rows = [Row.new(request, grid, config.seed) for request in requests]
     waiting = collections.deque(rows)
     at_work: list[Row] = []
@@ -210,13 +234,41 @@ def fill(
         at_work = [row for row in at_work if not row.stopped]
         if progress is not None:
             progress(total, sum(row.stopped for row in rows))
-    return Samples(
-        torch.stack([row.mcus() for row in rows]),
-        [row.triples() for row in rows],
-        torch.tensor([row.request.label for row in rows]),
-        grid,
-        model.config.quality,
-    )
+    return rows
+
+
+def _spread_rows(
+    model: DCTransformer, requests: list[Request], grid: Grid, config: SampleConfig, workers: int,
+    progress: Progress | None, watch: Watch | None,
+) -> list[Row]:  # fmt: skip
+    """The finished pictures, made by several processes (they are the same: noise belongs to a picture)."""
+    far = [(0, 0)] * workers
+
+    def hear(worker: int, message: Any) -> None:
+        if isinstance(message, tuple):
+            far[worker] = message
+            if progress is not None:
+                progress(*map(sum, zip(*far, strict=True)))
+        elif watch is not None:
+            watch(dataclasses.replace(message, mcus=torch.from_numpy(message.mcus)))
+
+    def work(items: Iterable[int], tell: Callable[[Any], None]) -> list[np.ndarray]:
+        def show(snapshot: Snapshot) -> None:
+            tell(dataclasses.replace(snapshot, mcus=snapshot.mcus.numpy()))
+
+        with torch.inference_mode():
+            rows = _rows(
+                model, [requests[i] for i in items], grid, config,
+                lambda *done: tell(done), show if watch is not None else None,
+            )  # fmt: skip
+        return [row.listed.numpy() for row in rows]
+
+    made = spread(work, len(requests), workers, hear)
+    rows = [Row.new(request, grid, config.seed) for request in requests]
+    for worker, listed in enumerate(made):
+        for row, triples in zip(rows[worker::workers], listed, strict=True):
+            row.listed, row.stopped = torch.from_numpy(triples), True
+    return rows
 
 
 def _smaller(batch: int) -> int:

@@ -19,7 +19,9 @@ class SampleConfig:
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     batch: int = 16
-    """Pictures at a time."""
+    """Pictures at a time (in each process)."""
+    workers: int | None = None
+    """Processes with a thread each, on a CPU under Linux; as many as there are threads if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
     compile: bool = False
@@ -39,3 +41,5 @@ class SampleConfig:
             raise ValueError(f"guidance {self.guidance} must be 0 or more; 1 switches it off")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} must be at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers {self.workers} must be at least 1")
