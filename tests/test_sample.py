@@ -68,9 +68,12 @@ def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
         stepper = Stepper(one, torch.full((3, 16, 3), 0.5, dtype=torch.float64), SampleConfig(), False)
         for _ in range(5):
             stepper.step()
-        places = [t.data_ptr() for t in (one.place.index, one.same, one.previous_rank, one.caches[0][0].k)]
+        kept = (one.place.index, one.places.same, one.previous_rank, one.caches[0][0].k)
+        places = [t.data_ptr() for t in kept]
         one.load(other)
-        assert [t.data_ptr() for t in (one.place.index, one.same, one.previous_rank, one.caches[0][0].k)] == places
+        assert [
+            t.data_ptr() for t in (one.place.index, one.places.same, one.previous_rank, one.caches[0][0].k)
+        ] == places
         loaded = Stepper(one, stepper.noise, SampleConfig(), False)
         fresh = Stepper(begun(model, 20), stepper.noise, SampleConfig(), False)
         for _ in range(5):

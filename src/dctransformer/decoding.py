@@ -8,6 +8,7 @@ Shapes: B rows in the batch, L triples, N MCUs, P positions, D width.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.data.chunks import ChunkBatch
-from dctransformer.model.context import States
-from dctransformer.model.dctransformer import DCTransformer, Places
+from dctransformer.model.dctransformer import PLACE_POINTER, DCTransformer, Places
 from dctransformer.model.steps import Place, StepStack
 
 
@@ -61,20 +61,31 @@ class Decoding:
         self.previous_rank = batch.ranks[:, -1].clone()
         self.previous_position = batch.positions[:, -1].clone()
         self.previous_value = batch.values[:, -1].clone()
-        # The channel run in hand: its channel, that channel's plane so far, and its place features.
+        # The channel run in hand, a row each: its channel, and the places as its decisions see them.
         self.run_rank = torch.full((rows,), -1, device=device)
-        self.same = torch.zeros(rows, batch.grid.positions, device=device)
-        self.states: States | None = None
-        self.features: Tensor | None = None
-        if context.states is not None:
-            self.states = context.states.copy()
-            width = model.config.place_width
-            self.features = context.encoded.new_zeros(rows, batch.grid.positions, width)
+        self.states = None if context.states is None else context.states.copy()
+        self.places = self._new_places()
         if begun:
             self._take_up(batch)
         # What has been decided of the triple in hand.
         self.stream = context.encoded.new_zeros(rows, 1, model.config.width)
         self.decided_rank = self.chosen_rank = self.chosen_position = self.run_rank
+
+    def _new_places(self) -> Places:
+        """Places of a run a row, to be filled in as channels are entered."""
+        m, positions, rows = self.model, self.context.grid.positions, self.rows
+        new = functools.partial(self.context.encoded.new_zeros, len(rows), positions)
+        local, pointer = m.config.local_context, m.config.local_context and m.config.pointer
+        return Places(
+            rank=torch.zeros_like(rows),
+            same=torch.zeros(len(rows), positions, device=self.device),
+            of_triple=rows[:, None],
+            around=torch.zeros(len(rows), 4, positions, dtype=torch.int64, device=self.device),
+            features=new(m.config.place_width) if local else None,
+            keys=new(PLACE_POINTER) if pointer else None,
+            base=new() if pointer else None,
+            one_each=True,
+        )
 
     def _take_up(self, batch: ChunkBatch) -> None:
         """Fill the caches with the batch's triples in one pass, and stand where step-by-step decoding would."""
@@ -83,11 +94,17 @@ class Decoding:
         model.streams(batch, self.context, places, self.caches)
         last = places.of_triple[:, -1]
         self.run_rank.copy_(self.previous_rank)
-        self.same.copy_(places.same[last])
-        if self.states is not None and self.features is not None and places.features is not None:
-            self.features.copy_(places.features[last])
+        for mine, theirs in self._pairs(places):
+            mine.copy_(theirs[last])
+        if self.states is not None:
             listed = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
             self._add(*listed, batch.predicted)  # overlap is in the states already
+
+    def _pairs(self, places: Places) -> list[tuple[Tensor, Tensor]]:
+        """What changes with the run, here and in other places."""
+        names = ("rank", "same", "around", "features", "keys", "base")
+        pairs = [(getattr(self.places, name), getattr(places, name)) for name in names]
+        return [pair for pair in pairs if pair[0] is not None]
 
     def channel(self) -> Tensor:
         """Logits of the next channel, ``[B, 193]``."""
@@ -111,20 +128,22 @@ class Decoding:
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
             some = fresh.nonzero()[:, 0]
             if len(some):
-                self.same[some] = self.context.planes[some, rank[some]].float()
-                if self.features is not None:
-                    self.features[some] = self._made(some)
+                for mine, theirs in self._pairs(self._made(some)):
+                    mine[some] = theirs.to(mine.dtype)
         else:
-            plane = self.context.planes[self.rows, rank].float()
-            self.same.copy_(torch.where(fresh[:, None], plane, self.same))
-            if self.features is not None:
-                self.features.copy_(torch.where(fresh[:, None, None], self._made(self.rows), self.features))
+            for mine, theirs in self._pairs(self._made(self.rows)):
+                new = fresh.view(-1, *[1] * (mine.ndim - 1))
+                mine.copy_(torch.where(new, theirs.to(mine.dtype), mine))
 
-    def _made(self, rows: Tensor) -> Tensor:
-        assert self.states is not None and self.context.encoded_places is not None and self.features is not None
-        encoded, rank = self.context.encoded_places[rows], self.chosen_rank[rows]
-        made = self.model.local.features(self.states[rows], encoded, rank, self.context.grid)
-        return made.to(self.features.dtype)
+    def _made(self, rows: Tensor) -> Places:
+        """Places of some rows' channels as they are when entered."""
+        m, context, rank = self.model, self.context, self.chosen_rank[rows]
+        places = Places(rank, context.planes[rows, rank].float(), rows[:, None], m.around(rank, context.grid))
+        if self.states is not None:
+            assert context.encoded_places is not None
+            made = m.look_around(self.states[rows], context.encoded_places[rows], rank, context.grid)
+            places.features, places.keys, places.base = made
+        return places
 
     def position(self, rank: Tensor, *, entered: bool = False) -> Tensor:
         """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
@@ -134,25 +153,22 @@ class Decoding:
         cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
         x = m.embed_channel(self.stream, rank)
         self.stream = self._run(1, x)
-        return m.position_logits(self.stream, rank, cursor, self._places(), self.context)[:, 0]
+        return m.position_logits(self.stream, rank, cursor, self.places, self.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
         """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
         m, rank = self.model, self.chosen_rank[:, None]
         self.chosen_position = position
-        x = m.embed_position(self.stream, rank, position[:, None], self._places(), self.context)
+        x = m.embed_position(self.stream, rank, position[:, None], self.places, self.context)
         self.stream = self._run(2, x)
         return m.value_logits(self.stream, rank)[:, 0]
 
     def _run(self, decoder: int, x: Tensor) -> Tensor:
         return self.stacks[decoder](x, self.memory[decoder], self.caches[decoder], self.place)
 
-    def _places(self) -> Places:
-        return Places(self.features, self.same, self.chosen_rank, self.rows[:, None])
-
     def settle(self, value: Tensor) -> None:
         """Take the triple as decided (values, int64 ``[B]``) and go to the next."""
-        self.same[self.rows, self.chosen_position] = value.float()
+        self.places.same[self.rows, self.chosen_position] = value.float()
         if self.states is not None:
             self._add(self.chosen_rank[:, None], self.chosen_position[:, None], value[:, None])
         self.previous_rank.copy_(self.decided_rank)

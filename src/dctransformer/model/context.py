@@ -114,7 +114,7 @@ class LocalContext(nn.Module):
     def contribution(self, rank: Tensor, value: Tensor) -> Tensor:
         """What triples add to their place's state: ranks < 192 and values of any shape ``[...]`` to ``[..., S]``."""
         rows = F.embedding(rank, self.table.flatten(1)).unflatten(-1, self.table.shape[1:])
-        return torch.einsum("...k,...ks->...s", value_features(value, self.limits[rank]), rows)
+        return (value_features(value, self.limits[rank])[..., None, :] @ rows)[..., 0, :]
 
     def start(self, coefficients: Tensor, closed: Tensor, grid: Grid) -> States:
         """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what of it is never to be listed."""

@@ -90,14 +90,29 @@ class Context:
 class Places:
     """The places as the position and value decisions of some channel runs see them.
 
-    ``features [T, P, W]`` (None without local context), ``same [T, P]`` fp32: the run's own channel, as far as it
-    is settled; ``rank [T]``; ``of_triple [B, L]``: the run of each decision.
+    Attributes:
+        rank: int64 ``[T]``, the channel of each run.
+        same: fp32 ``[T, P]``, the run's own channel, as far as it is settled.
+        of_triple: int64 ``[B, L]``, the run of each decision.
+        around: int64 ``[T, 4, P]``, the earlier neighbours of every place in that channel, P for those outside.
+        features: ``[T, P, W]``; None without local context.
+        keys: of the features for the pointer, ``[T, P, PLACE_POINTER]``.
+        base: scores by the features alone, ``[T, P]``.
+        one_each: whether row b's only decision belongs to run b.
     """
 
-    features: Tensor | None
-    same: Tensor
     rank: Tensor
+    same: Tensor
     of_triple: Tensor
+    around: Tensor
+    features: Tensor | None = None
+    keys: Tensor | None = None
+    base: Tensor | None = None
+    one_each: bool = False
+
+    def at(self, x: Tensor) -> Tensor:
+        """What belongs to the run of each decision: ``[T, …]`` to ``[B, L, …]``."""
+        return x[:, None] if self.one_each else x[self.of_triple]
 
 
 class DCTransformer(nn.Module):
@@ -343,7 +358,7 @@ class DCTransformer(nn.Module):
             x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
-        near = self._neighbours_of(position, rank, grid)
+        near = self._neighbour_table(grid)[self._is_chroma(rank), :, position]
         same = F.pad(places.same, (0, 1))[places.of_triple[..., None], near]
         limit = self.limits[rank][..., None]
         around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
@@ -356,10 +371,6 @@ class DCTransformer(nn.Module):
             with torch.inference_mode(False):  # it may be made while sampling and used in training
                 self._neighbours[key] = neighbour_table(grid).to(self.device)
         return self._neighbours[key]
-
-    def _neighbours_of(self, position: Tensor, rank: Tensor, grid: Grid) -> Tensor:
-        """Earlier neighbours in the same channel: int64 ``[B, L, 4]``, P for those outside."""
-        return self._neighbour_table(grid)[self._is_chroma(rank), :, position]
 
     def _is_chroma(self, rank: Tensor) -> Tensor:
         """0 for luma ranks, 1 for chroma ranks."""
@@ -412,19 +423,15 @@ class DCTransformer(nn.Module):
         if places.features is None:
             return self._possible(score.float(), legal)
 
-        run = places.of_triple
-        base = (places.features @ self.place_readout(places.rank)[..., None])[..., 0]
-        base = base + self.place_bias(places.rank)
-        keys = self.place_key(places.features)
-        keys = keys.index_select(0, run.flatten()).unflatten(0, run.shape)
-        score = score + base[run] + (keys @ self.place_query(stream)[..., None])[..., 0] / math.sqrt(PLACE_POINTER)
+        assert places.keys is not None and places.base is not None
+        score = score + places.at(places.base)
+        score = score + (places.at(places.keys) @ self.place_query(stream)[..., None])[..., 0]
 
         # The same channel's values just left of and above each place, as far as they are listed.
         weight = self.neighbour_gate(stream) + self.neighbour_bias(rank)
-        table = self._neighbour_table(context.grid)
         size = F.pad(places.same.abs().log1p(), (0, 1))
-        near = size[:, None].expand(-1, 4, -1).gather(2, table[self._is_chroma(places.rank)])[run]
-        listed = table[self._is_chroma(rank)] <= cursor[..., None, None]
+        near = places.at(size[:, None].expand(-1, 4, -1).gather(2, places.around))
+        listed = places.at(places.around) <= cursor[..., None, None]
         score = score + (weight[..., None] * (near * listed)).sum(-2)
 
         score = score.float()
@@ -449,12 +456,34 @@ class DCTransformer(nn.Module):
         listed = (index < batch.lengths[:, None]) & (ranks < order.NUM_CHANNELS)
         same = context.planes[runs.row, runs.rank].float()
         same = same.index_put((runs.of_triple[listed], positions[listed]), values[listed].float())
-        features = None
+        places = Places(runs.rank, same, runs.of_triple, self.around(runs.rank, grid))
         if self.config.local_context:
             assert context.states is not None and context.encoded_places is not None
             states = states_by_run(self.local, context.states, runs, ranks, positions, values, counted, grid)
-            features = self.local.features(states, context.encoded_places.index_select(0, runs.row), runs.rank, grid)
-        return Places(features, same, runs.rank, runs.of_triple)
+            encoded = context.encoded_places.index_select(0, runs.row)
+            places.features, places.keys, places.base = self.look_around(states, encoded, runs.rank, grid)
+        return places
+
+    def around(self, rank: Tensor, grid: Grid) -> Tensor:
+        """Earlier neighbours of every place in some channels: int64 ``[T]`` to ``[T, 4, P]``, P for those outside."""
+        return self._neighbour_table(grid)[self._is_chroma(rank)]
+
+    def look_around(
+        self, states: States, encoded: Tensor, rank: Tensor, grid: Grid
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Features, pointer keys and base scores of every place for T channels about to be listed (see `Places`).
+
+        Args:
+            states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
+            encoded: `Context.encoded_places` of each, ``[T, P, 2 W]``.
+            rank: int64 ``[T]``, less than 192.
+            grid: the MCU grid.
+        """
+        features = self.local.features(states, encoded, rank, grid)
+        if not self.config.pointer:
+            return features, None, None
+        base = (features @ self.place_readout(rank)[..., None])[..., 0] + self.place_bias(rank)
+        return features, self.place_key(features) / math.sqrt(PLACE_POINTER), base
 
     def streams(
         self,
