@@ -16,7 +16,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import tyro
@@ -27,6 +27,7 @@ from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.model.dctransformer import DCTransformer as Model
 from dctransformer.sample import Engine, Request, Row, sample
 from dctransformer.sample_config import SampleConfig
+from dctransformer.spread import spread, useful_workers
 
 
 @dataclasses.dataclass
@@ -42,9 +43,9 @@ class Args:
     rounds: int = 3
     """Rounds in turns; the median counts."""
     compile: bool = False
-    """Compile the engine's steps, too."""
+    """Compile the engine's steps, too (in one process)."""
     threads: int | None = None
-    """Threads; PyTorch's default if not given."""
+    """Threads, and so the engine's processes; PyTorch's default if not given."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -103,17 +104,22 @@ def gpt2(model: Model, batch: int, steps: int) -> Callable[[], object]:
     return work
 
 
-def engine_steps(model: Model, batch: int, steps: int, compiled: bool) -> Callable[[], object]:
-    """``steps`` steps of a batch of pictures, chunk after chunk."""
+def engine_steps(model: Model, batch: int, steps: int, compiled: bool, workers: int) -> Callable[[], object]:
+    """``steps`` steps of a batch of pictures, chunk after chunk, dealt to ``workers`` processes as `sample` does."""
     grid = Grid.of_size(model.config.size, model.config.size)
-    engine = Engine(model, grid, SampleConfig(batch=batch, compile=compiled))
+    config = SampleConfig(batch=batch, compile=compiled)
 
-    def work() -> None:
-        rows = [Row.new(Request(i, i % model.config.num_labels), grid, 0) for i in range(batch)]
+    def run(engine: Engine, pictures: Iterable[int]) -> None:
+        rows = [Row.new(Request(i, i % model.config.num_labels), grid, 0) for i in pictures]
         for _ in range(steps // model.config.stride):
             engine.run(rows)
 
-    return work
+    if workers == 1:
+        engine = Engine(model, grid, config)
+        return lambda: run(engine, range(batch))
+    return lambda: spread(
+        lambda items, _: run(Engine(model, grid, config), items), batch, workers, lambda worker, told: None
+    )
 
 
 @torch.inference_mode()
@@ -130,7 +136,8 @@ def main(args: Args) -> None:
     longest = max(map(len, made.triples))
     sequences = [Sequence.from_triples(t, made.grid, 0) for t in made.triples]
     fillings = [f for f in range(64, min(map(len, sequences)), 128)]
-    ours = engine_steps(model, args.batch, args.steps, args.compile)
+    workers = 1 if args.compile else useful_workers(None, args.batch, model.device)
+    ours = engine_steps(model, args.batch, args.steps, args.compile, workers)
     theirs = gpt2(model, args.batch, args.steps)
     for work in (ours, theirs):
         work()  # warm up
@@ -156,7 +163,7 @@ def main(args: Args) -> None:
         "gpt2_steps_per_second": round(args.steps / statistics.median(rival), 1),
         "ratios": [round(r / e, 3) for r, e in zip(rival, engine, strict=True)],
         "triples_per_image": triples, "batch": args.batch, "compile": args.compile,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "workers": workers,
     }))  # fmt: skip
 
 
