@@ -6,9 +6,10 @@ Every system is trained for ``--minutes`` on this machine, after each of three l
 ``--tune-minutes`` and the best by held-out loss was taken; then all generate ``--num`` pictures of the same classes,
 which are scored by the same features against the data set's training pictures. See docs/baselines.md.
 
-A system's row is written to FOLDER when it is finished, and its weights when they are trained; the same command again
-goes on from there. At the end stand a table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is
-the Fréchet distance of the best baseline over DCTransformer's.
+A system's weights are written to FOLDER when they are trained, its pictures as they are made, its row when it is
+finished; the same command again goes on from there, also with another ``--num`` or ``--features``. At the end stand a
+table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best baseline
+over DCTransformer's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from dctransformer.baselines.loop import CLOCKS, base_config, fit, parameters, step_seconds, tune
 from dctransformer.baselines.pictures import psnr
-from dctransformer.baselines.systems import Data, System, systems
+from dctransformer.baselines.systems import Data, DCTransformerSystem, System, systems
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.evaluate.evaluation import require_enough
@@ -41,6 +42,15 @@ from dctransformer.model.precision import resolve_device, resolve_precision
 from dctransformer.sample_config import SampleConfig
 from dctransformer.sheets import contact_sheet
 from measure import machine
+
+TRAINED, SAMPLES, ROW = "trained.json", "samples.safetensors", "row.json"
+"""Files of a system's folder, beside its weights and curves."""
+
+TRAINING = ("data", "minutes", "tune_minutes", "preset", "scored", "seed", "device", "precision", "clock")
+"""Settings that decide on the weights."""
+
+SAMPLING = (*TRAINING, "batch")
+"""Settings that decide on the pictures and their cost."""
 
 SHOWN = 8
 """Pictures of each system on the sheet."""
@@ -145,9 +155,10 @@ def _pictures(name: str, pixels: Tensor) -> Pictures:
 
 def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
     """Tune and train a system, or take up what was trained before; returns the facts by stage."""
-    known = system.load(folder)
+    known = kept(folder / TRAINED, args, TRAINING)
     if known is not None:
-        return known
+        system.load(folder)
+        return known["stages"]
     # Decided once: where auto times products, it must not decide differently for different systems.
     precision = resolve_precision(args.precision, resolve_device(args.device))
     base = base_config(seed=args.seed, device=args.device, precision=precision)
@@ -164,26 +175,48 @@ def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
             "held_out_loss": stage.loss(trained.network),
         }  # fmt: skip
         _tell(f"{system.name}, {stage.name}: {facts[stage.name]}")
-    system.save(folder, facts)
+    system.save(folder)
+    write_text(folder / TRAINED, json.dumps({"settings": args.settings(), "stages": facts}, indent=2) + "\n")
     return facts
 
 
-def row_of(system: System, args: Args, judge: Judge, labels: list[int], folder: Path) -> tuple[dict[str, Any], Tensor]:
-    """Train, sample and score a system; returns its row, and the pictures for the sheet."""
+def generate(system: System, args: Args, labels: list[int], folder: Path) -> tuple[Tensor, dict[str, float]]:
+    """Pictures, a batch after the other, and the seconds they took; those that are there already are taken up.
+
+    DCTransformer makes all at once, as its engine gives the places of finished pictures to waiting ones.
+    """
+    path, config = folder / SAMPLES, SampleConfig(args.seed, batch=args.batch, graphs=False)
+    made = torch.zeros(0, *system.data.train.pixels.shape[1:], dtype=torch.uint8)
+    facts: dict[str, Any] = {"settings": args.settings(), "clock": 0.0, "wall": 0.0}
+    if path.exists():
+        facts = kept(folder / "samples.json", args, SAMPLING) or facts
+        made = load_file(path)["pictures"]
+    part = args.num if isinstance(system, DCTransformerSystem) else args.batch
+    now = CLOCKS[args.clock]
+    while len(made) < args.num:
+        numbers = slice(len(made), min(len(made) + part, args.num))
+        start, wall = now(), time.perf_counter()
+        made = torch.cat([made, system.draw(labels[numbers], config, len(made))])
+        facts["clock"] += now() - start
+        facts["wall"] += time.perf_counter() - wall
+        write_text(folder / "samples.json", json.dumps(facts) + "\n")
+        write_tensors(path, {"pictures": made}, {})
+        _tell(f"{system.name}: {len(made)} pictures in {facts['clock']:.0f} s")
+    each = {"seconds_a_sample": facts["clock"] / len(made), "wall_seconds_a_sample": facts["wall"] / len(made)}
+    return made[: args.num], each
+
+
+def row_of(system: System, args: Args, judge: Judge, labels: list[int], folder: Path) -> dict[str, Any]:
+    """Train, sample and score a system; returns its row."""
     stages = learn(system, args, folder)
-    config = SampleConfig(args.seed, batch=args.batch, graphs=False)
-    start, wall = CLOCKS[args.clock](), time.perf_counter()
-    made = system.draw(labels, config)
-    spent, wall = CLOCKS[args.clock]() - start, time.perf_counter() - wall
-    _tell(f"{system.name}: {len(labels)} pictures in {spent:.0f} s")
-    bits, size = system.bits(), judge.held_out.read(0, 1).shape[1]
-    row = {
+    made, each = generate(system, args, labels, folder)
+    bits, size = system.bits(), made.shape[1]
+    return {
         "system": system.name,
         "parameters": sum(stage["parameters"] for stage in stages.values()),
         "stages": stages,
         "tokens": system.tokens,
-        "seconds_a_sample": spent / len(labels),
-        "wall_seconds_a_sample": wall / len(labels),
+        **each,
         **judge.scores(made),
         **judge.floors(system.reconstructed()),
         "bits_per_image": bits,
@@ -191,7 +224,6 @@ def row_of(system: System, args: Args, judge: Judge, labels: list[int], folder: 
         "settings": args.settings(),
         **machine(resolve_device(args.device)),
     }
-    return row, made[:SHOWN]
 
 
 def _tell(what: str) -> None:
@@ -235,7 +267,7 @@ def table(rows: list[dict[str, Any]], held_out: dict[str, Any] | None) -> str:
 
 def sheet(rows: list[dict[str, Any]], folder: Path) -> None:
     """A row of samples of each system, of the same classes."""
-    shown = [load_file(folder / _slug(row["system"]) / "samples.safetensors")["pictures"] for row in rows]
+    shown = [load_file(folder / _slug(row["system"]) / SAMPLES)["pictures"][:SHOWN] for row in rows]
     captions = [
         row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
     ]
@@ -247,24 +279,23 @@ def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def finished(folder: Path, args: Args) -> dict[str, Any] | None:
-    """The row of a system that is finished.
+def kept(path: Path, args: Args, common: tuple[str, ...]) -> dict[str, Any] | None:
+    """What an earlier run wrote; None if it did not come so far.
 
     Raises:
-        ValueError: it is damaged, or of other settings.
+        ValueError: it is damaged, or of other settings among those that must be ``common``.
     """
-    path = folder / "row.json"
     if not path.exists():
         return None
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        before = row["settings"]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before = found["settings"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
-    differ = [k for k, v in args.settings().items() if before.get(k) != v]
+    differ = [k for k, v in args.settings().items() if k in common and before.get(k) != v]
     if differ:
         raise ValueError(f"{path} was made with another {', '.join(differ)}; use its settings, or another --out")
-    return row
+    return found
 
 
 def compare(args: Args) -> dict[str, Any]:
@@ -275,8 +306,8 @@ def compare(args: Args) -> dict[str, Any]:
     """
     for name in ("minutes", "num", "batch", "scored", "tune_minutes"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} {value} must be greater than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} {value} must be greater than 0, and finite")
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"threads {args.threads} must be at least 1")
@@ -293,16 +324,16 @@ def compare(args: Args) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for system in systems(preset(args.preset), data, args.sides, args.seed):
         folder = out / _slug(system.name)
-        row = finished(folder, args)
-        if row is None:
-            row, shown = row_of(system, args, judge, labels, folder)
-            write_tensors(folder / "samples.safetensors", {"pictures": shown.contiguous()}, {})
-            write_text(folder / "row.json", json.dumps(row, indent=2, ensure_ascii=False) + "\n")
+        row = kept(folder / ROW, args, SAMPLING)
+        if row is None or row["settings"] != args.settings():
+            row = row_of(system, args, judge, labels, folder)
+            write_text(folder / ROW, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
         rows.append(row)
         _tell(table([row], None).splitlines()[-1])
     photographs = None
     if judge.enough:
-        photographs = judge.scores(data.held_out.pixels[: args.num])
+        some = data.held_out.pixels[: args.num]
+        photographs = {"pictures": len(some), **judge.scores(some)}
     text = table(rows, photographs)
     write_text(out / "table.md", text)
     sheet(rows, out)

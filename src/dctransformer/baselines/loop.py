@@ -23,7 +23,7 @@ from dctransformer.train_config import TrainConfig
 WARMUP = 0.05
 """Part of the budget that the learning rate rises in, up to `dctransformer.train_config`'s number of steps."""
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 3e-3, 9e-3)
 """Learning rates that are tried."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}

@@ -144,6 +144,7 @@ def sample_tokens(
     labels: list[int],
     config: SampleConfig,
     *,
+    first: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Draw pictures' tokens with key/value caches.
@@ -153,6 +154,7 @@ def sample_tokens(
         labels: one a picture.
         config: seed, temperature, top-p, batch and precision (guidance is not used); picture i of a seed is the same
             whatever the batch.
+        first: number of the first picture.
         progress: called with the number of finished pictures.
 
     Returns:
@@ -170,7 +172,7 @@ def sample_tokens(
     made: list[Tensor] = []
     for start in range(0, len(labels), config.batch):
         numbers = range(start, min(start + config.batch, len(labels)))
-        noise = np.stack([np.random.default_rng([config.seed, i]).random(length) for i in numbers], 1)
+        noise = np.stack([np.random.default_rng([config.seed, first + i]).random(length) for i in numbers], 1)
         uniform = torch.from_numpy(noise).to(device)
         steps = Steps(model, torch.tensor([labels[i] for i in numbers], device=device))
         tokens = torch.zeros(len(numbers), length, dtype=torch.int64, device=device)

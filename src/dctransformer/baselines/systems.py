@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ from dctransformer.baselines.pictures import Batch, PictureSteps, PictureStore, 
 from dctransformer.baselines.raster import RasterConfig, RasterTransformer, sample_tokens
 from dctransformer.baselines.vqvae import SHRINK, VQVAE, VQVAEConfig
 from dctransformer.codec import Codec
+from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
-from dctransformer.files import write_text
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.pretrained import read_weights, write_weights
-from dctransformer.sample import sample
+from dctransformer.sample import Request, fill
 from dctransformer.sample_config import SampleConfig
 from dctransformer.train import Steps, validation_sequences
 from dctransformer.train_config import TrainConfig
@@ -91,8 +91,8 @@ class System(abc.ABC):
         """Tokens a picture, each a step of its sampling (DCTransformer: triples of a training picture, their mean)."""
 
     @abc.abstractmethod
-    def draw(self, labels: list[int], config: SampleConfig) -> Tensor:
-        """Generate pictures, one a label: uint8 ``[n, S, S, 3]``."""
+    def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
+        """Generate pictures, one a label, numbered from ``first``: uint8 ``[n, S, S, 3]``."""
 
     @abc.abstractmethod
     def reconstructed(self) -> Tensor:
@@ -107,25 +107,21 @@ class System(abc.ABC):
         """Trained numbers of all networks."""
         return sum(parameters(stage.make()) for stage in self.stages())
 
-    def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write the networks' weights, and what is known of their training, which `load` gives back."""
+    def save(self, folder: Path) -> None:
+        """Write the networks' weights, a folder a stage."""
         for name, network in self.networks.items():
             write_weights(network.state_dict(), folder / name, None)
-        write_text(folder / "trained.json", json.dumps(facts, indent=2) + "\n")
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
-        """Take up networks that were saved; None if there are none.
+    def load(self, folder: Path) -> None:
+        """Take up networks that `save` wrote.
 
         Raises:
-            ValueError: a file is damaged or of another shape.
+            ValueError: a file is missing, damaged or of another shape.
         """
-        if not (folder / "trained.json").exists():
-            return None
         for stage in self.stages():
             network = stage.make()
             network.load_state_dict(read_weights(folder / stage.name, network.state_dict()))
             self.networks[stage.name] = network.eval().requires_grad_(False)
-        return json.loads((folder / "trained.json").read_text(encoding="utf-8"))
 
 
 class DCTransformerSystem(System):
@@ -157,9 +153,11 @@ class DCTransformerSystem(System):
         """Triples and the stop."""
         return float(np.diff(self.store.offsets).mean()) + 1
 
-    def draw(self, labels: list[int], config: SampleConfig) -> Tensor:
+    def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
         """By the sampling engine."""
-        return sample(self.networks["model"], len(labels), config, labels=labels).pixels()
+        requests = [Request(first + i, label) for i, label in enumerate(labels)]
+        grid = Grid.of_size(self.config.size, self.config.size)
+        return fill(self.networks["model"], requests, grid, config).pixels()
 
     def reconstructed(self) -> Tensor:
         """The JPEG files themselves."""
@@ -208,9 +206,9 @@ class TokenSystem(System):
         """All of the square."""
         return float(self.raster.length)
 
-    def draw(self, labels: list[int], config: SampleConfig) -> Tensor:
+    def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
         """With key/value caches."""
-        return self.to_pictures(sample_tokens(self.networks[self.prior], labels, config))
+        return self.to_pictures(sample_tokens(self.networks[self.prior], labels, config, first=first))
 
     def reconstructed(self) -> Tensor:
         """There and back."""
@@ -233,7 +231,7 @@ class TokenSystem(System):
 
 
 class ImageGPTSystem(TokenSystem):
-    """Image GPT at a given side; the palette is fitted when the system is made."""
+    """Image GPT at a given side."""
 
     prior = "model"
 
@@ -241,17 +239,30 @@ class ImageGPTSystem(TokenSystem):
         """Args: raster: the shape; data; seed: of the palette.
 
         Raises:
-            ValueError: the side does not divide that of the pictures, or there are too few pixels for a palette.
+            ValueError: the side does not divide that of the pictures.
         """
         super().__init__(f"Image GPT, {raster.side} px", data)
         size = data.train.info.size
-        if size % raster.side:
+        if raster.side < 1 or size % raster.side:
             raise ValueError(
                 f"Image GPT's side {raster.side} does not divide the pictures' {size} pixels; choose another"
             )
-        self.raster = raster
-        self.palette = fit_palette(shrink(data.train.pixels, raster.side), raster.kinds, seed)
-        self._reader = ImageGPT(dataclasses.replace(raster, layers=1, hidden=8), self.palette)
+        self.raster, self.seed = raster, seed
+
+    @functools.cached_property
+    def palette(self) -> Tensor:
+        """uint8 ``[K, 3]``, of the training pictures."""
+        return fit_palette(shrink(self.data.train.pixels, self.raster.side), self.raster.kinds, self.seed)
+
+    @functools.cached_property
+    def _reader(self) -> ImageGPT:
+        """Reads and writes pictures; its Transformer is not used."""
+        return ImageGPT(dataclasses.replace(self.raster, layers=1, hidden=8), self.palette)
+
+    @property
+    def parameters(self) -> int:
+        """The palette is none of them, and need not be fitted to count."""
+        return parameters(ImageGPT(self.raster))
 
     def stages(self) -> list[Stage]:
         """One."""
@@ -293,7 +304,7 @@ class VQVAESystem(TokenSystem):
 
         batch = max(1, TOKENS_A_STEP // self.raster.length)
         first = Stage("autoencoder", lambda: VQVAE(self.autoencoder), batches, loss, batch, size**2,
-                      AUTOENCODER_MINUTES, rates=(5e-4, 1e-3, 2e-3))  # fmt: skip
+                      AUTOENCODER_MINUTES, rates=(5e-4, 1.5e-3, 4.5e-3))  # fmt: skip
         return [first, self.transformer(lambda: RasterTransformer(self.raster), 1 - AUTOENCODER_MINUTES)]
 
     def to_tokens(self, pictures: Tensor) -> Tensor:
