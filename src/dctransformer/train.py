@@ -26,7 +26,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from dctransformer.distributed import (
 from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
 from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
+from dctransformer.model.context import LocalContext
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.layers import Layer
 from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
@@ -63,6 +64,30 @@ from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
 from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
+
+
+class Diverged(ValueError):
+    """A gradient became infinite or NaN."""
+
+
+class Visits:
+    """Which items a step sees: each epoch visits every one once, shuffled by (seed, epoch)."""
+
+    def __init__(self, count: int, batch: int, seed: int):
+        """Args: count: of items; batch: items a step; seed."""
+        self.count, self.batch, self.seed = count, batch, seed
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Numbers of the items of a step, int64 ``[batch]``."""
+        wanted = np.arange(step * self.batch, (step + 1) * self.batch)
+        epochs, places = np.divmod(wanted, self.count)
+        return np.array([self._shuffled(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
+        return self._order
 
 
 class Steps(Dataset[ChunkBatch]):
@@ -79,19 +104,11 @@ class Steps(Dataset[ChunkBatch]):
             [np.repeat(np.arange(len(self.chunks)), self.chunks), np.concatenate([np.arange(n) for n in self.chunks])],
             axis=1,
         )
+        self.visits = Visits(len(self.items), config.batch, config.seed)
 
     def chosen(self, step: int) -> np.ndarray:
         """(picture, chunk) pairs of a step, ``[batch, 2]``: each epoch visits every chunk once, shuffled."""
-        wanted = np.arange(step * self.config.batch, (step + 1) * self.config.batch)
-        epochs, places = np.divmod(wanted, len(self.items))
-        picked = [self.items[self._shuffled(int(e))[p]] for e, p in zip(epochs, places, strict=True)]
-        return np.stack(picked)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.config.seed, 1, epoch]).permutation(len(self.items))
-        return self._order
+        return self.items[self.visits(step)]
 
     def __getitem__(self, step: int) -> ChunkBatch:
         """The batch of one step."""
@@ -132,11 +149,12 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
     return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
 
 
-def make_optimizer(model: DCTransformer, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW with three groups: decayed matrices, gains and biases, and tables with their own rate."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    if model.config.local_context:
-        tables |= {id(model.local.table), id(model.local.given_table)}
+    for module in model.modules():
+        if isinstance(module, LocalContext):
+            tables |= {id(module.table), id(module.given_table)}
     groups: dict[str, list[Tensor]] = {"matrices": [], "vectors": [], "tables": []}
     for p in model.parameters():
         groups["tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"].append(p)
@@ -174,13 +192,21 @@ class Progress:
 class Trainer:
     """State of a run and the operations on it; `train` strings them together."""
 
-    def __init__(self, run: Path, model: ModelConfig, config: TrainConfig, processes: Processes | None = None):
+    def __init__(
+        self,
+        run: Path,
+        model: ModelConfig,
+        config: TrainConfig,
+        processes: Processes | None = None,
+        make: Callable[[ModelConfig], DCTransformer] = DCTransformer,
+    ):
+        """Args: run: the run folder; model; config; processes; make: what makes a network of ``model``."""
         self.run, self.config = run, config
         self.processes = processes = processes or Processes()
         self.device = processes.device(resolve_device(config.device))
         self.precision = processes.as_first(resolve_precision(config.precision, self.device), ("fp32", "bf16"))
         torch.manual_seed(config.seed)
-        self.model = DCTransformer(model)
+        self.model = make(model)
         self.parallel = choose(config.parallel, self.model, processes, self.device)
         for layer in self.model.modules():
             if isinstance(layer, Layer):
@@ -256,7 +282,7 @@ class Trainer:
             raise ValueError(self._too_large(batch)) from error
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         if not torch.isfinite(norm):
-            raise ValueError(
+            raise Diverged(
                 f"training diverged at step {progress.step}; start another run with a lower --lr (now {config.lr:g})"
             )
         self.optimizer.step()
@@ -272,7 +298,7 @@ class Trainer:
     def _accumulate(self, batch: ChunkBatch, count: int) -> Tensor:
         """Add up the gradients of a step, a micro-batch at a time; returns the nats."""
         torch.manual_seed(self._dropout_seed())
-        total = torch.zeros(3, device=self.device)
+        total: Tensor | None = None
         parts = list(split(batch, self.micro_batch))
         for i, part in enumerate(parts):
             with last_pass(self.replica, i == len(parts) - 1):
@@ -280,7 +306,8 @@ class Trainer:
                     nats = self.replica(part.to(self.device)).sum((0, 1))
                 # Gradients are averaged over the processes: that makes up for the factor.
                 (nats.sum() / (count / self.processes.count)).backward()
-            total += nats.detach()
+            total = nats.detach() if total is None else total + nats.detach()
+        assert total is not None
         return total
 
     def _dropout_seed(self) -> int:

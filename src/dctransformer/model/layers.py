@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import Architecture
 
 
 class KVCache:
@@ -44,7 +44,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def make_norm(config: ModelConfig, width: int) -> nn.Module:
+def make_norm(config: Architecture, width: int) -> nn.Module:
     """The normalisation of the config's block style."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
 
@@ -52,7 +52,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself or to a memory."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: Architecture):
         super().__init__()
         self.heads, self.head_size = config.heads, config.width // config.heads
         self.modern = config.block == "modern"
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Gated (modern) or ReLU (paper) two-layer network on each element."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: Architecture):
         super().__init__()
         self.modern = config.block == "modern"
         self.up = nn.Linear(config.width, (2 if self.modern else 1) * config.hidden, bias=not self.modern)
@@ -124,7 +124,7 @@ class FeedForward(nn.Module):
 class Branch(nn.Module):
     """Pre-normalised residual branch, with a ReZero gate (starting at 0) in the paper's style."""
 
-    def __init__(self, config: ModelConfig, inner: nn.Module):
+    def __init__(self, config: Architecture, inner: nn.Module):
         super().__init__()
         self.norm = make_norm(config, config.width)
         self.inner = inner
@@ -142,7 +142,7 @@ class Branch(nn.Module):
 class Layer(nn.Module):
     """Self-attention, cross-attention where there is a memory, then some feed-forward layers."""
 
-    def __init__(self, config: ModelConfig, feed_forwards: int, cross: bool):
+    def __init__(self, config: Architecture, feed_forwards: int, cross: bool):
         super().__init__()
         self.attention = Branch(config, Attention(config))
         self.cross = Branch(config, Attention(config)) if cross else None
@@ -167,16 +167,18 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers with a final norm: a bidirectional encoder, or a causal decoder with a memory."""
+    """Layers with a final norm: a bidirectional encoder, or a causal decoder, with a memory or without."""
 
     cos: Tensor
     """fp32 ``[chunk, E]``, rotary tables of the modern style."""
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, layers: tuple[int, ...], decoder: bool):
+    def __init__(self, config: Architecture, layers: tuple[int, ...], decoder: bool, *, cross: bool | None = None):
+        """Args: config; layers: feed-forward layers of each; decoder: causal; cross: has a memory (decoders do)."""
         super().__init__()
         self.config, self.decoder = config, decoder
-        self.layers = nn.ModuleList(Layer(config, n, cross=decoder) for n in layers)
+        cross = decoder if cross is None else cross
+        self.layers = nn.ModuleList(Layer(config, n, cross=cross) for n in layers)
         self.norm = make_norm(config, config.width)
         if decoder and config.block == "paper":
             self.index = nn.Embedding(config.chunk, config.width)
@@ -204,7 +206,7 @@ class Stack(nn.Module):
 
         Args:
             x: ``[B, L, D]``, from the start of the chunk.
-            memory: from `memory`; None for an encoder.
+            memory: from `memory`; None without cross-attention.
             caches: from `new_cache`, to be filled with the keys and values of ``x``.
 
         Returns:

@@ -168,9 +168,8 @@ class Place:
 
 class _StepLayer:
     def __init__(self, layer: Layer, stack: Stack):
-        assert layer.cross is not None
         self.attention = _SelfAttention(layer.attention, stack)
-        self.cross = _CrossAttention(layer.cross, stack)
+        self.cross = None if layer.cross is None else _CrossAttention(layer.cross, stack)
         self.feed_forwards = [_FeedForward(branch) for branch in layer.feed_forwards if isinstance(branch, Branch)]
 
 
@@ -186,14 +185,15 @@ class StepStack:
 
     def memory(self, memory: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Prepare a memory from `Stack.memory` for the steps of a chunk."""
-        return [layer.cross.memory(*pair) for layer, pair in zip(self.layers, memory, strict=True)]
+        crosses = [layer.cross for layer in self.layers if layer.cross is not None]
+        return [cross.memory(*pair) for cross, pair in zip(crosses, memory, strict=True)]
 
     def __call__(self, x: Tensor, memory: list[tuple[Tensor, Tensor]], caches: list[KVCache], place: Place) -> Tensor:
         """One step.
 
         Args:
             x: ``[B, 1, D]``.
-            memory: from `memory`.
+            memory: from `memory`; empty without cross-attention.
             caches: one a layer.
             place: where in the chunk.
 
@@ -204,9 +204,10 @@ class StepStack:
         with torch.autocast(x.device.type, enabled=False):  # everything is in one dtype already
             if self.index is not None:
                 x = x + place.row(self.index)
-            for layer, pair, cache in zip(self.layers, memory, caches, strict=True):
+            for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
                 x = layer.attention(x, cache, place, seen)
-                x = layer.cross(x, pair)
+                if layer.cross is not None:
+                    x = layer.cross(x, memory[i])
                 for feed_forward in layer.feed_forwards:
                     x = feed_forward(x)
             return self.norm(x)[:, None]

@@ -1,0 +1,188 @@
+"""Trains any system for so many minutes, by `dctransformer.train.Trainer`'s own step, and finds its learning rate.
+
+The clock runs while batches are made and steps are taken; validation and files don't count. It is the wall's, or, where
+other jobs share the processor, that of the time the processor gave to this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from dctransformer.data.conditions import Conditions
+from dctransformer.train import Diverged, MetricsLog, Trainer
+from dctransformer.train_config import TrainConfig
+
+WARMUP = 0.05
+"""Part of the budget that the learning rate rises in, up to `dctransformer.train_config`'s number of steps."""
+
+RATES = (1e-3, 3e-3, 9e-3)
+"""Learning rates that are tried."""
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+"""What minutes are counted by; ``processor`` sums over threads, so it is for one thread."""
+
+_PROBES = 3
+"""Steps that tell how long one takes; the first does not count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One network to train.
+
+    Attributes:
+        name: of the stage, for folders and reports.
+        make: makes the untrained network.
+        batches: batches by step number, for a config.
+        loss: mean loss of a network, in eval mode, on held-out pictures.
+        batch: rows a step.
+        per_image: predictions an image, to count pictures by.
+        share: part of the system's minutes.
+        rates: learning rates to choose from.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    batches: Callable[[TrainConfig], Any]
+    loss: Callable[[Any], float]
+    batch: int
+    per_image: float
+    share: float = 1.0
+    rates: tuple[float, ...] = RATES
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What came of a stage.
+
+    Attributes:
+        network: with averaged weights, in eval mode.
+        facts: JSON-ready: steps, seconds, pictures seen, pictures a second, learning rate, precision.
+    """
+
+    network: nn.Module
+    facts: dict[str, Any]
+
+
+def base_config(*, seed: int = 0, device: str = "auto", precision: str = "auto") -> TrainConfig:
+    """The loop's settings that all systems share: training's defaults, for generating alone, without compiling."""
+    only = Conditions(none=1.0, low=0.0, luma=0.0, region=0.0)
+    return TrainConfig(seed=seed, device=device, precision=cast(Any, precision), compile="off", conditions=only)
+
+
+def fit(
+    stage: Stage, minutes: float, rate: float, base: TrainConfig, run: Path, pace: float, clock: str = "wall"
+) -> Trained:
+    """Train a stage.
+
+    Args:
+        stage: what to train.
+        minutes: how long; the learning rate falls to its end over them.
+        rate: peak learning rate.
+        base: all other settings.
+        run: folder of the curves.
+        pace: seconds a step takes, from `step_seconds`, by which the warm-up's steps are chosen.
+        clock: one of `CLOCKS`.
+
+    Raises:
+        Diverged: the learning rate is too high.
+        ValueError: memory does not suffice.
+    """
+    steps = round(WARMUP * 60 * minutes / pace)
+    config = dataclasses.replace(
+        base, minutes=minutes, lr=rate, batch=stage.batch, warmup=min(max(steps, 1), base.warmup)
+    )
+    trainer = _trainer(stage, config, run)
+    batches, state = stage.batches(config), trainer.progress
+    trainer.fit(batches[0])
+    run.mkdir(parents=True, exist_ok=True)
+    log = MetricsLog(run, -1)
+    total, counted = 0.0, 0
+    now, began = CLOCKS[clock], time.perf_counter()
+    while state.done(config) < 1:
+        start, before = now(), state.triples
+        loss = float(trainer.step(batches[state.step]).sum())  # waits for the device
+        state.seconds += now() - start
+        total, counted = total + loss, counted + state.triples - before
+        if state.step % 20 == 0:
+            log.write(state, {"train/loss": total / counted, "lr": trainer.optimizer.param_groups[0]["lr"]})
+            total, counted = 0.0, 0
+    log.close()
+    elapsed = time.perf_counter() - began
+    images = state.triples / stage.per_image
+    facts = {
+        "steps": state.step, "seconds": state.seconds, "wall_seconds": elapsed, "images": images,
+        "images_per_second": images / state.seconds,
+        "learning_rate": rate, "warmup": config.warmup, "batch": stage.batch, "precision": trainer.precision,
+    }  # fmt: skip
+    return Trained(trainer.average, facts)
+
+
+def tune(
+    stage: Stage, minutes: float, base: TrainConfig, run: Path, pace: float, clock: str = "wall"
+) -> tuple[float, dict[str, float]]:
+    """Choose among the stage's rates by the held-out loss after a short training with each.
+
+    Args:
+        stage: what to train.
+        minutes: how long with each rate.
+        base: all other settings.
+        run: folder of the curves.
+        pace: seconds a step takes.
+        clock: one of `CLOCKS`.
+
+    Returns:
+        The best rate, and the held-out loss by rate (infinite where training diverged).
+
+    Raises:
+        ValueError: training diverged with every rate, or memory does not suffice.
+    """
+    losses: dict[float, float] = {}
+    for rate in stage.rates:
+        try:
+            loss = stage.loss(fit(stage, minutes, rate, base, run / f"{rate:g}", pace, clock).network)
+        except Diverged:
+            loss = math.inf
+        losses[rate] = loss if math.isfinite(loss) else math.inf
+    best = min(losses, key=lambda rate: losses[rate])
+    if losses[best] == math.inf:
+        raise ValueError(f"{stage.name} diverged with every learning rate of {', '.join(map(str, stage.rates))}")
+    return best, {f"{rate:g}": loss for rate, loss in losses.items()}
+
+
+def step_seconds(stage: Stage, base: TrainConfig, run: Path, clock: str = "wall") -> float:
+    """How long a step of a stage takes: the quickest of some, with a network that is thrown away."""
+    trainer = _trainer(stage, dataclasses.replace(base, minutes=1.0, batch=stage.batch), run)
+    batches = stage.batches(trainer.config)
+    trainer.fit(batches[0])
+    times: list[float] = []
+    for k in range(_PROBES):
+        start = CLOCKS[clock]()
+        float(trainer.step(batches[k]).sum())
+        times.append(CLOCKS[clock]() - start)
+    return min(times[1:])
+
+
+def _trainer(stage: Stage, config: TrainConfig, run: Path) -> Trainer:
+    # The trainer only asks a network for its nats and its parameters, whichever it is.
+    return Trainer(run, cast(Any, None), config, make=cast(Any, lambda _: stage.make()))
+
+
+def parameters(network: nn.Module) -> int:
+    """Numbers of a network that training decides."""
+    return sum(p.numel() for p in network.parameters())
+
+
+@torch.inference_mode()
+def mean_loss(network: nn.Module, batches: list[Any]) -> float:
+    """Mean loss a prediction over batches, in fp32."""
+    device = next(network.parameters()).device
+    total = sum(float(network(batch.to(device)).sum()) for batch in batches)
+    return total / sum(int(batch.predicted.sum()) for batch in batches)

@@ -1,0 +1,140 @@
+"""The pictures of a prepared data set as pixels, and batches for networks that read pixels or tokens.
+
+Shapes: B pictures of a batch, S side in pixels, L tokens or pixels that are predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dctransformer.data.images import load_image
+from dctransformer.data.info import DatasetInfo, shard_paths
+from dctransformer.train import Visits
+from dctransformer.train_config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureStore:
+    """The pictures of a split, decoded, in memory.
+
+    Attributes:
+        info: settings of the data set.
+        pixels: uint8 ``[n, S, S, 3]``, its JPEG files as libjpeg decodes them.
+        labels: int64 ``[n]``, class numbers; the null label, ``len(info.labels)``, where there is none.
+    """
+
+    info: DatasetInfo
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number n of pictures."""
+        return len(self.labels)
+
+    @classmethod
+    def open(cls, folder: str | Path, split: str = "train") -> PictureStore:
+        """Decode a split of a prepared data set.
+
+        Raises:
+            ValueError: the folder is no prepared data set, the split is empty, or a shard is damaged.
+        """
+        info = DatasetInfo.load(folder)
+        pixels: list[np.ndarray] = []
+        labels: list[int] = []
+        for shard in shard_paths(folder, split):
+            try:
+                table = pq.read_table(shard, columns=["image", "label"] if info.labels else ["image"])
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(f"{shard} is damaged ({error}); prepare the data again into a new folder") from error
+            pixels += [np.asarray(load_image(image["bytes"])) for image in table["image"].to_pylist()]
+            found = table["label"].to_pylist() if info.labels else [None] * len(table)
+            labels += [len(info.labels) if label is None else label for label in found]
+        if not pixels:
+            raise ValueError(
+                f"{folder} has no {split} pictures; prepare a larger folder or another share with --val-fraction"
+            )
+        return cls(info, torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a network is shown; it has what `dctransformer.train.Trainer` asks of a batch.
+
+    Attributes:
+        inputs: ``[B, ...]``, tokens or pictures.
+        labels: int64 ``[B]``.
+        predicted: bool ``[B, L]``, what the loss is a mean over.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    predicted: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.predicted)))
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Some of the rows."""
+        return Batch(self.inputs[index], self.labels[index], self.predicted[index])
+
+
+def flat_batch(inputs: Tensor, labels: Tensor, predictions: int | None = None) -> Batch:
+    """A batch all of whose inputs are predicted (``predictions`` a row, as many as inputs if None)."""
+    count = inputs[0].numel() if predictions is None else predictions
+    return Batch(inputs, labels, torch.ones(len(labels), count, dtype=torch.bool))
+
+
+class PictureSteps:
+    """The batches of a training, by step number: what step k sees depends on (seed, k) alone.
+
+    Flips and dropped labels are drawn as `dctransformer.train.Steps` draws them.
+    """
+
+    def __init__(self, store: PictureStore, config: TrainConfig, convert: Callable[[Tensor, Tensor], Batch]):
+        """Args: store; config: batch, seed, flip, label dropout; convert: pictures and labels to a batch."""
+        self.store, self.config, self.convert = store, config, convert
+        self.visits = Visits(len(store), config.batch, config.seed)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of one step."""
+        c = self.config
+        chosen = torch.from_numpy(self.visits(step))
+        flip, drop = np.random.default_rng([c.seed, 2, step]).random((c.batch, 2)).T
+        pictures, labels = self.store.pixels[chosen], self.store.labels[chosen].clone()
+        if c.flip:
+            mirrored = torch.from_numpy(flip < 0.5)
+            pictures[mirrored] = pictures[mirrored].flip(2)
+        labels[torch.from_numpy(drop < c.label_dropout)] = len(self.store.info.labels)
+        return self.convert(pictures, labels)
+
+
+def shrink(pictures: Tensor, side: int) -> Tensor:
+    """The mean of each box of pixels: uint8 ``[B, S, S, 3]`` to ``[B, side, side, 3]``; ``side`` divides S."""
+    if pictures.shape[1] == side:
+        return pictures
+    boxes = F.avg_pool2d(pictures.permute(0, 3, 1, 2).float(), pictures.shape[1] // side)
+    return boxes.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def enlarge(pictures: Tensor, side: int) -> Tensor:
+    """Bicubic resizing: uint8 ``[B, s, s, 3]`` to ``[B, side, side, 3]``."""
+    if pictures.shape[1] == side:
+        return pictures
+    large = F.interpolate(pictures.permute(0, 3, 1, 2).float(), (side, side), mode="bicubic", align_corners=False)
+    return large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def psnr(pictures: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over pictures uint8 ``[n, S, S, 3]``; infinite if one is exact."""
+    error = (pictures.double() - reference.double()).square().mean((1, 2, 3))
+    return float((10 * torch.log10(255**2 / error)).mean())

@@ -1,0 +1,390 @@
+"""The systems that DCTransformer is compared with, and the benchmark that compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dctransformer.baselines import loop
+from dctransformer.baselines.image_gpt import ImageGPT
+from dctransformer.baselines.palette import fit_palette, nearest_colour
+from dctransformer.baselines.pictures import (
+    Batch,
+    PictureSteps,
+    PictureStore,
+    enlarge,
+    flat_batch,
+    psnr,
+    shrink,
+)
+from dctransformer.baselines.raster import RasterConfig, RasterTransformer, Steps, sample_tokens
+from dctransformer.baselines.systems import Data, systems, with_parameters
+from dctransformer.baselines.vqvae import VQVAE, Codebook, VQVAEConfig
+from dctransformer.data import prepare
+from dctransformer.model.config import preset
+from dctransformer.sample_config import SampleConfig
+from pictures import photo, photo_folder
+
+TINY = RasterConfig(side=5, kinds=7, num_labels=2, width=32, heads=2, layers=2, hidden=48)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 40 made pictures in two classes, 32 pixels."""
+    folder = photo_folder(tmp_path_factory.mktemp("pictures"), 40, ("even", "odd"))
+    out = tmp_path_factory.mktemp("data") / "set"
+    prepare(folder, out, size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def opened(data: Path) -> Data:
+    """The same, decoded."""
+    return Data.open(data, 4)
+
+
+def lively(config: RasterConfig, seed: int = 0) -> RasterTransformer:
+    """A Transformer whose residual branches and head are not nearly nothing."""
+    torch.manual_seed(seed)
+    model = RasterTransformer(config).eval()
+    for name, p in model.named_parameters():
+        if name.endswith(("out.weight", "down.weight")):
+            p.data.mul_(10)
+    return model
+
+
+def tokens_of(config: RasterConfig, rows: int, seed: int = 0) -> torch.Tensor:
+    """Random tokens."""
+    return torch.randint(config.kinds, (rows, config.length), generator=torch.Generator().manual_seed(seed))
+
+
+# The Transformer ------------------------------------------------------------------------------------------------------
+
+
+def test_cached_steps_equal_the_whole_sequence() -> None:
+    """Token by token with caches, the logits are those of the whole sequence."""
+    model, labels = lively(TINY), torch.tensor([0, 1, 2])
+    tokens = tokens_of(TINY, 3)
+    with torch.inference_mode():
+        whole = model.logits(tokens, labels)
+        steps = Steps(model, labels)
+        for k in range(TINY.length):
+            torch.testing.assert_close(steps(), whole[:, k], atol=1e-4, rtol=1e-4)
+            steps.take(tokens[:, k])
+    assert whole.std() > 0.1, "logits that are all alike would show nothing"
+
+
+def test_the_likelihood_is_causal() -> None:
+    """A token changes its own nats and later ones, and no earlier one; so does the label all of them."""
+    model, tokens = lively(TINY), tokens_of(TINY, 1)
+    other = tokens.clone()
+    other[0, 9] = (other[0, 9] + 1) % TINY.kinds
+    with torch.inference_mode():
+        labels = torch.tensor([0])
+        before, after = (model(flat_batch(t, labels))[0, :, 0] for t in (tokens, other))
+        relabelled = model(flat_batch(tokens, torch.tensor([1])))[0, :, 0]
+    assert torch.equal(before[:9], after[:9])
+    assert (before[9:] != after[9:]).float().mean() > 0.9
+    assert (before != relabelled).float().mean() > 0.9
+
+
+def test_probabilities_of_all_pictures_sum_to_one() -> None:
+    """exp(−nats) over every possible picture of 2 × 2 tokens of 3 kinds."""
+    config = dataclasses.replace(TINY, side=2, kinds=3)
+    every = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    with torch.inference_mode():
+        nats = lively(config)(flat_batch(every, torch.zeros(len(every), dtype=torch.int64))).sum((1, 2))
+    assert nats.std() > 0.1
+    assert float((-nats.double()).exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    """Picture i of a seed is the same alone and among others; another seed gives others."""
+    model, labels = lively(TINY), [0, 1, 2, 0, 1]
+    one, all_, other = (
+        sample_tokens(model, labels, SampleConfig(seed=seed, batch=batch)) for seed, batch in ((3, 1), (3, 4), (4, 4))
+    )
+    assert torch.equal(one, all_)
+    assert (one != other).float().mean() > 0.3
+    assert one.shape == (5, TINY.length) and int(one.max()) < TINY.kinds
+
+
+def test_samples_follow_the_distribution() -> None:
+    """First tokens of many pictures are as frequent as the model says."""
+    config = dataclasses.replace(TINY, side=1)
+    model, count = lively(config), 2000
+    drawn = sample_tokens(model, [1] * count, SampleConfig(seed=0, batch=count))[:, 0]
+    with torch.inference_mode():
+        p = model.logits(drawn[:1, None], torch.tensor([1]))[0, 0].softmax(-1)
+    assert p.max() > 1.5 * p.min()
+    frequency = torch.bincount(drawn, minlength=config.kinds) / count
+    torch.testing.assert_close(frequency, p, atol=4 * 0.5 / count**0.5, rtol=0)
+
+
+# Palette and pictures -------------------------------------------------------------------------------------------------
+
+
+def test_nearest_colour_equals_brute_force() -> None:
+    """In whole numbers, the first of the nearest."""
+    draw = np.random.default_rng(0)
+    pixels, palette = (torch.from_numpy(draw.integers(0, 256, (n, 3), np.uint8)) for n in (500, 40))
+    apart = (pixels.long()[:, None] - palette.long()).square().sum(-1)
+    found = nearest_colour(pixels.view(5, 100, 3), palette)
+    assert torch.equal(found.flatten(), apart.argmin(1))
+
+
+def test_palette_is_deterministic_and_exact_where_it_can_be() -> None:
+    """k-means finds as many colours as there are; more colours leave less error; the same seed gives the same."""
+    few = torch.tensor([[0, 0, 0], [255, 0, 0], [10, 200, 30], [250, 250, 250]], dtype=torch.uint8)
+    palette = fit_palette(few.repeat(200, 1), 4, seed=1)
+    assert {tuple(c) for c in palette.tolist()} == {tuple(c) for c in few.tolist()}
+    picture = torch.from_numpy(photo(48, 48))
+    errors = []
+    for colours in (4, 16, 64):
+        palette = fit_palette(picture, colours)
+        assert torch.equal(palette, fit_palette(picture, colours))
+        errors.append(float((palette[nearest_colour(picture, palette)].float() - picture.float()).square().mean()))
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+    with pytest.raises(ValueError, match="needs as many pixels"):
+        fit_palette(few, 5)
+
+
+def test_image_gpt_reads_and_writes_pictures_of_its_palette_exactly() -> None:
+    """Pictures of palette colours come back as they were; larger ones are shrunk by box means and enlarged."""
+    palette = fit_palette(torch.from_numpy(photo(32, 32)), 7)
+    model = ImageGPT(dataclasses.replace(TINY, side=8), palette)
+    tokens = tokens_of(model.config, 3)
+    pictures = model.pictures(tokens, 8)
+    assert torch.equal(model.tokens(pictures), tokens)
+    large = pictures.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(model.tokens(large), tokens)
+    assert model.pictures(tokens, 16).shape == (3, 16, 16, 3)
+    assert "palette" in model.state_dict(), "it is saved with the weights"
+
+
+def test_shrinking_and_enlarging() -> None:
+    """Box means, flips commute, an equal side changes nothing; PSNR by hand."""
+    pictures = torch.from_numpy(np.stack([photo(8, 8, i) for i in range(3)]))
+    boxes = pictures.float().view(3, 4, 2, 4, 2, 3).mean((2, 4)).round().to(torch.uint8)
+    assert torch.equal(shrink(pictures, 4), boxes)
+    assert torch.equal(shrink(pictures.flip(2), 4), boxes.flip(2))
+    assert enlarge(pictures, 8) is pictures and shrink(pictures, 8) is pictures
+    assert torch.equal(enlarge(torch.full((1, 4, 4, 3), 77, dtype=torch.uint8), 8), torch.full((1, 8, 8, 3), 77))
+    assert psnr(torch.full((2, 4, 4, 3), 10), torch.full((2, 4, 4, 3), 15)) == pytest.approx(34.151, abs=1e-3)
+
+
+def test_decoded_pictures_are_those_of_the_coefficients(opened: Data) -> None:
+    """Pixels and labels of the store are what DCTransformer's triples decode to, in the same order."""
+    ours = systems(preset("tiny"), opened, (16,))[0]
+    assert torch.equal(ours.reconstructed(), opened.held_out.pixels)
+    assert torch.equal(torch.from_numpy(ours.store.labels[:]), opened.train.labels)
+
+
+def test_batches_flip_hide_labels_and_visit_everything(opened: Data) -> None:
+    """What a step sees depends on its number alone; an epoch sees every picture; about half are mirrored."""
+    config = dataclasses.replace(loop.base_config(), batch=len(opened.train), label_dropout=0.5)
+    steps = PictureSteps(opened.train, config, flat_batch)
+    batch, again = steps[0], steps[0]
+    assert torch.equal(batch.inputs, again.inputs) and torch.equal(batch.labels, again.labels)
+    assert not torch.equal(batch.inputs, steps[1].inputs)
+    as_they_are = {p.numpy().tobytes() for p in opened.train.pixels}
+    mirrored = {p.numpy().tobytes() for p in opened.train.pixels.flip(2)}
+    seen = [p.numpy().tobytes() for p in batch.inputs]
+    plain = sum(p in as_they_are for p in seen)
+    assert sum(p in mirrored for p in seen) == len(seen) - plain and 0.2 < plain / len(seen) < 0.8
+    either = {min(p, q.flip(1).numpy().tobytes()) for p, q in zip(seen, batch.inputs, strict=True)}
+    assert len(either) == len(opened.train)
+    assert 0.2 < (batch.labels == 2).float().mean() < 0.8
+
+
+# VQ-VAE ---------------------------------------------------------------------------------------------------------------
+
+
+def test_codes_go_there_and_back() -> None:
+    """A code's number is that of its vector; decoding numbers is decoding the nearest codes of the outputs."""
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig(channels=16, codes=12, code_width=4)).eval()
+    assert torch.equal(model.codebook.nearest(model.codebook.codes), torch.arange(12))
+    model.codebook.codes.data *= 0.2
+    pictures = torch.from_numpy(np.stack([photo(32, 32, i) for i in range(2)]))
+    with torch.inference_mode():
+        tokens = model.tokens(pictures)
+        quantised, _ = model.codebook(model.encode(pictures))
+        scaled = model.decode(quantised)
+    assert tokens.shape == (2, 64) and len(tokens.unique()) > 2
+    made = model.pictures(tokens)
+    assert made.shape == pictures.shape and made.dtype == torch.uint8
+    assert (made.permute(0, 3, 1, 2).float() - (scaled * 64 + 127.5).clamp(0, 255)).abs().max() <= 0.51
+
+
+def test_gradients_pass_straight_through() -> None:
+    """The quantised outputs' gradient is the outputs'; the commitment pulls outputs to codes; codes get none."""
+    torch.manual_seed(0)
+    book = Codebook(VQVAEConfig(codes=12, code_width=4)).eval()
+    outputs = torch.randn(2, 3, 3, 4, requires_grad=True)
+    weight = torch.randn(2, 3, 3, 4)
+    quantised, commitment = book(outputs)
+    torch.testing.assert_close(quantised, book.codes[book.nearest(outputs)])
+    (straight,) = torch.autograd.grad((quantised * weight).sum(), outputs, retain_graph=True)
+    assert torch.equal(straight, weight)
+    (pull,) = torch.autograd.grad(commitment.sum(), outputs)
+    torch.testing.assert_close(pull, 2 * (outputs - book.codes[book.nearest(outputs)]) / 36)
+    assert book.codes.grad is None and not book.codes.requires_grad
+
+
+def test_the_codebook_follows_the_outputs_and_no_code_dies() -> None:
+    """On outputs around a few points, the codes come to lie there, and nearly all stay in use."""
+    torch.manual_seed(0)
+    book = Codebook(VQVAEConfig(codes=16, code_width=2)).train()
+    points = torch.randn(8, 2) * 5
+
+    def outputs() -> torch.Tensor:
+        return (points[torch.randint(8, (256,))] + 0.1 * torch.randn(256, 2)).view(1, 16, 16, 2)
+
+    for _ in range(5):
+        book(outputs())
+    book.codes.data[:8] = 100.0  # lost
+    book.sums[:8] = book.codes.data[:8] * book.usage[:8, None]
+    for _ in range(600):
+        book(outputs())
+    _, commitment = book.eval()(outputs())
+    assert float(commitment) < 0.02
+    assert len(book.nearest(outputs()).unique()) >= 12
+
+
+# Training and matching ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_all_systems_have_as_many_parameters(name: str, opened: Data) -> None:
+    """Within 5 % of DCTransformer's; VQ-VAE's two networks together."""
+    ours, *others = systems(preset(name), opened, (16, 32))
+    assert [s.name for s in others] == ["VQ-VAE + prior", "Image GPT, 16 px", "Image GPT, 32 px"]
+    for system in others:
+        assert 0.95 < system.parameters / ours.parameters < 1.05
+    with pytest.raises(ValueError, match="too few for a Transformer"):
+        with_parameters(RasterConfig(side=8), 1000)
+    with pytest.raises(ValueError, match="does not divide"):
+        systems(preset(name), opened, (20,))
+
+
+def stage_of_raster(rates: tuple[float, ...]) -> loop.Stage:
+    """Learns that every token is 3."""
+    batch = flat_batch(torch.full((4, TINY.length), 3), torch.zeros(4, dtype=torch.int64))
+
+    class Same:
+        def __getitem__(self, step: int) -> Batch:
+            return batch
+
+    return loop.Stage(
+        "model", lambda: RasterTransformer(TINY), lambda _: Same(), lambda n: loop.mean_loss(n, [batch]), 4,
+        TINY.length, rates=rates,
+    )  # fmt: skip
+
+
+def test_the_loop_trains_and_chooses_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averaged weights learn; the rate with the lowest held-out loss wins; one that diverges loses."""
+    monkeypatch.setitem(loop.CLOCKS, "steps", itertools.count().__next__)  # a step takes a second
+    stage = stage_of_raster((1e-5, 3e-3, 1e30))
+    trained = loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path, 1.0, "steps")
+    assert stage.loss(stage.make()) > 1.5 > 0.5 > stage.loss(trained.network)
+    assert trained.facts["steps"] == 30 and trained.facts["images"] == 120
+    assert trained.facts["images_per_second"] == pytest.approx(4)
+    rate, losses = loop.tune(stage, 0.5, loop.base_config(), tmp_path, 1.0, "steps")
+    assert rate == 3e-3
+    assert losses["0.003"] < losses["1e-05"] < losses["1e+30"] == float("inf")
+    with pytest.raises(ValueError, match="diverged with every learning rate"):
+        loop.tune(stage_of_raster((1e30,)), 0.5, loop.base_config(), tmp_path, 1.0, "steps")
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    """With a sentence that says what to do."""
+    folder = photo_folder(tmp_path / "pictures", 4, ("a",))
+    prepare(folder, tmp_path / "set", size=32, quality=30, val_fraction=0.0, workers=1, progress=False)
+    with pytest.raises(ValueError, match="has no validation pictures; prepare"):
+        PictureStore.open(tmp_path / "set", "validation")
+
+
+# The benchmark --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch):
+    """`benchmarks/compare.py`'s entry point."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import compare  # pyright: ignore[reportMissingImports]
+
+    yield compare.main
+    for name in ("compare", "measure"):
+        sys.modules.pop(name, None)
+
+
+def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
+    """Rows, table, sheet and JSON; run again, it makes nothing anew; other settings are refused."""
+    words = [str(data), "--out", str(tmp_path / "out"), "--minutes", "0.003", "--num", "5", "--few", "--preset", "tiny"]
+    words += ["--sides", "16", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    words += ["--precision", "fp32"]
+    main(words)
+    out = capsys.readouterr().out
+    line = json.loads(out.splitlines()[-1])
+    assert {"benchmark", "ratio", "goal"} <= line.keys()
+    names = ["DCTransformer", "VQ-VAE + prior", "Image GPT, 16 px"]
+    assert list(line["frechet"]) == names
+    best = min(line["frechet"][name] for name in names[1:])
+    assert line["ratio"] == pytest.approx(best / line["frechet"]["DCTransformer"], rel=0.01)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == [*names, "held-out photographs"]
+    assert Image.open(tmp_path / "out" / "sheet.png").width > 5 * 128
+    row = json.loads((tmp_path / "out" / "vq-vae-prior" / "row.json").read_text())
+    assert list(row["stages"]) == ["autoencoder", "prior"] and row["floor_psnr"] > 5
+    weights = sorted(p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("model.safetensors"))
+    assert weights == ["dctransformer/model/model.safetensors", "image-gpt-16-px/model/model.safetensors",
+                       "vq-vae-prior/autoencoder/model.safetensors", "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
+    (tmp_path / "out" / "vq-vae-prior" / "row.json").unlink()  # trained, but not scored: the samples are the same
+    main(words)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["frechet"] == line["frechet"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--seed", "1"])
+    assert stop.value.code == 2 and "another seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--num", "100"], "small64-frechet needs 161 generated pictures"),
+        (["--num", "3", "--few"], "small64-precision needs 4 generated pictures"),
+        (["--minutes", "0"], "minutes 0.0 must be greater than 0"),
+        (["--few", "--num", "5", "--preset", "large"], "there is no preset 'large'"),
+        (["--few", "--num", "5", "--sides", "0"], "side 0 does not divide"),
+        (["--features", "nothing.onnx"], "there is no extractor 'nothing.onnx'"),
+        (["--clock", "processor", "--threads", "2"], "processor time is for one thread"),
+    ],
+)
+def test_the_benchmark_refuses_with_a_sentence(
+    words: list[str], sentence: str, data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture
+) -> None:
+    """Exit status 2, one sentence, no traceback."""
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main([str(data), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), *words])
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and said.startswith("compare: ") and sentence in said
+
+
+def test_the_benchmark_needs_data(tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
+    """A folder that is not there."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "there is no folder" in capsys.readouterr().err
