@@ -28,7 +28,7 @@ from dctransformer.train import Steps, Trainer, train
 from dctransformer.train_config import TrainConfig
 from pictures import photo_folder
 
-QUICK = {"batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
+QUICK = {"precision": "fp32", "batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None
     """The same steps in bf16 autocast end within 2 % of fp32; the likelihood itself is always computed in fp32."""
     scores = []
     for precision in ("fp32", "bf16"):
-        config = TrainConfig(triples=6000, precision=precision, lr=5e-3, warmup=10, **QUICK)
+        config = TrainConfig(triples=6000, lr=5e-3, warmup=10, **{**QUICK, "precision": precision})
         scores.append(train(data, tmp_path / precision, preset("tiny"), config, progress=False)["bytes_per_image"])
     assert scores[0] != scores[1]
     assert scores[1] == pytest.approx(scores[0], rel=0.02)
@@ -318,7 +318,9 @@ def test_compiled_stacks_take_the_same_steps(data: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     store, losses = TripleStore.open(data, "train"), []
     for mode in ("off", "on"):
-        trainer = Trainer(tmp_path, preset("tiny", quality=30, size=32), TrainConfig(batch=4, compile=mode))
+        trainer = Trainer(
+            tmp_path, preset("tiny", quality=30, size=32), TrainConfig(batch=4, compile=mode, precision="fp32")
+        )
         steps = Steps(store, trainer.model.config, trainer.config)
         losses.append(torch.stack([trainer.step(steps[k]) for k in range(3)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-3)
