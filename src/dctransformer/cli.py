@@ -351,6 +351,29 @@ class Report:
 
 
 @dataclasses.dataclass
+class Push:
+    """Upload a model to the Hugging Face hub: config, weights, and a card with the run's figures.
+
+    It needs a token: log in with `hf auth login`, or set HF_TOKEN.
+
+    Example: dctransformer push runs/flowers me/flowers --private
+    """
+
+    model: tyro.conf.Positional[str]
+    """Run folder, saved model's folder, or shipped weights."""
+    repo: tyro.conf.Positional[str]
+    """Where to: owner/name."""
+    private: bool = False
+    """Make it visible to its owner only, if it is new."""
+
+    def run(self) -> None:
+        """Upload."""
+        from dctransformer.hub import push
+
+        print(push(self.model, self.repo, private=self.private or None))
+
+
+@dataclasses.dataclass
 class Info:
     """Tell what a model, a data set or an image holds.
 
@@ -466,6 +489,7 @@ def main(argv: list[str] | None = None) -> None:
             | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Report, tyro.conf.subcommand("report")]
+            | Annotated[Push, tyro.conf.subcommand("push")]
             | Annotated[Info, tyro.conf.subcommand("info")]
         )
         tyro.cli(
