@@ -308,6 +308,72 @@ def test_datasets_id_that_does_not_exist(tmp_path, monkeypatch):
         run("flowrs", tmp_path / "out")
 
 
+def test_what_datasets_has_loaded(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = dataset_of(datasets)
+    info = run(datasets.DatasetDict({"train": data, "test": data.select([0])}), tmp_path / "out")
+    assert sum(info.splits.values()) == 12 and info.labels == ["ant", "bee"] and "loaded" in info.source
+    data.save_to_disk(tmp_path / "saved")
+    run(tmp_path / "saved", tmp_path / "saved_out")
+    run(data, tmp_path / "data_out", workers=2)
+    assert rows(tmp_path / "data_out") == rows(tmp_path / "saved_out")
+    for wrong in (data.to_iterable_dataset(), 7, {}):
+        with pytest.raises(ValueError, match="is no source; give a path"):
+            run(wrong, tmp_path / "wrong")
+
+
+def shards_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*.parquet")}
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_urls(tmp_path, where):
+    import fsspec
+
+    photos = make_folder(tmp_path / "photos", 12)
+    (photos / "bee" / "broken.png").write_bytes(b"no picture")
+    (photos / ".hidden.png").write_bytes(b"no picture")
+    run(photos, tmp_path / "here")
+    root = tmp_path.as_uri()
+    if where == "memory":  # a file system of fsspec's, which pyarrow does not have
+        root = f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").put(str(photos), f"/{tmp_path.name}/photos", recursive=True)
+        fsspec.filesystem("memory").put(str(tmp_path / "here"), f"/{tmp_path.name}/here", recursive=True)
+    info = run(f"{root}/photos", tmp_path / "there", workers=2)
+    # The reason for which a picture was skipped names the file where there is one, so the bytes differ.
+    assert rows(tmp_path / "there") == rows(tmp_path / "here") and info.skipped == 1
+    assert info.source == f"{root}/photos" and info.fingerprint == DatasetInfo.load(tmp_path / "here").fingerprint
+    run(tmp_path / "here", tmp_path / "again")
+    run(f"{root}/here", tmp_path / "again_there")
+    assert shards_of(tmp_path / "again_there") == shards_of(tmp_path / "again") != {}
+    one = f"{root}/here/train-00000.parquet"
+    assert sum(run(one, tmp_path / "one").splits.values()) == len(rows(tmp_path / "here", "train"))
+    with pytest.raises(ValueError, match="nowhere can't be listed"):
+        run(f"{root}/nowhere", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="check the address"):
+        run("ftq://nowhere", tmp_path / "nothing")
+
+
+def test_a_network_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+    photos = make_folder(tmp_path / "photos", 4)
+    listing = sources.open_source(photos.as_uri())
+    failures = [OSError("connection reset"), OSError("connection reset")]
+    slept = []
+
+    class Shaky:
+        def open_input_file(self, path):
+            if failures:
+                raise failures.pop()
+            return Path(path).open("rb")
+
+    listing.filesystem = Shaky()
+    monkeypatch.setattr(sources.time, "sleep", slept.append)
+    assert listing.read(0) == (photos / listing.items[0].key).read_bytes() and len(slept) == 2
+    failures += [OSError("connection reset")] * 3
+    with pytest.raises(OSError, match="reset"):
+        listing.read(0)
+
+
 # The same whatever happens --------------------------------------------------------------------------------------------
 
 

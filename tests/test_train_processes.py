@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file
 
@@ -145,3 +147,47 @@ def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPat
         Processes.join()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Processes.join() == Processes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's processes in /proc")
+def test_a_killed_process_ends_the_job_and_nothing_is_lost(data: Path, tmp_path: Path) -> None:
+    """Sharded, under torchrun, each process with its share of the data: resumed, it equals a run that nobody killed."""
+    shape, triples = {**SHAPE, "dropout": 0.1}, 1200
+    options = {"parallel": "fsdp", "shuffle": "stretches", "checkpoint_every": 1e-4}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    command += ["dctransformer.cli", "train", "--data", str(data), "--run", str(run), "--preset", "tiny"]
+    settings = {**{f"model.{k}": v for k, v in shape.items()}, **SETTINGS, **options, "triples": triples}
+    command += [word for k, v in settings.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+    start = functools.partial(
+        subprocess.Popen, command, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def done() -> int:
+        path = run / "checkpoint.safetensors"
+        if not path.exists():
+            return 0
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["progress"])["triples"]
+
+    process = start()
+    while done() < triples / 4:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in map(int, children) if b"dctransformer.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert triples / 4 <= done() < triples, "the process was killed too late to show anything"
+    process = start()
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    by_two(tmp_path, [{"data": str(data), "run": str(whole), "preset": shape,
+                       "config": {**SETTINGS, **options, "triples": triples}}])  # fmt: skip
+    for name in ("model.safetensors", "checkpoint.safetensors"):
+        a, b = load_file(whole / name), load_file(run / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
+    assert curve(run)[-1] == curve(whole)[-1]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -31,7 +31,7 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[str]
-    """Image folder, Parquet file or folder, or a `datasets` id."""
+    """Image folder, Parquet file or folder, the URL of one (s3://…, gs://…, hf://…), or a `datasets` id."""
     out: tyro.conf.Positional[Path]
     """Folder for the data set."""
     size: int = 64
@@ -42,6 +42,8 @@ class Prepare:
     """Part of the pictures kept for validation."""
     workers: int | None = None
     """Processes; all cores if not given."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes of this machine, or Ray's workers: here, or on the cluster that RAY_ADDRESS names."""
 
     def run(self) -> None:
         """Prepare."""
@@ -49,7 +51,7 @@ class Prepare:
 
         info = prepare(
             self.source, self.out, size=self.size, quality=self.quality,
-            val_fraction=self.val_fraction, workers=self.workers,
+            val_fraction=self.val_fraction, workers=self.workers, engine=self.engine,
         )  # fmt: skip
         counts = ", ".join(f"{n:,} {split}" for split, n in info.splits.items())
         print(f"{self.out}: {counts}; {info.skipped} skipped; {len(info.labels)} labels")
@@ -351,6 +353,29 @@ class Report:
 
 
 @dataclasses.dataclass
+class Push:
+    """Upload a model to the Hugging Face hub: config, weights, and a card with the run's figures.
+
+    It needs a token: log in with `hf auth login`, or set HF_TOKEN.
+
+    Example: dctransformer push runs/flowers me/flowers --private
+    """
+
+    model: tyro.conf.Positional[str]
+    """Run folder, saved model's folder, or shipped weights."""
+    repo: tyro.conf.Positional[str]
+    """Where to: owner/name."""
+    private: bool = False
+    """Make it visible to its owner only, if it is new."""
+
+    def run(self) -> None:
+        """Upload."""
+        from dctransformer.hub import push
+
+        print(push(self.model, self.repo, private=self.private or None))
+
+
+@dataclasses.dataclass
 class Info:
     """Tell what a model, a data set or an image holds.
 
@@ -466,6 +491,7 @@ def main(argv: list[str] | None = None) -> None:
             | Annotated[Likelihood, tyro.conf.subcommand("likelihood")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Report, tyro.conf.subcommand("report")]
+            | Annotated[Push, tyro.conf.subcommand("push")]
             | Annotated[Info, tyro.conf.subcommand("info")]
         )
         tyro.cli(

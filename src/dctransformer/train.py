@@ -34,12 +34,13 @@ import numpy as np
 import safetensors
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import Grid, flip_triples
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.codec.grid import Grid
+from dctransformer.data.batches import ChunkBatches
+from dctransformer.data.chunks import ChunkBatch, Sequence
 from dctransformer.data.store import TripleStore
 from dctransformer.distributed import (
     Processes,
@@ -70,67 +71,16 @@ class Diverged(ValueError):
     """A gradient became infinite or NaN."""
 
 
-class Visits:
-    """Which items a step sees: each epoch visits every one once, shuffled by (seed, epoch)."""
-
-    def __init__(self, count: int, batch: int, seed: int):
-        """Args: count: of items; batch: items a step; seed."""
-        self.count, self.batch, self.seed = count, batch, seed
-
-    def __call__(self, step: int) -> np.ndarray:
-        """Numbers of the items of a step, int64 ``[batch]``."""
-        wanted = np.arange(step * self.batch, (step + 1) * self.batch)
-        epochs, places = np.divmod(wanted, self.count)
-        return np.array([self._shuffled(int(e))[p] for e, p in zip(epochs, places, strict=True)])
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
-        return self._order
-
-
-class Steps(Dataset[ChunkBatch]):
-    """The batches of a training, by step number: what step k sees depends on (seed, k) alone."""
+class Steps(ChunkBatches):
+    """The batches of a training: `ChunkBatches` as a model and the loop's settings ask for them."""
 
     def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig, rows: range | None = None):
         """Args: rows: those of each batch that are made (a process's share); None for all."""
-        self.store, self.model, self.config = store, model, config
-        self.rows = range(config.batch) if rows is None else rows
-        self.grid = Grid.of_size(store.info.size, store.info.size)
-        lengths = np.diff(store.offsets) + 1
-        self.chunks = -(-lengths // model.stride)
-        self.items = np.stack(
-            [np.repeat(np.arange(len(self.chunks)), self.chunks), np.concatenate([np.arange(n) for n in self.chunks])],
-            axis=1,
-        )
-        self.visits = Visits(len(self.items), config.batch, config.seed)
-
-    def chosen(self, step: int) -> np.ndarray:
-        """(picture, chunk) pairs of a step, ``[batch, 2]``: each epoch visits every chunk once, shuffled."""
-        return self.items[self.visits(step)]
-
-    def __getitem__(self, step: int) -> ChunkBatch:
-        """The batch of one step."""
-        draw = np.random.default_rng([self.config.seed, 2, step]).random((self.config.batch, 2))
-        noise = np.random.default_rng([self.config.seed, 3, step])
-        sequences, index = [], []
-        for row, ((picture, chunk), (flip, drop)) in enumerate(zip(self.chosen(step), draw, strict=True)):
-            given, first = self.config.conditions.draw(self.grid, noise)
-            if row not in self.rows:
-                continue
-            triples = self.store.triples(int(picture))
-            if self.config.flip and flip < 0.5:
-                triples = flip_triples(triples, self.grid)
-            label = int(self.store.labels[picture])
-            if drop < self.config.label_dropout or not 0 <= label < self.model.num_labels:
-                label = self.model.null_label
-            masks = {"hidden": ~given} if given is not None and first else {"given": given}
-            sequence = Sequence.from_triples(triples, self.grid, label, **masks)
-            sequences.append(sequence)
-            # A condition leaves fewer chunks: the drawn one's place among them is kept.
-            index.append(int(chunk) * sequence.chunks(self.model.stride) // int(self.chunks[picture]))
-        return cut_chunks(sequences, index, self.model.chunk, self.model.overlap)
+        super().__init__(
+            store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
+            flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
+            shuffle=config.shuffle,
+        )  # fmt: skip
 
 
 def validation_sequences(store: TripleStore, model: ModelConfig, pictures: Iterable[int]) -> Iterator[Sequence]:

@@ -60,6 +60,9 @@ class TrainConfig:
     (Compiled, a resumed run is equal to one that was not stopped but for rounding.)"""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    shuffle: Literal["all", "stretches"] = "all"
+    """all: a step's chunks come from anywhere in the data. stretches: every row of the batch has a stretch of the data
+    to itself, so that each of several processes reads only its share of the files."""
     loaders: int = 0
     """Processes that cut chunks beside the training one."""
 

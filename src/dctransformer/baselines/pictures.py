@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dctransformer.data.batches import Visits
 from dctransformer.data.images import load_image
 from dctransformer.data.info import DatasetInfo, shard_paths
-from dctransformer.train import Visits
 from dctransformer.train_config import TrainConfig
 
 
@@ -103,7 +103,7 @@ class PictureSteps:
     def __init__(self, store: PictureStore, config: TrainConfig, convert: Callable[[Tensor, Tensor], Batch]):
         """Args: store; config: batch, seed, flip, label dropout; convert: pictures and labels to a batch."""
         self.store, self.config, self.convert = store, config, convert
-        self.visits = Visits(len(store), config.batch, config.seed)
+        self.visits = Visits(len(store), config.batch, config.seed, 1)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step."""

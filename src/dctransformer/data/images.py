@@ -46,7 +46,7 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
                     scale = DRAFT_GAP * enough / min(width, height)
                     image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
                 image.load()
-                return _to_rgb(_upright(image))
+                return as_rgb(image)
     except FileNotFoundError:
         raise ValueError(f"there is no file {name}; check the path") from None
     except Image.DecompressionBombError:
@@ -58,6 +58,11 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
             what = "not a picture in a format that Pillow knows"
         raise ValueError(f"{name} can't be read ({what}); replace or remove it") from error
     raise ValueError(_too_large(name))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A Pillow image of any mode as a person sees it (see `load_image`): RGB."""
+    return _to_rgb(_upright(image))
 
 
 def _too_large(name: str) -> str:

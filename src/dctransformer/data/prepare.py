@@ -13,8 +13,9 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from dctransformer.data.images import check_quality, check_size, prepare_image
 from dctransformer.data.info import FORMAT, INFO, SKIPPED, SPLITS, DatasetInfo
-from dctransformer.data.sources import Source, _text, open_source
+from dctransformer.data.on_ray import on_ray
+from dctransformer.data.sources import Source, _text, is_url, open_source
 from dctransformer.data.workers import cores, in_parallel
 from dctransformer.files import write_text, written_beside
 
@@ -40,13 +42,14 @@ _SETTINGS = "settings.json"
 
 
 def prepare(
-    source: str | Path,
+    source: Any,
     out: str | Path,
     size: int = 64,
     quality: int = 20,
     val_fraction: float = 0.05,
     workers: int | None = None,
     progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
 ) -> DatasetInfo:
     """Turn pictures into a data set: centre-cropped to squares, resized, stored as JPEG files at the codec's quality.
 
@@ -56,13 +59,16 @@ def prepare(
     otherwise a hash of each picture's name decides.
 
     Args:
-        source: a folder of pictures (sub-folders are labels), a Parquet file or folder of them, or a `datasets` id.
+        source: a folder of pictures (sub-folders are labels), a Parquet file or folder of them, the URL of such a
+            folder in an object store, a `datasets` id, or what the `datasets` library has loaded.
         out: a folder to be made.
         size: side in pixels, a multiple of 16.
         quality: JPEG quality, 1 to 100.
         val_fraction: part held out for validation, 0 to below 1.
         workers: processes; None for one a core.
         progress: whether to show a bar.
+        engine: ``local`` processes, or ``ray``: Ray's workers, here or on a cluster's machines, each of which must
+            be able to read the source; this process writes. The result is the same.
 
     Returns:
         What the data set holds.
@@ -77,8 +83,11 @@ def prepare(
         raise ValueError(f"val_fraction {val_fraction} is not in [0, 1); choose one, say 0.05")
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers} is less than 1; leave it out for one a core")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine {engine!r} is neither local nor ray; choose one")
     out = Path(out).expanduser()
-    if out.exists() and out.resolve() == Path(source).expanduser().resolve():
+    named = isinstance(source, (str, Path))
+    if named and not is_url(source) and out.exists() and out.resolve() == Path(source).expanduser().resolve():
         raise ValueError(f"{out} is both source and output; choose another folder for the output")
 
     listing = open_source(source, exclude=out)
@@ -88,13 +97,13 @@ def prepare(
         quality=quality,
         splits=dict.fromkeys(SPLITS, 0),
         labels=listing.labels,
-        source=str(source),
+        source=str(source) if named else f"{type(source).__name__} loaded by datasets",
         val_fraction=val_fraction,
         fingerprint=_fingerprint(listing, size, quality, val_fraction),
     )
     finished = _begin(out, info)
     if finished is None:
-        _make_shards(listing, shards, out, info, workers or cores(), progress)
+        _make_shards(listing, shards, out, info, workers, progress, engine)
         finished = _finish(shards, out, info)
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return finished
@@ -271,7 +280,13 @@ def _shard_path(out: Path, shard: _Shard) -> Path:
 
 
 def _make_shards(
-    source: Source, shards: list[_Shard], out: Path, info: DatasetInfo, workers: int, progress: bool
+    source: Source,
+    shards: list[_Shard],
+    out: Path,
+    info: DatasetInfo,
+    workers: int | None,
+    progress: bool,
+    engine: str,
 ) -> None:
     """Prepare the pieces that are missing; join those of a shard as soon as it has them all."""
     todo: list[_Unit] = []
@@ -293,11 +308,12 @@ def _make_shards(
     total = sum(len(shard.members) for shard in shards)
     skipped = 0
     bar = tqdm(total=total, initial=done, desc="prepare", unit="img", disable=not progress)
-    with bar, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
+    with bar:
         for shard in ready:
             _join(shard, out, info)
-        for unit, failures in in_parallel(job, todo, min(workers, len(todo))):
+        local = engine == "local"
+        made = in_parallel(job, todo, min(workers or cores(), len(todo))) if local else _by_ray(job, todo, workers)
+        for unit, failures in made:
             skipped += failures
             if skipped:
                 bar.set_postfix(skipped=skipped, refresh=False)
@@ -306,6 +322,12 @@ def _make_shards(
             missing[name] -= 1
             if not missing[name]:
                 _join(of_name[name], out, info)
+
+
+def _by_ray(job: _Job, todo: list[_Unit], workers: int | None) -> Iterator[tuple[_Unit, int]]:
+    for unit, (piece, failures) in on_ray(job.made, todo, workers):
+        job.keep(unit, piece)
+        yield unit, failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,13 +341,24 @@ class _Job:
 
     def __call__(self, unit: _Unit) -> int:
         """Prepare a unit into its piece; returns how many of its pictures could not be read."""
-        rows = [self._row(index) for index in unit.members]
+        piece, failures = self.made(unit)
+        self.keep(unit, piece)
+        return failures
+
+    def made(self, unit: _Unit) -> tuple[bytes, int]:
+        """A unit's piece, and how many of its pictures could not be read."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
+            rows = [self._row(index) for index in unit.members]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, _PIECE_SCHEMA) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=_PIECE_SCHEMA))
+        return sink.getvalue().to_pybytes(), sum(row["reason"] is not None for row in rows)
+
+    def keep(self, unit: _Unit, piece: bytes) -> None:
+        """Write a piece."""
         with written_beside(self.folder / unit.piece) as beside:
-            beside.write_bytes(sink.getvalue())
-        return sum(row["reason"] is not None for row in rows)
+            beside.write_bytes(piece)
 
     def _row(self, index: int) -> dict[str, Any]:
         item = self.source.items[index]

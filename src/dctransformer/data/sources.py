@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder of image files, Parquet in Hugging Face's convention, or a `datasets` id.
+"""Where pictures come from: image files or Parquet in Hugging Face's convention, here or at a URL, or `datasets`.
 
 A source lists its pictures first (`Source.items`, cheap, in a fixed order) and reads them later, one at a time and in
 any process (`Source.read`).
@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
+import time
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import huggingface_hub
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -63,17 +65,22 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: str | Path, exclude: Path | None = None) -> Source:
+def open_source(source: Any, exclude: Path | None = None) -> Source:
     """Recognise a source.
 
     Args:
-        source: a folder of pictures, a Parquet file or a folder of them, a folder written by ``save_to_disk``, or
-            the id of a data set on the Hugging Face hub (``name``, ``owner/name`` or ``owner/name:config``).
+        source: a folder of pictures, a Parquet file or a folder of them (each may be a URL: ``s3://…``, ``gs://…``,
+            ``hf://…``), a folder written by ``save_to_disk``, the id of a data set on the Hugging Face hub (``name``,
+            ``owner/name`` or ``owner/name:config``), or what the `datasets` library has loaded.
         exclude: a folder to leave out of the listing (where the output goes).
 
     Raises:
         ValueError: there is no such thing, or no picture in it.
     """
+    if not isinstance(source, (str, Path)):
+        return loaded_source(source)
+    if is_url(source):
+        return url_source(str(source))
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix == ".parquet":
@@ -85,13 +92,17 @@ def open_source(source: str | Path, exclude: Path | None = None) -> Source:
         raise ValueError(f"there is no folder or file {source}; check the path")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return saved_source(path)
-    paths = _walk(path, exclude)
-    pictures = [p for p in paths if Path(p).suffix.lower() in _picture_suffixes()]
+    return _source_of(path, _walk(path, exclude), str(source), None)
+
+
+def _source_of(root: PurePath, paths: list[str], source: str, filesystem: pafs.FileSystem | None) -> Source:
+    """What a folder of files is: pictures, or Parquet."""
+    pictures = [p for p in paths if PurePath(p).suffix.lower() in _picture_suffixes()]
     if pictures:
-        return FolderSource(path, pictures)
-    parquet = [path / p for p in paths if p.endswith(".parquet")]
+        return FolderSource(root, pictures) if filesystem is None else UrlSource(root, pictures, filesystem)
+    parquet = [root / p for p in paths if p.endswith(".parquet")]
     if parquet:
-        return ParquetSource(parquet, path)
+        return ParquetSource(parquet, root, filesystem)
     raise ValueError(
         f"{source} holds no pictures; give a folder of image files (sub-folders are labels) or of .parquet files"
         if paths
@@ -137,7 +148,7 @@ class FolderSource:
 
     sequential = False
 
-    def __init__(self, root: Path, pictures: list[str]):
+    def __init__(self, root: PurePath, pictures: list[str]):
         self.root = root
         parts = [picture.split("/") for picture in pictures]
         top = {p[0] if len(p) > 1 else "" for p in parts}
@@ -156,9 +167,64 @@ class FolderSource:
             for picture, p, name in zip(pictures, parts, names, strict=True)
         ]
 
-    def read(self, index: int) -> str:
+    def read(self, index: int) -> str | bytes:
         """Path of a picture."""
         return os.path.join(self.root, self.items[index].key)  # pathlib is slow enough to be felt here
+
+
+class UrlSource(FolderSource):
+    """The same in an object store or on another machine."""
+
+    def __init__(self, root: PurePath, pictures: list[str], filesystem: pafs.FileSystem):
+        super().__init__(root, pictures)
+        self.filesystem = filesystem
+
+    def read(self, index: int) -> bytes:
+        """Bytes of a picture; a network that fails for a moment is asked again."""
+        path = (self.root / self.items[index].key).as_posix()
+        for patience in (1, 4, None):
+            try:
+                with self.filesystem.open_input_file(path) as file:
+                    return file.read()
+            except FileNotFoundError:
+                raise
+            except OSError:
+                if patience is None:
+                    raise
+                time.sleep(patience)
+        raise AssertionError
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether it is the address of an object store or of another machine's files."""
+    return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]+://", source) is not None
+
+
+def url_source(url: str) -> Source:
+    """Pictures or Parquet files at a URL, through pyarrow's file systems or else those of `fsspec`.
+
+    Raises:
+        ValueError: it can't be reached, or there are no pictures.
+    """
+    import fsspec
+
+    try:
+        try:
+            filesystem, root = pafs.FileSystem.from_uri(url)
+        except pa.ArrowInvalid:  # a scheme that pyarrow does not know
+            other, root = fsspec.core.url_to_fs(url)
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(other))
+        root = PurePosixPath(root)
+        if filesystem.get_file_info(root.as_posix()).type == pafs.FileType.File and root.suffix == ".parquet":
+            return ParquetSource([root], root.parent, filesystem)
+        found = filesystem.get_file_info(pafs.FileSelector(root.as_posix(), recursive=True))
+    # Each store's library has exceptions of its own.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise ValueError(f"{url} can't be listed ({reason}); check the address and your access to it") from error
+    paths = [PurePosixPath(f.path).relative_to(root) for f in found if f.type == pafs.FileType.File]
+    shown = sorted(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
+    return _source_of(root, shown, url, filesystem)
 
 
 class ParquetSource:
@@ -166,8 +232,9 @@ class ParquetSource:
 
     sequential = True
 
-    def __init__(self, paths: list[Path], root: Path):
-        self.paths = sorted(paths)
+    def __init__(self, paths: list[Any], root: PurePath, filesystem: pafs.FileSystem | None = None):
+        self.paths: list[PurePath] = sorted(paths)
+        self.filesystem = filesystem
         self.labels = []
         self.items = []
         self._places: list[tuple[int, int, int]] = []  # file, row group, row in it
@@ -177,11 +244,13 @@ class ParquetSource:
         if "train" not in splits:
             splits = [None] * len(splits)
         numbers: list[list[Any]] = []
+        metadata: list[pq.FileMetaData] = []
         for path in self.paths:
             try:
-                schema = pq.read_schema(path)
-                image, label, names = _columns(schema, path)
-                numbers.append(pq.read_table(path, columns=[label])[label].to_pylist() if label is not None else [])
+                with self._file(path) as file:
+                    image, label, names = _columns(file.schema_arrow, path)
+                    numbers.append(file.read([label])[label].to_pylist() if label is not None else [])
+                    metadata.append(file.metadata)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{path} is not a readable Parquet file ({error}); remove or replace it") from error
             if path == self.paths[0]:
@@ -191,16 +260,18 @@ class ParquetSource:
         decode = self._number_labels(numbers)
         for i, (path, split) in enumerate(zip(self.paths, splits, strict=True)):
             name = path.relative_to(root).as_posix()
-            metadata = pq.read_metadata(path)
             row = 0
-            for group in range(metadata.num_row_groups):
-                for within in range(metadata.row_group(group).num_rows):
+            for group in range(metadata[i].num_row_groups):
+                for within in range(metadata[i].row_group(group).num_rows):
                     label = decode(numbers[i][row]) if self.label is not None else None
                     self.items.append(Item(f"{name}#{row}", label, split))
                     self._places.append((i, group, within))
                     row += 1
         if not self.items:
             raise ValueError(f"{root} holds Parquet files without rows; give files that hold pictures")
+
+    def _file(self, path: PurePath) -> pq.ParquetFile:
+        return pq.ParquetFile(path.as_posix(), filesystem=self.filesystem)
 
     def _number_labels(self, numbers: list[list[Any]]):
         """How a label column's values become class numbers; names the classes if the file does not."""
@@ -223,13 +294,17 @@ class ParquetSource:
         file, group, row = self._places[index]
         if self._group is None or self._group[0] != (file, group):
             if self._open is None or self._open[0] != file:
-                self._open = (file, pq.ParquetFile(self.paths[file]))
+                self._open = (file, self._file(self.paths[file]))
             table = self._open[1].read_row_group(group, columns=[self.image], use_threads=False)
             self._group = ((file, group), table[self.image].combine_chunks())
-        return _picture(self._group[1][row].as_py(), self.paths[file].parent)
+        picture = _picture(self._group[1][row].as_py(), self.paths[file].parent)
+        if self.filesystem is None or isinstance(picture, bytes):
+            return picture
+        with self.filesystem.open_input_file(str(picture)) as place:
+            return place.read()
 
 
-def _split_of(path: Path) -> str | None:
+def _split_of(path: PurePath) -> str | None:
     """The split that a path names, as ``train-00000-of-00002.parquet`` or ``train/0.parquet`` do."""
     for part in path.parts:
         first = re.split(r"[-._ ]", part)[0].lower()
@@ -238,7 +313,7 @@ def _split_of(path: Path) -> str | None:
     return None
 
 
-def _columns(schema: pa.Schema, path: Path) -> tuple[str, str | None, list[str]]:
+def _columns(schema: pa.Schema, path: PurePath) -> tuple[str, str | None, list[str]]:
     """Names of the picture and the label column, and of the classes."""
     features: dict[str, Any] = {}
     with contextlib.suppress(KeyError, TypeError, json.JSONDecodeError):
@@ -270,14 +345,14 @@ def _is_label(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _picture(cell: Any, folder: Path) -> str | Path | bytes:
+def _picture(cell: Any, folder: PurePath) -> str | Path | bytes:
     """What a cell of the picture column holds: bytes, or where the file is."""
     if isinstance(cell, bytes):
         return cell
     if isinstance(cell, dict) and cell.get("bytes"):
         return cell["bytes"]
     if isinstance(cell, dict) and cell.get("path"):
-        return folder / cell["path"]
+        return str(folder / cell["path"])
     raise ValueError("there is no picture in this row")
 
 
@@ -317,6 +392,21 @@ class DatasetsSource:
         split, row = self._places[index]
         (cell,) = self._data[split][row].values()
         return _picture(cell, Path())
+
+
+def loaded_source(data: Any) -> DatasetsSource:
+    """What the `datasets` library has loaded: a ``Dataset`` or a ``DatasetDict``.
+
+    Raises:
+        ValueError: it is neither, or has no pictures.
+    """
+    library = _import_datasets()
+    splits = data if isinstance(data, dict) else {"all": data}
+    if not splits or not all(isinstance(part, library.Dataset) for part in splits.values()):
+        raise ValueError(
+            f"a {type(data).__name__} is no source; give a path, a URL, or a data set that was loaded without streaming"
+        )
+    return DatasetsSource(dict(splits), "given")
 
 
 def _import_datasets() -> Any:

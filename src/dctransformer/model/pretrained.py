@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -24,12 +27,12 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
-def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
+def model_folder(name: str | Path, **hub: Any) -> Path:
     """Find the folder of a model.
 
     Args:
         name: a run folder, a saved model's folder, the name of shipped weights, or a hub id (``owner/name``).
-        revision: branch, tag or commit, for a hub id.
+        hub: for a hub id, what `huggingface_hub.snapshot_download` takes: ``revision``, ``token``, ``cache_dir``, …
 
     Raises:
         ValueError: there is no such model, or the hub can't be reached.
@@ -41,7 +44,7 @@ def model_folder(name: str | Path, *, revision: str | None = None) -> Path:
     if shipped:
         return SHIPPED / str(name)
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _from_hub(str(name), revision)
+        return _from_hub(str(name), hub)
     known = ", ".join(shipped_names()) or "none"
     raise ValueError(
         f"there is no model {str(name)!r}; give a run or model folder, a hub id, or shipped weights ({known})"
@@ -57,18 +60,61 @@ def _complete(folder: Path) -> Path:
     return folder
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def _from_hub(repo: str, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+        folder = snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS], **options)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        why = _first_line(error)
         raise ValueError(
-            f"no folder {repo!r} here, and the hub did not give it ({first}); check the name or the network"
+            f"no folder {repo!r} here, and the hub did not give it ({why}); check the name or the network"
         ) from error
     return _complete(Path(folder))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def check_token(token: str | None) -> None:
+    """See that there is a token for the hub, before the work whose result is to be uploaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import huggingface_hub
+
+    if not (token or huggingface_hub.get_token()):
+        raise ValueError(
+            "there is no token for the Hugging Face hub; log in with `hf auth login`, or set HF_TOKEN to a token that "
+            "can write (https://huggingface.co/settings/tokens)"
+        )
+
+
+@contextlib.contextmanager
+def hub_answers(repo: str) -> Iterator[None]:
+    """An upload: what the hub refuses becomes a sentence.
+
+    Raises:
+        ValueError: the hub can't be reached, or does not allow it.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise ValueError(f"HF_HUB_OFFLINE is set, so {repo} can't be uploaded; unset it and try again") from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise ValueError(
+                f"the hub does not let this token write {repo}; log in with `hf auth login` and a token that can, "
+                "or choose another owner"
+            ) from error
+        raise ValueError(f"the hub did not take {repo} ({_first_line(error)}); try again later") from error
+    except OSError as error:
+        raise ValueError(f"the hub can't be reached ({_first_line(error)}); check the network") from error
 
 
 def read_config(folder: str | Path) -> ModelConfig:

@@ -1,0 +1,89 @@
+"""The model card: what a person finds beside a model's weights on the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from dctransformer.model.config import ModelConfig
+
+TAGS = ("image-generation", "dct", "jpeg", "likelihood")
+
+_TASKS = {
+    "none": "generate",
+    "low4": "upscale ×2",
+    "low2": "upscale ×4",
+    "low1": "upscale ×8",
+    "luma": "colorize",
+    "region": "inpaint, continue",
+}
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A [DCTransformer]({{ paper_url }}) of {{ millions }}M parameters for pictures of {{ size }}×{{ size }} pixels at JPEG
+quality {{ quality }}{{ classes }}.
+
+It was trained to: {{ tasks }}.
+
+## Use
+
+With `dctransformer` installed:
+
+    dctransformer sample {{ name }} --num 16 --out samples
+
+```python
+from dctransformer import DCTransformer
+from dctransformer.sample import SampleConfig, sample
+
+model = DCTransformer.from_pretrained("{{ name }}")
+pixels = sample(model, 4, SampleConfig(seed=0)).pixels()  # uint8 [4, {{ size }}, {{ size }}, 3]
+```
+
+## Figures
+{% if figures %}
+| what | figure |
+|---|---|
+{% for what, figure in figures.items() -%}
+| {{ what }} | {{ "%.4g" | format(figure) }} |
+{% endfor %}{% else %}
+None were measured. `dctransformer likelihood {{ name }} DATA` counts the exact bytes an image.
+{% endif %}
+## Config
+
+| field | value |
+|---|---|
+{% for field, value in config.items() -%}
+| {{ field }} | {{ value }} |
+{% endfor %}"""
+
+
+def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[str, float], info: Any) -> ModelCard:
+    """Fill in the card.
+
+    Args:
+        config: of the model.
+        parameters: how many it has.
+        name: under which it can be loaded.
+        figures: scores by name; they go into the card's metadata, too.
+        info: what the hub's mixin knows of the class (library, task, tags, paper).
+    """
+    results = [
+        EvalResult("unconditional-image-generation", "image-folder", "validation pictures", what, figure)
+        for what, figure in figures.items()
+    ]
+    data = ModelCardData(
+        **{**info.model_card_data.to_dict(), "model_name": name.split("/")[-1], "eval_results": results or None}
+    )
+    classes = f", conditioned on {config.num_labels} classes" if config.num_labels else ""
+    shown = {k: v for k, v in dataclasses.asdict(config).items() if k != "label_names"}
+    return ModelCard.from_template(
+        data, template_str=_TEMPLATE, name=name, paper_url=info.paper_url, millions=f"{parameters / 1e6:.3g}",
+        size=config.size, quality=config.quality, classes=classes, figures=figures, config=shown,
+        tasks=", ".join(_TASKS[c] for c in config.conditions),
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Data sets, collate, samplers and the transform that anyone's loop can use; the loops in the documents run."""
+
+from __future__ import annotations
+
+import io
+import re
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dctransformer.codec.jpeg import read_jpeg_bytes
+from dctransformer.data import (
+    ChunkBatches,
+    ChunkSampler,
+    DCTImageDataset,
+    ToTriples,
+    TripleStore,
+    collate,
+    cut_chunks,
+    prepare,
+)
+from pictures import photo, photo_folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """30 made pictures in two classes."""
+    return photo_folder(tmp_path_factory.mktemp("home") / "photos", 30, ("ant", "bee"))
+
+
+@pytest.fixture(scope="module")
+def data(photos) -> Path:
+    """The same, prepared beside them, none held out."""
+    out = photos.parent / "data"
+    prepare(photos, out, size=32, quality=30, val_fraction=0, workers=1, progress=False)
+    return out
+
+
+def stored(data: Path) -> list[dict]:
+    """The rows of the data set."""
+    return pq.read_table(data / "train-00000.parquet").to_pylist()
+
+
+def test_examples_are_the_stored_jpeg_files(data):
+    """Coefficients, triples and label of each; batches keep them."""
+    dataset = DCTImageDataset(data)
+    files = stored(data)
+    assert len(dataset) == len(files) == 30
+    for example, row in zip((dataset[i] for i in range(30)), files, strict=True):
+        dct = read_jpeg_bytes(row["image"]["bytes"])
+        assert torch.equal(example["coefficients"], dct.to_mcus()[0])
+        assert torch.equal(example["triples"], dct.to_triples()[0]) and example["label"] == row["label"]
+    batch = next(iter(DataLoader(dataset, batch_size=7, collate_fn=collate)))
+    assert batch["coefficients"].shape == (7, 4, 6, 64) and batch["triples"].shape == (7, batch["lengths"].max(), 3)
+    for i in range(7):
+        assert torch.equal(batch["triples"][i, : batch["lengths"][i]], dataset[i]["triples"])
+        assert not batch["triples"][i, batch["lengths"][i] :].any() and batch["label"][i] == dataset[i]["label"]
+    with pytest.raises(ValueError, match="prepared with quality 30, not 50"):
+        DCTImageDataset(data, quality=50)
+
+
+def test_a_folder_of_pictures_is_what_prepare_makes_of_it(photos, data):
+    """Without preparing, in the folder's own order."""
+    found = DCTImageDataset(photos, size=32, quality=30)
+    files = {row["image"]["path"]: row for row in stored(data)}
+    names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
+    for i, name in enumerate(names):
+        assert torch.equal(found[i]["coefficients"], read_jpeg_bytes(files[name]["image"]["bytes"]).to_mcus()[0])
+        assert found[i]["label"] == files[name]["label"]
+
+
+def test_to_triples_is_what_prepare_stores(photos, data):
+    """From Pillow images of any mode, arrays and tensors; with and without resizing."""
+    to_triples = ToTriples(quality=30, size=32)
+    assert repr(to_triples) == "ToTriples(quality=30, size=32)"
+    for row in stored(data)[:6]:
+        image = Image.open(photos / row["image"]["path"])
+        expected = read_jpeg_bytes(row["image"]["bytes"]).to_triples()[0]
+        for picture in (image, image.convert("RGBA"), np.asarray(image), torch.from_numpy(np.array(image))):
+            assert torch.equal(to_triples(picture), expected)
+    out = io.BytesIO()
+    odd = photo(37, 51)
+    Image.fromarray(odd).save(out, "JPEG", quality=30)
+    for picture in (odd, Image.fromarray(odd)):
+        assert torch.equal(ToTriples(30)(picture), read_jpeg_bytes(out.getvalue()).to_triples()[0])
+    for wrong in (odd[..., 0], odd.astype(np.float32), "photo.png"):
+        with pytest.raises(ValueError, match=r"uint8 array \[H, W, 3\]"):
+            to_triples(wrong)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        ToTriples(size=40)
+
+
+def test_sampler_and_batches_agree(data):
+    """Cutting what the sampler names gives what `ChunkBatches` makes when nothing is drawn."""
+    dataset = DCTImageDataset(data)
+    sampler = ChunkSampler(dataset.store, stride=24, batch=6, seed=3)
+    batches = ChunkBatches(dataset.store, 32, 8, 6, seed=3, flip=False, label_dropout=0)
+    for step, pairs in enumerate(islice(sampler, 5)):
+        cut = cut_chunks([dataset.sequence(p) for p, _ in pairs], [c for _, c in pairs], 32, 8)
+        for name in ("coefficients", "settled", "closed", "ranks", "positions", "values", "context", "labels"):
+            assert torch.equal(getattr(cut, name), getattr(batches[step], name)), name
+
+
+@pytest.mark.parametrize("batch", [4, 6])
+def test_stretches_keep_each_process_to_its_share(data, batch):
+    """Every chunk once an epoch; a row's chunks are neighbours; rows are the same whoever makes them."""
+    store = TripleStore.open(data, progress=False)
+    whole = ChunkSampler(store, 24, batch, seed=1, shuffle="stretches")
+    everything = list(map(tuple, whole.items))
+    assert len(everything) == sum(-(-(len(store.triples(i)) + 1) // 24) for i in range(len(store)))
+    for row in range(batch):
+        first, end = (whole.total * r // batch for r in (row, row + 1))
+        own = everything[first:end]
+        epochs = [[tuple(whole.chosen(e * len(own) + k)[row]) for k in range(len(own))] for e in range(2)]
+        assert sorted(epochs[0]) == sorted(epochs[1]) == own and epochs[0] != epochs[1]
+    for count in (1, 2):
+        share = batch // count
+        for rank in range(count):
+            rows = range(rank * share, (rank + 1) * share)
+            mine = ChunkSampler(store, 24, batch, seed=1, rows=rows, shuffle="stretches")
+            for step, pairs in enumerate(islice(mine, 9)):
+                assert pairs == list(map(tuple, whole.chosen(step)[rows.start : rows.stop]))
+    with pytest.raises(ValueError, match="smaller batch"):
+        ChunkSampler(store, 24, 10**6, shuffle="stretches")
+
+
+def test_the_loops_in_the_documents_run(data, photos, monkeypatch, capsys):
+    """Every Python block of docs/datasets.md, one after the other."""
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(photos.parent / "cache"))
+    text = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= 4
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/datasets.md", "exec"), names)
+    assert "step 2:" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""Preparing on Ray: the same bytes as the local engine's, whoever dies on the way."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from dctransformer.cli import main
+from dctransformer.data import DatasetInfo, prepare
+from pictures import photo_folder
+
+preparing = importlib.import_module("dctransformer.data.prepare")
+
+
+def run(source: str | Path, out: Path, **options) -> DatasetInfo:
+    """Prepare small."""
+    return prepare(source, out, **{"size": 32, "quality": 50, "val_fraction": 0.2, "progress": False, **options})
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of a data set."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def rays_workers() -> list[int]:
+    """Process ids of the Ray workers under this process that do the job."""
+    parents, names = {}, {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            names[int(facts["Pid"])] = (status.parent / "cmdline").read_text()
+        except (OSError, KeyError):
+            continue
+        parents[int(facts["Pid"])] = int(facts["PPid"])
+
+    def ours(pid: int) -> bool:
+        while pid > 1 and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return [pid for pid, name in names.items() if "_Worker" in name and "ray::" in name and ours(pid)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray of two workers, for the whole file."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'dctransformer[ray]')")
+    pytest.importorskip("ray.data")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 made pictures in two classes, one of them broken."""
+    folder = photo_folder(tmp_path_factory.mktemp("photos"), 80, ("ant", "bee"))
+    (folder / "ant" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds Ray's workers in /proc")
+def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, monkeypatch):
+    """A worker is killed while pieces are missing: Ray replaces it, and not a bit is different."""
+    monkeypatch.setattr(preparing, "UNIT", 2)
+    monkeypatch.setattr(preparing, "_pictures_a_shard", lambda size: 30)
+    local = run(photos, tmp_path / "local", workers=1)
+    killed, kept = [], []
+    keep = preparing._Job.keep
+
+    def keep_and_kill(job, unit, piece):
+        keep(job, unit, piece)
+        kept.append(unit.piece)
+        if len(kept) == 5:
+            killed.extend(rays_workers()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(preparing._Job, "keep", keep_and_kill)
+    by_ray = run(photos, tmp_path / "ray", workers=2, engine="ray")
+    assert len(killed) == 1 and 5 < len(kept) == len(set(kept)) > 35
+    assert by_ray == local and by_ray.skipped == 1
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert len(list((tmp_path / "ray").glob("train-*.parquet"))) > 1
+
+
+def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path, monkeypatch):
+    """What one engine has left is taken up by the other; the source is a URL."""
+    monkeypatch.setattr(preparing, "UNIT", 8)
+    run(photos.as_uri(), tmp_path / "whole", workers=1)
+    keep, kept = preparing._Job.keep, []
+
+    def stop_half_way(job, unit, piece):
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+        keep(job, unit, piece)
+        kept.append(unit.piece)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing._Job, "keep", stop_half_way)
+        run(photos.as_uri(), tmp_path / "out", workers=2, engine="ray")
+    assert not (tmp_path / "out" / "dctransformer.json").exists()
+    again = []
+    monkeypatch.setattr(preparing._Job, "keep", lambda *args: again.append(args[1].piece) or keep(*args))
+    run(photos.as_uri(), tmp_path / "out", workers=1)
+    assert again and not set(again) & set(kept)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch, capsys):
+    """Where it can't be imported: status 2, one sentence."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", str(photos), str(tmp_path / "out"), "--engine", "ray"])
+    assert caught.value.code == 2 and "pip install 'dctransformer[ray]'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="neither local nor ray"):
+        run(photos, tmp_path / "other", engine="dask")
