@@ -199,8 +199,8 @@ def triples_figure(samples: Samples) -> Any:
         xlabel="place in the sequence",
         ylabel="position (block)",
     )
-    axis.xaxis.label.set_size(8)
-    axis.yaxis.label.set_size(8)
+    axis.xaxis.label.set_fontsize(8)
+    axis.yaxis.label.set_fontsize(8)
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(
@@ -501,7 +501,7 @@ def survival_figure(samples: Samples, step: Step) -> Any:
     axis.set_xticks(x[:: max(1, upto // 16)], [str(legal[i]) for i in x[:: max(1, upto // 16)]], fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
     axis.set(xlabel="open positions, in raster order", ylim=(0, 1.05))
-    axis.xaxis.label.set_size(8)
+    axis.xaxis.label.set_fontsize(8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=7.5, loc="upper right", bbox_to_anchor=(1.0, 1.0))
     return figure
