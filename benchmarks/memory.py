@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--presets tiny small base paper] [--gib 12 24 40 80]
 
-*States*: fp32 weights, gradients, two moments and the average, 20 bytes a parameter. *Activations*: what one chunk's forward
-pass keeps for its backward pass, counted on the CPU (eager, bf16 autocast as on a GPU; weights and what is kept twice
-count once). From both: how many chunks at once some GPUs should hold (nine tenths of their memory), which is a
+*States*: fp32 weights, gradients, two moments and the average, 20 bytes a parameter. *Activations*: what one chunk's
+forward pass keeps for its backward pass, counted on the CPU (eager, bf16 autocast as on a GPU; weights and what is kept
+twice count once). From both: how many chunks at once some GPUs should hold (nine tenths of their memory), which is a
 calculation; `--micro-batch auto` measures. The last line is JSON.
 """
 
