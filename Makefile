@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types bench install clean
+.PHONY: demo test lint types docs bench install clean
 
 # The package and what `make demo` needs.
 .venv/.core: pyproject.toml constraints.txt
@@ -31,11 +31,15 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: .venv/.dev
-	$(BIN)/ruff check src tests benchmarks scripts
-	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/ruff check src tests benchmarks scripts notebooks
+	$(BIN)/ruff format --check src tests benchmarks scripts notebooks
 
 types: .venv/.dev
 	$(BIN)/pyright
+
+# The API reference, made of the docstrings: build/docs/index.html.
+docs: .venv/.dev
+	$(BIN)/python scripts/reference.py build/docs
 
 # make bench PHOTOS=folder/of/photographs DATA=prepared/flowers64
 bench: .venv/.dev

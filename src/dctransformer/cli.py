@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from dctransformer.config_file import ConfigFile, read_config_file
+from dctransformer.data.info import DatasetInfo
 from dctransformer.evaluate.config import EvaluateConfig
-from dctransformer.model.config import PRESETS, Architecture, ModelConfig, preset
+from dctransformer.model.config import PRESETS, Architecture, ModelConfig
 from dctransformer.sample_config import SampleConfig
 from dctransformer.train_config import TrainConfig
 
@@ -68,6 +70,8 @@ class Train:
     """Folder made by `dctransformer prepare`."""
     run_: Annotated[Path, tyro.conf.arg(name="run")]
     """Run folder: weights, settings, curves and samples go there."""
+    config: Path | None = None
+    """TOML file of settings, as in configs/paper; the command line takes precedence over it."""
     preset: str = "small"
     """Shape of the model: tiny, small, base or paper."""
     model: Architecture = dataclasses.field(default_factory=Architecture)
@@ -79,6 +83,8 @@ class Train:
         """Train."""
         from dctransformer.train import train
 
+        if self.config is not None:
+            read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)
         metrics = train(self.data, self.run_, ModelConfig(**dataclasses.asdict(self.model)), self.options)
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
             print(json.dumps(metrics))
@@ -459,30 +465,38 @@ def _given_table(given: dict[str, Any]) -> None:
     )
 
 
-def _preset_of(argv: list[str]) -> str:
-    """The preset named on the command line: its values become the defaults that --help shows."""
+def _word_after(option: str, argv: list[str]) -> str | None:
+    """The value of an option on the command line, before it is parsed."""
     for i, word in enumerate(argv):
-        if word.startswith("--preset="):
+        if word.startswith(f"{option}="):
             return word.split("=", 1)[1]
-        if word == "--preset" and i + 1 < len(argv):
+        if word == option and i + 1 < len(argv):
             return argv[i + 1]
-    return "small"
+    return None
 
 
-def _train_defaults(name: str) -> Train:
-    config = preset(name)
+def _train_defaults(argv: list[str]) -> Train:
+    """What holds unless the command line says otherwise, and what --help shows: the preset's values and the file's."""
+    path, name = _word_after("--config", argv), _word_after("--preset", argv)
+    file = ConfigFile() if path is None else read_config_file(path)
+    config, options = file.architecture(name), file.train
+    # A budget on the command line replaces the file's, whichever of the two it is counted in.
+    if _word_after("--minutes", argv) is not None:
+        options = dataclasses.replace(options, triples=None)
+    if _word_after("--triples", argv) is not None:
+        options = dataclasses.replace(options, minutes=None)
     chosen = Architecture(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Architecture)})
-    return Train(tyro.MISSING, tyro.MISSING, name, chosen, TrainConfig())
+    return Train(tyro.MISSING, tyro.MISSING, None, name or file.preset or "small", chosen, options)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the ``dctransformer`` command."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        name = _preset_of(argv) if argv[:1] == ["train"] else "small"
+        defaults = _train_defaults(argv if argv[:1] == ["train"] else [])
         commands: Any = (
             Annotated[Prepare, tyro.conf.subcommand("prepare")]
-            | Annotated[Train, tyro.conf.subcommand("train", default=_train_defaults(name))]
+            | Annotated[Train, tyro.conf.subcommand("train", default=defaults)]
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Upscale, tyro.conf.subcommand("upscale")]
             | Annotated[Colorize, tyro.conf.subcommand("colorize")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from dctransformer.codec import order
@@ -137,12 +138,7 @@ class ModelConfig(Architecture):
         Raises:
             ValueError: a field is unknown; the nearest known one is named.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-                raise ValueError(f"the model config has no field {name!r}; {hint}")
+        check_names(fields, [f.name for f in dataclasses.fields(cls)], "the model config")
         typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         for field in dataclasses.fields(cls):
             value, default = typed.get(field.name, field.default), field.default
@@ -157,6 +153,25 @@ class ModelConfig(Architecture):
             if not fits:
                 raise ValueError(f"the model config's {field.name} can't be {value!r}; its default is {default!r}")
         return cls(**typed)
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse names that mean nothing.
+
+    Args:
+        given: names that somebody wrote.
+        known: names that mean something.
+        what: who has them.
+
+    Raises:
+        ValueError: a name is unknown; the nearest known one is named.
+    """
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise ValueError(f"{what} has no field {name!r}; {hint}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

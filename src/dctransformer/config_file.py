@@ -1,0 +1,187 @@
+"""Settings of a training in a file (``dctransformer train --config FILE``), as ``configs/paper`` has them.
+
+A TOML file with up to four parts, each optional::
+
+    preset = "paper"          # shape of the model
+
+    [model]                   # changes to it: `dctransformer.model.config.Architecture`
+    dropout = 0.1
+
+    [train]                   # the loop: `dctransformer.train_config.TrainConfig`
+    triples = 300_000_000_000
+    conditions.low = 0.0
+
+    [data]                    # what the data set must be like: `DataWanted`
+    size = 256
+    quality = 50
+
+The command line takes precedence over the file, the file over the preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from dctransformer.data.info import DatasetInfo
+from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
+from dctransformer.train_config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataWanted:
+    """What the settings are meant for; None leaves it open."""
+
+    size: int | None = None
+    """Side of the pictures in pixels."""
+    quality: int | None = None
+    """JPEG quality."""
+    labels: int | None = None
+    """Number of classes; 0 for none."""
+
+    def check(self, info: DatasetInfo, name: str | Path) -> None:
+        """Compare with a prepared data set.
+
+        Args:
+            info: of the data set.
+            name: its folder.
+
+        Raises:
+            ValueError: it is another size, quality or number of classes.
+        """
+        found = {"size": info.size, "quality": info.quality, "labels": len(info.labels)}
+        for field, has in found.items():
+            wanted = getattr(self, field)
+            if wanted is not None and wanted != has:
+                raise ValueError(
+                    f"the config file is for a data set of {field} {wanted}, but {name} has {has}; "
+                    "prepare the data accordingly, or change the file's [data] part"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """What a file says."""
+
+    preset: str | None = None
+    """Name of a preset."""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `Architecture` that differ from the preset's."""
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """Settings of the loop."""
+    data: DataWanted = dataclasses.field(default_factory=DataWanted)
+    """What the data set must be like."""
+
+    def architecture(self, name: str | None = None) -> Architecture:
+        """The model's architecture.
+
+        Args:
+            name: a preset to take instead of the file's own.
+
+        Raises:
+            ValueError: there is no such preset, or the changes don't fit it.
+        """
+        return preset(name or self.preset or "small", **self.model)
+
+    def model_config(self) -> ModelConfig:
+        """The whole shape of the model for the data that the file asks for."""
+        wanted = {"size": self.data.size, "quality": self.data.quality, "num_labels": self.data.labels}
+        known = {name: value for name, value in wanted.items() if value is not None}
+        return dataclasses.replace(
+            preset(self.preset or "small", **self.model), **known, conditions=self.train.conditions.names()
+        )
+
+
+def read_config_file(path: str | Path) -> ConfigFile:
+    """Read settings from a TOML file.
+
+    Raises:
+        ValueError: the file can't be read, a name in it is unknown (the nearest known one is given), or a value can't
+            be what it is.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            fields = tomllib.load(file)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); give a TOML file with --config") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} is not TOML ({error}); correct it") from error
+    try:
+        check_names(fields, ("preset", "model", "train", "data"), "a config file")
+        changes = _table(fields, "model")
+        _typed(Architecture, changes, "[model]")  # a preset's own fields are checked with it, later
+        read = ConfigFile(
+            preset=_value(fields["preset"], str, "preset") if "preset" in fields else None,
+            model=changes,
+            train=_typed(TrainConfig, _table(fields, "train"), "[train]"),
+            data=_typed(DataWanted, _table(fields, "data"), "[data]"),
+        )
+        read.train.check()
+        read.model_config()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return read
+
+
+def _table(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    table = fields.get(name, {})
+    if not isinstance(table, dict):
+        raise ValueError(f"{name} is not a table; write [{name}] on a line of its own")
+    return table
+
+
+def _typed(cls: type, fields: dict[str, Any], where: str) -> Any:
+    """A dataclass from a table, every name and type checked; what the table leaves out keeps its default."""
+    hints = typing.get_type_hints(cls)
+    check_names(fields, hints, where)
+    return cls(**{name: _value(value, hints[name], f"{where} {name}") for name, value in fields.items()})
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as the type that a field has.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return _typed(hint, value, where)  # pyright: ignore[reportArgumentType]
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for choice in typing.get_args(hint):
+            try:
+                return _value(value, choice, where)
+            except ValueError:
+                continue
+    elif typing.get_origin(hint) is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            return tuple(_value(part, typing.get_args(hint)[0], where) for part in value)
+    elif isinstance(value, bool) or hint is bool:
+        if isinstance(value, bool) and hint is bool:
+            return value
+    elif hint is float and isinstance(value, (int, float)):
+        return float(value)
+    elif isinstance(value, hint):
+        return value
+    raise ValueError(f"{where} can't be {value!r}; it is {_meaning(hint)}")
+
+
+def _meaning(hint: Any) -> str:
+    """A type in words."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_meaning(choice) for choice in arguments if choice is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each part {_meaning(arguments[0])}"
+    if dataclasses.is_dataclass(hint):
+        return "a table"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(hint, "nothing")

@@ -1,0 +1,128 @@
+"""Settings in files: what the command line, the file and the preset say, and the paper's own runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dctransformer.cli import _train_defaults, main
+from dctransformer.config_file import read_config_file
+from dctransformer.model.config import preset
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.train_config import TrainConfig
+from pictures import photo_folder
+
+PAPER = Path(__file__).parents[1] / "configs" / "paper"
+RUNS = sorted(path.stem for path in PAPER.glob("*.toml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    """A file with these settings."""
+    path = folder / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
+    """Each level changes what it names and nothing else; the budget may be counted otherwise than in the file."""
+    path = written(
+        tmp_path,
+        'preset = "tiny"\n[model]\nwidth = 48\nvalue = [1, 2]\n'
+        "[train]\ntriples = 500\nlr = 1\nmicro_batch = 2\nconditions.low = 0.0\n",
+    )
+    found = _train_defaults(["train", "--config", str(path), "--model.width", "64"])
+    assert found.preset == "tiny" and found.model.width == 48 and found.model.value == (1, 2)
+    assert found.model.hidden == preset("tiny").hidden and found.model.chunk == preset("tiny").chunk
+    assert found.options.triples == 500 and found.options.lr == 1.0 and found.options.micro_batch == 2
+    assert found.options.conditions.low == 0 and found.options.conditions.luma == TrainConfig().conditions.luma
+    assert found.options.batch == TrainConfig().batch
+    other = _train_defaults(["train", f"--config={path}", "--preset=small", "--minutes", "1"])
+    assert other.preset == "small" and other.model.width == 48 and other.model.hidden == preset("small").hidden
+    assert other.options.triples is None
+    assert _train_defaults(["train"]).options == TrainConfig()
+
+
+def test_train_reads_a_file(tmp_path: Path) -> None:
+    """What a run stores is what the file said, but for what the command line said."""
+    photos, data, run = photo_folder(tmp_path / "photos", 6, ("a", "b")), tmp_path / "data", tmp_path / "run"
+    main(["prepare", str(photos), str(data), "--size", "32", "--quality", "30", "--val-fraction", "0.3"])
+    path = written(
+        tmp_path,
+        'preset = "tiny"\nmodel.width = 48\n[data]\nsize = 32\nquality = 30\nlabels = 2\n'
+        "[train]\ntriples = 300\nbatch = 2\nsample_every = 0\nconditions.none = 1\nconditions.region = 0\n"
+        "conditions.low = 0\nconditions.luma = 0\n",
+    )
+    main(["train", "--config", str(path), "--data", str(data), "--run", str(run), "--seed", "3"])
+    model = json.loads((run / "config.json").read_text())["model"]
+    assert model["width"] == 48 and model["conditions"] == ["none"]
+    settings = json.loads((run / "train.json").read_text())
+    assert settings["triples"] == 300 and settings["batch"] == 2 and settings["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[train]\nbatsh = 4", "[train] has no field 'batsh'; did you mean 'batch'?"),
+        ("[train]\nconditions.lov = 1", "did you mean 'low'?"),
+        ("[model]\nwidht = 4", "[model] has no field 'widht'; did you mean 'width'?"),
+        ("[model]\nquality = 30", "[model] has no field 'quality'"),
+        ("[trian]\nlr = 1", "did you mean 'train'?"),
+        ("[data]\nsise = 64", "did you mean 'size'?"),
+        ("train = 3", "write [train] on a line of its own"),
+        ("[train]\nbatch = 4.5", "[train] batch can't be 4.5; it is a whole number"),
+        ("[train]\nbatch = true", "it is a whole number"),
+        ('[train]\nlr = "fast"', "it is a number"),
+        ("[train]\nflip = 1", "it is true or false"),
+        ('[train]\nprecision = "fp16"', "'auto' or 'fp32' or 'bf16'"),
+        ('[train]\nmicro_batch = "some"', "a whole number or 'auto'"),
+        ("[model]\nencoder = 3", "it is a list, each part a whole number"),
+        ("[train]\ntriples = 5\nminutes = 1", "not both"),
+        ('preset = "huge"', "choose one of tiny"),
+        ("[model]\nwidth = 33", "even multiple of heads"),
+        ("[data]\nsize = 40", "multiple of 16"),
+        ("preset =", "is not TOML"),
+    ],
+)
+def test_mistakes_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    """One sentence that names the file and what is wrong."""
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError) as caught:
+        read_config_file(path)
+    assert says in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is made."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    photos = photo_folder(tmp_path / "photos", 2, ("a",))
+    main(["prepare", str(photos), str(data), "--size", "32", "--quality", "30", "--val-fraction", "0"])
+    for path, says in (
+        (tmp_path / "none.toml", "can't be read (No such file"),
+        (written(tmp_path, "[data]\nquality = 50"), f"a data set of quality 50, but {data} has 30"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["train", "--config", str(path), "--data", str(data), "--run", str(run)])
+        assert caught.value.code == 2 and says in capsys.readouterr().err.replace("\n", " ") and not run.exists()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_papers_runs(name: str) -> None:
+    """Every settings file loads; its model, built without weights, has the parameters that the table beside it says."""
+    file = read_config_file(PAPER / f"{name}.toml")
+    config = file.model_config()
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DCTransformer(config).parameters())
+    row = re.search(rf"\| `{name}` \|.*", (PAPER / "README.md").read_text(encoding="utf-8"))
+    assert row is not None and f" {count:,} " in row[0]
+    assert 0.97 < count / 448e6 < 1.03  # what the paper's supplement is said to state
+    assert (config.width, config.heads, config.chunk, config.overlap) == (896, 14, 896, 128)
+    assert file.train.batch == 512 and file.train.triples == 300_000_000_000
+
+
+def test_the_papers_runs_are_those() -> None:
+    """None is forgotten."""
+    assert {"lsun-bedrooms", "lsun-towers", "lsun-churches", "ffhq", "imagenet-256", "openimages-upsample"} < set(RUNS)

@@ -1,0 +1,125 @@
+"""The documentation: its links lead somewhere, the commands it shows exist, the reference can be built."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from dctransformer.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.md")),
+    *sorted((ROOT / "src/dctransformer/weights").glob("*/README.md")),
+]  # fmt: skip
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced and indented code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls a page's headings."""
+    found = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    plain = (unicodedata.normalize("NFC", re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", h)).lower() for h in found)
+    return {re.sub(r"[^\w\- ]", "", h).strip().replace(" ", "-") for h in plain}
+
+
+def links(page: Path) -> list[str]:
+    """Targets of a page's links and pictures that lie in this repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [t for t in targets if not re.match(r"[a-z]+:", t)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files exist, headings too."""
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{page.name} links to {target}, which is not there"
+        assert there.is_relative_to(ROOT), f"{page.name} links out of the repository: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name} links to {target}, but {there.name} has no such heading"
+
+
+def test_every_page_and_picture_is_linked() -> None:
+    """Nothing in docs/ lies there unseen."""
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
+    for path in sorted((ROOT / "docs").rglob("*.*")):
+        assert path.resolve() in linked, f"no page links to {path.relative_to(ROOT)}"
+
+
+def commands() -> dict[str, set[tuple[str, str]]]:
+    """Options by command, with the page that shows them, of all that is shown as code in pages and settings files."""
+    shown: dict[str, set[tuple[str, str]]] = {}
+    sources = [*PAGES, *sorted((ROOT / "configs").rglob("*.toml"))]
+    for page in sources:
+        text = re.sub(r"\\\n[#\s]*", " ", page.read_text(encoding="utf-8"))
+        for name, rest in re.findall(r"\bdctransformer(?:\.cli)? ([a-z]+)\b([^\n`#|]*)", text):
+            options = re.findall(r"(?<!\S)--([a-z][\w.-]*)", rest)
+            if options or f"`dctransformer {name}" in text or f"    dctransformer {name}" in text:
+                shown.setdefault(name, set()).update((option, page.name) for option in [*options, "help"])
+    return shown
+
+
+def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that is shown is there, and takes the options that it is shown with."""
+    shown = commands()
+    assert {"prepare", "train", "sample", "evaluate", "upscale"} <= set(shown)
+    for command, options in sorted(shown.items()):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        there = caught.value.code == 0 and re.search(rf"usage: dctransformer {command}\b", text)
+        assert there, f"there is no command {command}, which {', '.join(sorted({page for _, page in options}))} shows"
+        known = set(re.findall(r"--([a-z][\w.-]*)", text))
+        for option, page in options:
+            assert option in known or option.replace("_", "-") in known, f"{page}: {command} has no --{option}"
+
+
+def test_the_citation_is_the_papers() -> None:
+    """The file has what the format asks for, and the paper as what is to be cited."""
+    yaml = pytest.importorskip("yaml")
+    cite = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cite)
+    paper = cite["preferred-citation"]
+    assert [a["family-names"] for a in paper["authors"]] == ["Nash", "Menick", "Dieleman", "Battaglia"]
+    assert paper["title"] == "Generating Images with Sparse Representations" and paper["year"] == 2021
+    assert paper["identifiers"][0]["value"] == "arXiv:2103.03841"
+
+
+def test_troubleshooting_quotes_real_sentences() -> None:
+    """Each message in bold code has three words in a row that stand in the code."""
+    code = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "src/dctransformer").rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a sentence may be written over several lines
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [q for bold in re.findall(r"\*\*(.+?)\*\*", page, flags=re.DOTALL) for q in re.findall(r"`([^`]+)`", bold)]
+    sentences = [q for q in quoted if " " in q]
+    assert len(sentences) > 15
+    for sentence in sentences:
+        words = sentence.rstrip("….").split()
+        size = min(3, len(words) - 1)
+        runs = (" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
+        assert any(run in code for run in runs), f"the code does not say: {sentence}"
+
+
+def test_the_reference_is_built(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """One page for every module, with the docstrings in it."""
+    pytest.importorskip("pdoc")
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    reference.build(tmp_path)
+    assert not [w for w in recwarn if "pdoc" in w.filename], [str(w.message) for w in recwarn]
+    modules = [p for p in (ROOT / "src/dctransformer").rglob("*.py") if not p.name.startswith("_")]
+    assert len(list(tmp_path.rglob("*.html"))) >= len(modules)
+    page = (tmp_path / "dctransformer" / "codec" / "dct_image.html").read_text(encoding="utf-8")
+    assert "Quantised DCT coefficients of a batch" in page and "to_triples" in page
