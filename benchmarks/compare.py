@@ -8,8 +8,8 @@ which are scored by the same features against the data set's training pictures. 
 
 A system's weights are written to FOLDER when they are trained, its pictures as they are made, its row when it is
 finished; the same command again goes on from there, also with another ``--num`` or ``--features``. At the end stand a
-table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best baseline
-over DCTransformer's.
+table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best
+baseline over DCTransformer's.
 """
 
 from __future__ import annotations
