@@ -8,8 +8,8 @@ which are scored by the same features against the data set's training pictures. 
 
 A system's weights are written to FOLDER when they are trained, its pictures as they are made, its row when it is
 finished; the same command again goes on from there, also with another ``--num`` or ``--features``. At the end stand a
-table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best baseline
-over DCTransformer's.
+table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best
+baseline over DCTransformer's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -171,7 +172,8 @@ def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
         trained = fit(stage, stage.share * args.minutes, rate, base, folder / stage.name, pace, args.clock)
         system.networks[stage.name] = trained.network
         facts[stage.name] = {
-            **trained.facts, "parameters": parameters(trained.network), "tuning": losses,
+            **trained.facts, "parameters": parameters(trained.network),
+            "tuning": {rate: loss if math.isfinite(loss) else None for rate, loss in losses.items()},
             "held_out_loss": stage.loss(trained.network),
         }  # fmt: skip
         _tell(f"{system.name}, {stage.name}: {facts[stage.name]}")
@@ -190,7 +192,7 @@ def generate(system: System, args: Args, labels: list[int], folder: Path) -> tup
     facts: dict[str, Any] = {"settings": args.settings(), "clock": 0.0, "wall": 0.0}
     if path.exists():
         facts = kept(folder / "samples.json", args, SAMPLING) or facts
-        made = load_file(path)["pictures"]
+        made = _samples(folder)
     part = args.num if isinstance(system, DCTransformerSystem) else args.batch
     now = CLOCKS[args.clock]
     while len(made) < args.num:
@@ -267,12 +269,19 @@ def table(rows: list[dict[str, Any]], held_out: dict[str, Any] | None) -> str:
 
 def sheet(rows: list[dict[str, Any]], folder: Path) -> None:
     """A row of samples of each system, of the same classes."""
-    shown = [load_file(folder / _slug(row["system"]) / SAMPLES)["pictures"][:SHOWN] for row in rows]
+    shown = [_samples(folder / _slug(row["system"]))[:SHOWN] for row in rows]
     captions = [
         row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
     ]
     with written_beside(folder / "sheet.png") as beside:
         contact_sheet(torch.cat(shown), columns=len(shown[0]), captions=captions).save(beside, "PNG", optimize=True)
+
+
+def _samples(folder: Path) -> Tensor:
+    try:
+        return load_file(folder / SAMPLES)["pictures"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder / SAMPLES} is damaged ({error}); delete it, and it is made anew") from error
 
 
 def _slug(name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dctransformer.baselines import loop
 from dctransformer.baselines.image_gpt import ImageGPT
@@ -107,12 +108,13 @@ def test_probabilities_of_all_pictures_sum_to_one() -> None:
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
-    """Picture i of a seed is the same alone and among others; another seed gives others."""
+    """Picture i of a seed is the same alone, among others and made later; another seed gives others."""
     model, labels = lively(TINY), [0, 1, 2, 0, 1]
+    later = sample_tokens(model, labels[3:], SampleConfig(seed=3, batch=2), first=3)
     one, all_, other = (
         sample_tokens(model, labels, SampleConfig(seed=seed, batch=batch)) for seed, batch in ((3, 1), (3, 4), (4, 4))
     )
-    assert torch.equal(one, all_)
+    assert torch.equal(one, all_) and torch.equal(one[3:], later)
     assert (one != other).float().mean() > 0.3
     assert one.shape == (5, TINY.length) and int(one.max()) < TINY.kinds
 
@@ -185,7 +187,7 @@ def test_decoded_pictures_are_those_of_the_coefficients(opened: Data) -> None:
     """Pixels and labels of the store are what DCTransformer's triples decode to, in the same order."""
     ours = systems(preset("tiny"), opened, (16,))[0]
     assert torch.equal(ours.reconstructed(), opened.held_out.pixels)
-    assert torch.equal(torch.from_numpy(ours.store.labels[:]), opened.train.labels)
+    assert ours.store.labels.tolist() == opened.train.labels.tolist()
 
 
 def test_batches_flip_hide_labels_and_visit_everything(opened: Data) -> None:
@@ -244,16 +246,16 @@ def test_the_codebook_follows_the_outputs_and_no_code_dies() -> None:
     """On outputs around a few points, the codes come to lie there, and nearly all stay in use."""
     torch.manual_seed(0)
     book = Codebook(VQVAEConfig(codes=16, code_width=2)).train()
-    points = torch.randn(8, 2) * 5
+    points = torch.randn(4, 2) * 5
 
     def outputs() -> torch.Tensor:
-        return (points[torch.randint(8, (256,))] + 0.1 * torch.randn(256, 2)).view(1, 16, 16, 2)
+        return (points[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2)).view(1, 16, 16, 2)
 
     for _ in range(5):
         book(outputs())
     book.codes.data[:8] = 100.0  # lost
     book.sums[:8] = book.codes.data[:8] * book.usage[:8, None]
-    for _ in range(600):
+    for _ in range(700):
         book(outputs())
     _, commitment = book.eval()(outputs())
     assert float(commitment) < 0.02
@@ -347,11 +349,17 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert list(row["stages"]) == ["autoencoder", "prior"] and row["floor_psnr"] > 5
     weights = sorted(p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("model.safetensors"))
     assert weights == ["dctransformer/model/model.safetensors", "image-gpt-16-px/model/model.safetensors",
-                       "vq-vae-prior/autoencoder/model.safetensors", "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
-    (tmp_path / "out" / "vq-vae-prior" / "row.json").unlink()  # trained, but not scored: the samples are the same
+                       "vq-vae-prior/autoencoder/model.safetensors",
+                       "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
+    # Trained, but not scored, and a picture is missing: it is made as it was.
+    (tmp_path / "out" / "vq-vae-prior" / "row.json").unlink()
+    samples = tmp_path / "out" / "vq-vae-prior" / "samples.safetensors"
+    made = load_file(samples)["pictures"]
+    save_file({"pictures": made[:4].contiguous()}, samples)
     main(words)
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["frechet"] == line["frechet"]
+    assert torch.equal(load_file(samples)["pictures"], made)
     with pytest.raises(SystemExit) as stop:
         main([*words, "--seed", "1"])
     assert stop.value.code == 2 and "another seed" in capsys.readouterr().err
