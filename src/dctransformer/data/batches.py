@@ -112,7 +112,7 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     def _pairs(self, places: np.ndarray) -> np.ndarray:
         """(picture, chunk) at places of the list of all chunks."""
         picture = np.searchsorted(self._ends, places, side="right")
-        return np.stack([picture, places - (self._ends - self.chunks)[picture]], axis=1)
+        return np.stack([picture, places - self._ends[picture] + self.chunks[picture]], axis=1)
 
 
 class ChunkBatches(Dataset[ChunkBatch]):
