@@ -43,7 +43,11 @@ SETTLE = 6
 
 def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     """The same groups, a parameter at a time."""
-    groups = [{k: g[k] for k in ("params", "weight_decay", "scale")} for g in trainer.optimizer.param_groups]
+    groups = [
+        {k: g[k] for k in ("params", "weight_decay", "scale")}
+        for part in trainer.optimizer.parts
+        for g in part.param_groups
+    ]
     return torch.optim.AdamW(groups, lr=trainer.config.lr, betas=(0.9, 0.95), eps=1e-9, foreach=False, fused=False)
 
 

@@ -107,6 +107,21 @@ def test_sampler_and_batches_agree(data):
             assert torch.equal(getattr(cut, name), getattr(batches[step], name)), name
 
 
+def test_early_starts_are_drawn_by_their_weights(data):
+    """As often as max(0.1, (1 - k / K)^3) says, the same for any share of the rows."""
+    store = TripleStore.open(data, "train")
+    sampler = ChunkSampler(store, 8, 64, seed=1, starts="early")
+    drawn = np.concatenate([sampler.chosen(step) for step in range(400)])
+    picture, chunk = sampler.items.T
+    weight = np.maximum(0.1, (1 - chunk / sampler.chunks[picture]) ** 3)
+    first = [float((items[:, 1] == 0).mean()) for items in (drawn, sampler.items)]
+    assert first[0] == pytest.approx(float(weight[chunk == 0].sum() / weight.sum()), rel=0.05)
+    assert first[0] > 1.5 * first[1]
+    assert np.array_equal(sampler.chosen(3, range(1, 64, 2)), sampler.chosen(3)[1::2])
+    with pytest.raises(ValueError, match="early"):
+        ChunkSampler(store, 8, 4, starts="early", shuffle="stretches")
+
+
 @pytest.mark.parametrize("batch", [4, 6])
 def test_stretches_keep_each_process_to_its_share(data, batch):
     """Every chunk once an epoch; a row's chunks are neighbours; rows are the same whoever makes them."""

@@ -275,6 +275,27 @@ def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None
     assert scores[1] == pytest.approx(scores[0], rel=0.02)
 
 
+def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    """Its momentum is in the checkpoint: stopped and resumed ends where uninterrupted does."""
+    store, model = TripleStore.open(data, "train"), preset("tiny", quality=30, size=32, num_labels=2)
+    config = TrainConfig(triples=6000, optimizer="muon", lr=5e-3, warmup=5, batch=8, precision="fp32")
+    steps = Steps(store, model, config)
+    once, twice = (Trainer(tmp_path / name, model, config) for name in ("once", "twice"))
+    nats = [float(once.step(steps[k % 3]).sum()) for k in range(30)]
+    assert nats[-1] < 0.8 * nats[2]
+    for k in range(20):
+        twice.step(steps[k % 3])
+    twice.run.mkdir()
+    twice.save()
+    resumed = Trainer(twice.run, model, config)
+    resumed.load()
+    for k in range(20, 30):
+        resumed.step(steps[k % 3])
+    assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), resumed.model.parameters(), strict=True))
+    assert "momentum_buffer" in resumed.optimizer.state_of(resumed.model.encoder.layers[0].attention.inner.query.weight)
+    assert "exp_avg" in resumed.optimizer.state_of(resumed.model.value_out.weight)
+
+
 def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
     """Every condition turns up, each chunk predicts something, and a step can be made again."""
     model = preset("tiny", quality=30, size=32, num_labels=2)

@@ -57,11 +57,11 @@ from dctransformer.distributed import (
 from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
 from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
-from dctransformer.model.context import LocalContext
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.layers import Layer
 from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
 from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
+from dctransformer.optimizer import learning_rate, make_optimizer
 from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
@@ -79,7 +79,7 @@ class Steps(ChunkBatches):
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
-            shuffle=config.shuffle,
+            shuffle=config.shuffle, starts=config.starts,
         )  # fmt: skip
 
 
@@ -91,34 +91,6 @@ def validation_sequences(store: TripleStore, model: ModelConfig, pictures: Itera
         if not 0 <= label < model.num_labels:
             label = model.null_label
         yield Sequence.from_triples(store.triples(i), grid, label)
-
-
-def learning_rate(config: TrainConfig, step: int, done: float) -> float:
-    """Warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
-
-
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW with three groups: decayed matrices, gains and biases, and tables with their own rate."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    for module in model.modules():
-        if isinstance(module, LocalContext):
-            tables |= {id(module.table), id(module.given_table)}
-    groups: dict[str, list[Tensor]] = {"matrices": [], "vectors": [], "tables": []}
-    for p in model.parameters():
-        groups["tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"].append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": groups["matrices"], "weight_decay": config.weight_decay, "scale": 1.0},
-            {"params": groups["vectors"], "weight_decay": 0.0, "scale": 1.0},
-            {"params": groups["tables"], "weight_decay": 0.0, "scale": config.table_lr},
-        ],
-        lr=config.lr,
-        betas=(0.9, 0.95),
-        eps=1e-9,
-        fused=True,
-    )
 
 
 @dataclasses.dataclass
@@ -158,6 +130,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = make(model)
         self.parallel = choose(config.parallel, self.model, processes, self.device)
+        if self.parallel == "fsdp" and config.optimizer == "muon":
+            raise ValueError("muon needs whole matrices; give --parallel ddp or --optimizer adamw")
         for layer in self.model.modules():
             if isinstance(layer, Layer):
                 layer.checkpoint = config.checkpoint_activations
@@ -169,6 +143,8 @@ class Trainer:
         self.model.to(self.device)
         self.average.to(self.device)
         self.optimizer = make_optimizer(self.model, config)
+        self.rate = 0.0
+        """Learning rate of the last step."""
         if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
             self.model.compile_stacks(by_layer=self.parallel == "fsdp")
         self.replica = replicate(self.model, self.device) if self.parallel == "ddp" else self.model
@@ -220,9 +196,8 @@ class Trainer:
             ValueError: training diverged, or a micro-batch does not fit into memory.
         """
         config, progress = self.config, self.progress
-        rate = learning_rate(config, progress.step, progress.done(config))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+        self.rate = learning_rate(config, progress.step, progress.done(config))
+        self.optimizer.set_rate(self.rate)
         count = int(batch.predicted.sum()) if count is None else count
         try:
             total = self._accumulate(batch, count)
@@ -282,7 +257,7 @@ class Trainer:
         rows = len(batch.labels)
         free, _ = torch.cuda.mem_get_info(self.device)
         there = free + torch.cuda.memory_reserved(self.device)
-        states = sum(2 * own(p).nbytes for p in self.model.parameters() if p not in self.optimizer.state)
+        states = sum(2 * own(p).nbytes for p in self.model.parameters() if not self.optimizer.began(p))
         limit = 0.9 * there - states  # a part is lost between blocks, and chunks differ
         limit = min(told[0] for told in self.processes.told([limit]))
         return largest_fitting(lambda size: self._peak(batch, size), limit, rows)
@@ -318,7 +293,7 @@ class Trainer:
         """Write the checkpoint beside and rename it (all processes take part, the first writes)."""
         tensors: dict[str, Tensor] = {}
         for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
-            states = {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
+            states = {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state_of(p).items()}
             for key, value in {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}.items():
                 value = whole(value)
                 if self.processes.first:
@@ -342,10 +317,10 @@ class Trainer:
             for (name, p), mean in zip(self.model.named_parameters(), self.average.parameters(), strict=True):
                 p.data.copy_(like(tensors[f"weights.{name}"], p))
                 mean.copy_(like(tensors[f"average.{name}"], mean))
-                state_of = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("exp_avg", "exp_avg_sq")}
-                kept = {key: like(value, p) for key, value in state_of.items() if value is not None}
-                if kept:
-                    self.optimizer.state[p] = {"step": tensors[f"optimizer.step.{name}"].to(p.device), **kept}
+                for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step"):
+                    value = tensors.get(f"optimizer.{key}.{name}")
+                    if value is not None:  # the number of steps is one for all processes, the rest lies as p does
+                        self.optimizer.state_of(p)[key] = value.to(p.device) if key == "step" else like(value, p)
         except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); delete it to start the run again from its beginning"
@@ -527,7 +502,7 @@ def _run(trainer: Trainer, steps: Steps, held_out: TripleStore, show: bool) -> d
                     log.write(
                         state, {f"train/{k}": v for k, v in fields.items()}
                         | {"train/bits_per_triple": sum(fields.values()), "triples_per_second": speed,
-                           "lr": trainer.optimizer.param_groups[0]["lr"]},
+                           "lr": trainer.rate},
                     )  # fmt: skip
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in fields.items())

@@ -31,6 +31,8 @@ class TrainConfig:
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With several processes (torchrun): ddp gives each all weights, fsdp a share; auto shards large models."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the matrices of the stacks (not sharded) and adamw for the rest."""
     lr: float = 2e-3
     """Peak learning rate of matrices and gains."""
     table_lr: float = 5.0
@@ -60,6 +62,8 @@ class TrainConfig:
     (Compiled, a resumed run is equal to one that was not stopped but for rounding.)"""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    starts: Literal["uniform", "early"] = "uniform"
+    """Every chunk once an epoch, or early chunks drawn more often, as the paper does (see `data.batches`)."""
     shuffle: Literal["all", "stretches"] = "all"
     """all: a step's chunks come from anywhere in the data. stretches: every row of the batch has a stretch of the data
     to itself, so that each of several processes reads only its share of the files."""
@@ -103,6 +107,8 @@ class TrainConfig:
             raise ValueError("minutes must be greater than 0")
         if not 0 <= self.ema < 1 or not 0 <= self.label_dropout <= 1:
             raise ValueError("ema must be in [0, 1) and label_dropout in [0, 1]")
+        if self.starts == "early" and self.shuffle != "all":
+            raise ValueError("early starts are drawn from the whole set; leave --shuffle at all")
         if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
 

@@ -112,7 +112,7 @@ def fit(
         state.seconds += now() - start
         total, counted = total + loss, counted + state.triples - before
         if state.step % 20 == 0:
-            log.write(state, {"train/loss": total / counted, "lr": trainer.optimizer.param_groups[0]["lr"]})
+            log.write(state, {"train/loss": total / counted, "lr": trainer.rate})
             total, counted = 0.0, 0
     log.close()
     elapsed = time.perf_counter() - began

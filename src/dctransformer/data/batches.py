@@ -15,6 +15,10 @@ from dctransformer.data.conditions import Conditions
 from dctransformer.data.store import TripleStore
 
 Shuffle = Literal["all", "stretches"]
+Starts = Literal["uniform", "early"]
+
+FLOOR = 0.1
+"""Least weight of a late chunk with early starts (second-hand from the paper's supplement)."""
 
 
 class Visits:
@@ -41,6 +45,9 @@ class Visits:
 class ChunkSampler(Sampler[list[tuple[int, int]]]):
     """The (picture, chunk) pairs of every step, endlessly: each epoch visits every chunk once, shuffled.
 
+    With ``starts="early"`` they are drawn instead, chunk k of K with a weight of max(0.1, (1 − k / K)³), as in the
+    paper.
+
     With ``shuffle="all"`` a step's chunks come from anywhere. With ``"stretches"`` every row of the batch has a stretch
     of the data set to itself, as long as the others', and shuffles that: whoever makes some of the rows reads only
     their stretches, and what a step sees still does not depend on who makes which rows.
@@ -55,6 +62,7 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         seed: int = 0,
         rows: range | None = None,
         shuffle: Shuffle = "all",
+        starts: Starts = "uniform",
     ):
         """Count the chunks.
 
@@ -65,10 +73,14 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
             seed: decides the order.
             rows: those of each batch that iterating yields (a process's share); None for all.
             shuffle: over the whole set, or in a stretch for each row.
+            starts: every chunk as often, or early ones more often (over the whole set).
 
         Raises:
-            ValueError: there are fewer chunks than stretches, or no such shuffle.
+            ValueError: there are fewer chunks than stretches, or no such shuffle or starts.
         """
+        if starts not in ("uniform", "early") or (starts == "early" and shuffle != "all"):
+            raise ValueError(f"starts {starts!r} must be uniform, or early with shuffle all")
+        self.starts = starts
         if shuffle not in ("all", "stretches"):
             raise ValueError(f"shuffle {shuffle!r} must be all or stretches")
         self.batch, self.seed, self.shuffle = batch, seed, shuffle
@@ -76,6 +88,9 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         self.chunks = -(-(np.diff(store.offsets) + 1) // stride)
         """int64 ``[n]``: chunks of each picture, the one with the stop included."""
         self._ends = np.cumsum(self.chunks)
+        if starts == "early":
+            picture, chunk = self.items.T
+            self._weights = np.cumsum(np.maximum(FLOOR, (1 - chunk / self.chunks[picture]) ** 3))
         if shuffle == "stretches" and self.total < batch:
             raise ValueError(f"{self.total} chunks make no {batch} stretches; give a smaller batch, or shuffle all")
         if shuffle == "all":
@@ -98,6 +113,9 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     def chosen(self, step: int, rows: range | None = None) -> np.ndarray:
         """The (picture, chunk) pairs of some rows (None for all) of a step: int64 ``[rows, 2]``."""
         rows = range(self.batch) if rows is None else rows
+        if self.starts == "early":
+            drawn = np.random.default_rng([self.seed, 5, step]).random(self.batch)[rows.start : rows.stop : rows.step]
+            return self._pairs(np.searchsorted(self._weights, drawn * self._weights[-1], side="right"))
         if self.shuffle == "all":
             return self._pairs(self._visits[0](step, rows))
         return self._pairs(np.array([self._firsts[row] + self._visits[row](step)[0] for row in rows]))
@@ -137,6 +155,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         conditions: Conditions | None = None,
         rows: range | None = None,
         shuffle: Shuffle = "all",
+        starts: Starts = "uniform",
     ):
         """Set the table.
 
@@ -153,9 +172,10 @@ class ChunkBatches(Dataset[ChunkBatch]):
             conditions: what is known from the start; None for nothing.
             rows: those of each batch that are made (a process's share); None for all.
             shuffle: see `ChunkSampler`.
+            starts: see there, too.
         """
         self.store, self.chunk, self.overlap = store, chunk, overlap
-        self.sampler = ChunkSampler(store, chunk - overlap, batch, seed=seed, rows=rows, shuffle=shuffle)
+        self.sampler = ChunkSampler(store, chunk - overlap, batch, seed=seed, rows=rows, shuffle=shuffle, starts=starts)
         self.num_labels = len(store.info.labels) if num_labels is None else num_labels
         self.flip, self.label_dropout = flip, label_dropout
         self.conditions = conditions or Conditions(none=1, low=0, luma=0, region=0)

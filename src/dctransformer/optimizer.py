@@ -1,0 +1,98 @@
+"""The optimisers: which parameters get which, and at what rate.
+
+Tables, gains, biases and output heads are always AdamW's. What is left are the matrices of the stacks: AdamW's, too,
+or Muon's (orthogonalised momentum, Jordan et al. 2024), scaled so that steps are as large as AdamW's (Liu et al. 2025).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dctransformer.model.context import LocalContext
+from dctransformer.model.layers import Stack
+from dctransformer.train_config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int, done: float) -> float:
+    """Warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+class Optimizers:
+    """One optimiser or two behind one face; no parameter belongs to both."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        """Args: parts: the optimisers."""
+        self.parts = parts
+        self._owner = {p: part for part in parts for group in part.param_groups for p in group["params"]}
+
+    def set_rate(self, rate: float) -> None:
+        """Give every group its own multiple (``scale``) of a learning rate."""
+        for group in itertools.chain.from_iterable(part.param_groups for part in self.parts):
+            group["lr"] = rate * group["scale"]
+
+    def state_of(self, p: Tensor) -> dict[str, Any]:
+        """What is remembered of a parameter: moments, and AdamW's number of steps (can be changed in place)."""
+        return self._owner[p].state[p]
+
+    def began(self, p: Tensor) -> bool:
+        """Whether anything is remembered of a parameter yet."""
+        return bool(self._owner[p].state.get(p))
+
+    def step(self) -> None:
+        """Change the parameters by their gradients."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
+    """What `TrainConfig.optimizer` asks for: fused AdamW for all, or Muon for the matrices of the stacks.
+
+    Args:
+        model: its stacks, embedding tables and local context are told from the rest.
+        config: rates, decay and the choice.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, LocalContext):
+            tables |= {id(module.table), id(module.given_table)}
+    stacked: set[int] = set()
+    if config.optimizer == "muon":
+        stacks = (module for module in model.modules() if isinstance(module, Stack))
+        stacked = {id(p) for stack in stacks for p in stack.layers.parameters() if p.ndim == 2}
+    groups: dict[str, list[Tensor]] = {"stacked": [], "matrices": [], "vectors": [], "tables": []}
+    for p in model.parameters():
+        kind = "tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"
+        groups["stacked" if id(p) in stacked else kind].append(p)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": groups["matrices"], "weight_decay": config.weight_decay, "scale": 1.0},
+            {"params": groups["vectors"], "weight_decay": 0.0, "scale": 1.0},
+            {"params": groups["tables"], "weight_decay": 0.0, "scale": config.table_lr},
+        ],
+        lr=config.lr,
+        betas=(0.9, 0.95),
+        eps=1e-9,
+        fused=True,
+    )
+    if not stacked:
+        return Optimizers(adamw)
+    muon = torch.optim.Muon(
+        [{"params": groups["stacked"], "scale": 1.0}],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Optimizers(muon, adamw)
