@@ -82,7 +82,7 @@ class Settings:
         Raises:
             ValueError: it is missing or not whole.
         """
-        if value is None or value != int(value):
+        if value is None or not float(value).is_integer():
             raise ValueError(f"the {name} must be a whole number; enter one")
         return int(value)
 
@@ -270,6 +270,8 @@ class Studio:
         """
         picture = self._present(upload)
         factor = settings.whole("factor", factor)
+        if factor not in FACTORS:
+            raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
         most = self.side // factor
         pixels = picture.pixels
         note = ""
@@ -422,12 +424,13 @@ class Studio:
         rows = []
         for i in total.argsort(descending=True, stable=True)[:most].tolist():
             channel, position, value = triples[i].tolist()
-            band = BAND_TITLES[order.BAND_OF_CHANNEL[channel]]
-            where = f"row {position // grid.width}, column {position % grid.width}"
-            name = f"{COMPONENTS[channel // 64]}, frequency {channel % 64} ({band})"
-            fields = (f"{b:.1f}" for b in bits[i].tolist())
-            rows.append((name, where, f"{value:+d}", f"{float(total[i]):.1f}", *fields))
-        return render.table(("coefficient", "block", "value", "bits", *(f"of the {name}" for name in FIELDS)), rows)
+            rows.append((
+                f"{COMPONENTS[channel // 64]} {channel % 64}", BAND_TITLES[order.BAND_OF_CHANNEL[channel]],
+                f"{position // grid.width}, {position % grid.width}", f"{value:+d}", f"{float(total[i]):.1f}",
+                *(f"{b:.1f}" for b in bits[i].tolist()),
+            ))  # fmt: skip
+        head = ("channel", "band", "block (row, column)", "value", "bits", *(f"of the {name}" for name in FIELDS))
+        return render.table(head, rows)
 
 
 class _Left(Exception):
@@ -437,7 +440,7 @@ class _Left(Exception):
 BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
 """The bands as a person reads them: zigzag frequencies."""
 
-COMPONENTS = ("brightness", "blue (Cb)", "red (Cr)")
+COMPONENTS = ("Y", "Cb", "Cr")
 
 
 def places(mcus: Tensor, grid: Grid) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nothing is told to anybody
 import gradio as gr
+from gradio.components import Component
 
 from dctransformer.app import render
 from dctransformer.app.handlers import ANY, Settings, Studio, new_seed
@@ -106,7 +107,7 @@ class _Form:
         if why_not is not None:
             gr.HTML(render.message(why_not, "note"), elem_id=f"{task}-why-not")
 
-    def inputs(self) -> list[gr.components.Component]:
+    def inputs(self) -> list[Component]:
         return [self.label, self.seed, self.num, self.temperature, self.top_p, self.guidance]
 
 
@@ -119,6 +120,7 @@ class _Picture:
         self.file = gr.File(
             label="Picture: drop a file here, or click", file_types=ENDINGS, height=150, elem_id=f"{task}-file"
         )
+        self.file.preprocess = _bytes_of
         gr.HTML('<div class="dct-label">Or one of these examples, at once:</div>')
         with gr.Row():
             self.examples = {
@@ -126,20 +128,14 @@ class _Picture:
                 for i, name in enumerate(examples())
             }
         self.shown = gr.HTML("", elem_id=f"{task}-shown")
-        gr.on(
-            [self.file.upload, self.file.clear], self._take, self.file, [self.held, self.shown],
-            concurrency_id="reading", concurrency_limit=2, api_visibility="private", show_progress="hidden",
+        self.file.upload(
+            self._take, self.file, [self.held, self.shown, self.file], concurrency_id="reading", concurrency_limit=2,
+            api_visibility="private", show_progress="hidden",
         )  # fmt: skip
 
-    def _take(self, path: str | None) -> tuple[Any, str]:
-        """Read an upload, and delete it."""
-        if path is None:
-            return None, ""
-        try:
-            data = Path(path).read_bytes()
-        finally:
-            Path(path).unlink(missing_ok=True)
-        return self._read(data)
+    def _take(self, data: bytes | None) -> tuple[Any, str, None]:
+        """Read an upload; the box is free for the next one."""
+        return *(self._read(data) if data is not None else (None, "")), None
 
     def _read(self, data: bytes) -> tuple[Any, str]:
         try:
@@ -153,6 +149,20 @@ class _Picture:
         """What is held, shown, and left in the file box when an example is clicked."""
         held, shown = self._read(self.prepare(examples()[name]))
         return held, shown, None
+
+
+def _bytes_of(upload: Any) -> bytes | None:
+    """What Gradio's file box gives: the bytes of what was uploaded, of which no file is left.
+
+    (Its own way leaves the file, and an empty one beside it. That the path is one of Gradio's uploads, it has checked.)
+    """
+    if upload is None:
+        return None
+    path = Path(upload.path)
+    try:
+        return path.read_bytes()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _unforeseen() -> str:

@@ -119,7 +119,7 @@ def private_folder() -> Iterator[Path]:
 def prepared(
     model: str | Path, limits: Limits | None = None, *, host: str = "127.0.0.1", port: int = 7860, device: str = "auto",
     root_path: str = "",
-) -> Iterator[tuple[Any, socket.socket]]:  # fmt: skip
+) -> Iterator[tuple[Any, socket.socket, Any]]:  # fmt: skip
     """A server that is ready to run, with its port taken.
 
     Args:
@@ -131,7 +131,7 @@ def prepared(
         root_path: under which a proxy shows the page, say ``/flowers``.
 
     Yields:
-        A ``uvicorn.Server``, and the socket to run it on: ``server.run(sockets=[socket])``.
+        A ``uvicorn.Server``, the socket to run it on (``server.run(sockets=[socket])``), and its `Studio`.
 
     Raises:
         ValueError: Gradio is missing, the port is in use, or there is no such model.
@@ -148,23 +148,25 @@ def prepared(
         import fastapi
         import gradio
         import uvicorn
+        from gradio.themes import Default
 
         from dctransformer.app.page import FOLDER, build
 
-        page = build(Studio(network, str(model), limits))
+        studio = Studio(network, str(model), limits)
+        page = build(studio)
         app = gradio.mount_gradio_app(
             fastapi.FastAPI(openapi_url=None), page, path="/", server_name=host, server_port=taken.getsockname()[1],
             footer_links=[], run_history=False, root_path=root_path or None, allowed_paths=[], show_error=True,
             max_file_size=int(limits.max_megabytes * 1e6), ssr_mode=False, enable_monitoring=False, pwa=False,
             mcp_server=False, css_paths=[FOLDER / "style.css"],
             head=f"<script>{(FOLDER / 'brush.js').read_text(encoding='utf-8')}</script>",
-            theme=gradio.themes.Default(
+            theme=Default(
                 primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
         )  # fmt: skip
         guarded = Guard(app, int(limits.max_megabytes * 1e6) + FORM_BYTES)
         settings = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=2)
-        yield uvicorn.Server(settings), taken
+        yield uvicorn.Server(settings), taken, studio
 
 
 def serve(
@@ -175,7 +177,7 @@ def serve(
     if threading.current_thread() is threading.main_thread():
         # uvicorn finishes what is under way and raises the signal again; so that the folder is deleted then, too:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with prepared(model, limits, host=host, port=port, device=device, root_path=root_path) as (server, taken):
+    with prepared(model, limits, host=host, port=port, device=device, root_path=root_path) as (server, taken, _):
         print(f"the page: {address(taken)}  (stop it with Ctrl-C)", flush=True)
         if host not in ("127.0.0.1", "::1", "localhost"):
             print(f"listening on {host}: whoever reaches this machine can use the page", flush=True)
@@ -184,6 +186,6 @@ def serve(
 
 def address(taken: socket.socket) -> str:
     """What to type into a browser."""
-    host, port = taken.getsockname()[:2]
+    host, port = str(taken.getsockname()[0]), taken.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
