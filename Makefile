@@ -18,6 +18,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .venv/.dev: .venv/.core
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps torch-fidelity  # it asks for torchvision, its metrics don't
+	$(BIN)/pip install --quiet -c constraints.txt brotli fastapi gradio_client groovy orjson pydub python-multipart pytz \
+		safehttpx semantic-version tomlkit typer uvicorn 'audioop-lts; python_version >= "3.13"'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gradio hf-gradio  # it asks for Pillow before 13, works with 13
 	@touch $@
 
 install: .venv/.dev

@@ -195,7 +195,7 @@ def _on(
     """Queue something slow: one at a time in the whole server."""
     return event(
         _said(run), inputs, out, js=js, concurrency_id="model", concurrency_limit=1, api_visibility="private",
-        show_progress="minimal",
+        show_progress="full",
     )  # fmt: skip
 
 
