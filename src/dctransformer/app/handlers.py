@@ -156,8 +156,8 @@ class Studio:
 
         def run() -> None:
             try:
+                tell(render.progress(0, "starting"))
                 with self._turn:
-                    tell(render.progress(0, "starting"))
                     told.put(("returned", work(tell)))
             except _Left:
                 pass
