@@ -135,7 +135,8 @@ class _Picture:
 
     def _take(self, data: bytes | None) -> tuple[Any, str, None]:
         """Read an upload; the box is free for the next one."""
-        return *(self._read(data) if data is not None else (None, "")), None
+        held, shown = self._read(data) if data is not None else (None, "")
+        return held, shown, None
 
     def _read(self, data: bytes) -> tuple[Any, str]:
         try:
@@ -151,14 +152,14 @@ class _Picture:
         return held, shown, None
 
 
-def _bytes_of(upload: Any) -> bytes | None:
+def _bytes_of(payload: Any) -> bytes | None:
     """What Gradio's file box gives: the bytes of what was uploaded, of which no file is left.
 
     (Its own way leaves the file, and an empty one beside it. That the path is one of Gradio's uploads, it has checked.)
     """
-    if upload is None:
+    if payload is None:
         return None
-    path = Path(upload.path)
+    path = Path(payload.path)
     try:
         return path.read_bytes()
     finally:
