@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from dctransformer.app.limits import Limits
 from dctransformer.config_file import ConfigFile, read_config_file
 from dctransformer.data.info import DatasetInfo
 from dctransformer.evaluate.config import EvaluateConfig
@@ -382,6 +383,35 @@ class Push:
 
 
 @dataclasses.dataclass
+class App:
+    """Open the web page: generate, upscale, colorize, inpaint, continue and inspect in a browser.
+
+    It listens on this machine alone unless --host says otherwise. Nothing that is uploaded is kept.
+
+    Example: dctransformer app flowers64
+    """
+
+    model: tyro.conf.Positional[str] = "flowers64"
+    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    port: int = 7860
+    """Where to listen; 0 takes any port that is free."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    root_path: str = ""
+    """Path under which a proxy shows the page, say /flowers."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
+    """What the page takes on."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+    def run(self) -> None:
+        """Serve."""
+        from dctransformer.app.server import serve
+
+        serve(self.model, self.limits, host=self.host, port=self.port, device=self.device, root_path=self.root_path)
+
+
+@dataclasses.dataclass
 class Info:
     """Tell what a model, a data set or an image holds.
 
@@ -506,6 +536,7 @@ def main(argv: list[str] | None = None) -> None:
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Report, tyro.conf.subcommand("report")]
             | Annotated[Push, tyro.conf.subcommand("push")]
+            | Annotated[App, tyro.conf.subcommand("app")]
             | Annotated[Info, tyro.conf.subcommand("info")]
         )
         tyro.cli(

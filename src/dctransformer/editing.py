@@ -9,6 +9,7 @@ Shapes: H × W pixels, N MCUs; masks and coefficients are ``[N, 6, 64]``.
 from __future__ import annotations
 
 import dataclasses
+import io
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage, order, read_jpeg, write_jpeg
+from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes, write_jpeg
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS, enlarged_corners
 from dctransformer.data import conditions
@@ -28,14 +29,13 @@ from dctransformer.data.images import load_image
 from dctransformer.files import make_folder, written_beside
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.precision import resolve_device
 from dctransformer.sample import SampleConfig
 from dctransformer.sheets import captioned_rows
-from dctransformer.tasks import label_number
+from dctransformer.tasks import Model, label_number, loaded
 from dctransformer.tiles import Job, complete
 
-Source = str | Path | np.ndarray
-"""A picture: a file, or uint8 RGB ``[H, W, 3]``."""
+Source = str | Path | bytes | np.ndarray
+"""A picture: a file, the bytes of one, or uint8 RGB ``[H, W, 3]``."""
 
 
 @dataclasses.dataclass
@@ -94,13 +94,11 @@ class _Canvas:
 # The tasks ------------------------------------------------------------------------------------------------------------
 
 
-def upscale(
-    model: str | Path, images: Sequence[Source], factor: int = 2, options: Options | None = None
-) -> list[Edited]:
+def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Options | None = None) -> list[Edited]:
     """Enlarge pictures: their own content becomes the low frequencies, the high ones are generated.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         images: small pictures.
         factor: 2, 4 or 8.
         options: alternatives, label, sampling.
@@ -126,11 +124,11 @@ def upscale(
     return _run(network, canvases, masks, before, options)
 
 
-def colorize(model: str | Path, images: Sequence[Source], options: Options | None = None) -> list[Edited]:
+def colorize(model: Model, images: Sequence[Source], options: Options | None = None) -> list[Edited]:
     """Give pictures colours: luma stays, chroma is generated (colours that a picture has are ignored).
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         images: grey or colour pictures.
         options: alternatives, label, sampling.
 
@@ -151,7 +149,7 @@ def colorize(model: str | Path, images: Sequence[Source], options: Options | Non
 
 
 def inpaint(
-    model: str | Path,
+    model: Model,
     images: Sequence[Source],
     mask: Source | None = None,
     box: tuple[int, int, int, int] | None = None,
@@ -160,7 +158,7 @@ def inpaint(
     """Replace a part of pictures; every MCU (16 × 16 pixels) outside stays, coefficient by coefficient.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         images: the pictures. A 4:2:0 JPEG file keeps its own coefficients and tables.
         mask: picture of the same size, white (more than half bright) where something is to be replaced.
         box: or the place to replace: x, y, width, height in pixels.
@@ -188,7 +186,7 @@ def inpaint(
 
 
 def continue_(
-    model: str | Path,
+    model: Model,
     images: Sequence[Source],
     bands: int | None = None,
     triples: int | None = None,
@@ -197,7 +195,7 @@ def continue_(
     """Keep the beginning of pictures' sequences and generate the rest.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         images: the pictures; a JPEG with other tables than the model's is requantised.
         bands: how many bands to keep, coarse to fine: 1, 2 or 3.
         triples: or how many triples.
@@ -235,12 +233,12 @@ def continue_(
 # What they share ------------------------------------------------------------------------------------------------------
 
 
-def _model(name: str | Path, options: Options | None, condition: str) -> tuple[DCTransformer, Options]:
+def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTransformer, Options]:
     options = options or Options()
     if options.num < 1:
         raise ValueError(f"num {options.num} must be at least 1")
-    network = DCTransformer.from_pretrained(name, device=resolve_device(options.device))
-    check_condition(network.config, condition, str(name))
+    network = loaded(name, options.device)
+    check_condition(network.config, condition, "this model" if network is name else str(name))
     if options.label is not None:
         label_number(network.config, options.label)
     return network, options
@@ -268,7 +266,7 @@ def _names(images: Sequence[Source]) -> list[str]:
         raise ValueError("there are no pictures; give one or more")
     names: list[str] = []
     for i, image in enumerate(images):
-        name = f"picture-{i}" if isinstance(image, np.ndarray) else Path(image).stem
+        name = f"picture-{i}" if isinstance(image, (bytes, np.ndarray)) else Path(image).stem
         base, again = name, 2
         while name in names:
             name, again = f"{base}-{again}", again + 1
@@ -287,7 +285,7 @@ def _pixels(image: Source) -> np.ndarray:
 
 def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     """A picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
-    dct = None if isinstance(image, np.ndarray) else _own_coefficients(Path(image))
+    dct = None if isinstance(image, np.ndarray) else own_coefficients(image)
     if dct is None:
         dct, file = codec.encode(_pixels(image).copy()), None
     else:
@@ -296,16 +294,16 @@ def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     return _Canvas(name, _whole_mcus(dct), _grid(dct), dct.height, dct.width, file)
 
 
-def _own_coefficients(path: Path) -> DCTImage | None:
+def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
     """A JPEG file's coefficients, or None if its pixels must do (another format, sampling, rotation, or damage)."""
     try:
-        with path.open("rb") as file:
-            if file.read(2) != b"\xff\xd8":
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if data[:2] != b"\xff\xd8":
+            return None
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.getexif().get(0x0112, 1) != 1:  # rotated
                 return None
-        with Image.open(path) as image:
-            if image.getexif().get(0x0112, 1) != 1:  # rotated
-                return None
-        dct = read_jpeg(path)
+        dct = read_jpeg_bytes(data)
     except (OSError, ValueError):
         return None
     return dct if dct.sampling == "4:2:0" else None

@@ -51,12 +51,13 @@ def describe_image(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} can't be read as an image ({error}); give an image file") from error
     facts: dict[str, Any] = {"kind": "image", "format": kind, "width": width, "height": height, "mode": mode}
     if kind == "JPEG":
-        facts |= _coefficients(read_jpeg(path))
+        facts |= describe_coefficients(read_jpeg(path))
         facts["file_bytes"] = path.stat().st_size
     return facts
 
 
-def _coefficients(dct: DCTImage) -> dict[str, Any]:
+def describe_coefficients(dct: DCTImage) -> dict[str, Any]:
+    """Facts of a DCT image of batch 1: sampling, triples by band and by component, tables."""
     triples = dct.to_triples()[0]
     band = torch.from_numpy(order.BAND_OF_CHANNEL)[triples[:, 0].long()]
     component = triples[:, 0] // 64

@@ -136,6 +136,27 @@ def code_lengths(
     return CodeLengths(torch.stack(bits), torch.stack(counts), pixels, None if marked is None else torch.stack(apart))
 
 
+@torch.inference_mode()
+def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) -> Tensor:
+    """Exact bits of every triple of one picture.
+
+    Args:
+        model: in eval mode.
+        sequence: the picture.
+        batch: chunks at a time.
+
+    Returns:
+        fp64 ``[L, 3]``: the sequence's triples and its stop, in order; channel, position, value.
+    """
+    config = model.config
+    parts = []
+    for group in _batches([sequence], config.stride, batch):
+        chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
+        nats, predicted = _chunk_nats(model, chunks)
+        parts.append(nats[predicted].double() / math.log(2))
+    return torch.cat(parts)
+
+
 def _bits_at(chunks: ChunkBatch, row: int, nats: Tensor, marked: Tensor) -> Tensor:
     """Bits of a chunk's predicted triples at the marked coefficients (not of the stop), fp64."""
     rank, position = chunks.ranks[row, 1:], chunks.positions[row, 1:]

@@ -21,8 +21,22 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.sample import SampleConfig, Samples, sample
+from dctransformer.sample import SampleConfig, Samples, Snapshot, sample
 from dctransformer.sheets import contact_sheet, heat_map_sheet
+
+Model = str | Path | DCTransformer
+"""A run folder, a saved model's folder, a hub id, shipped weights; or a model that is loaded already."""
+
+
+def loaded(model: Model, device: str = "auto") -> DCTransformer:
+    """The model, on its device; one that is loaded already stays where it is.
+
+    Raises:
+        ValueError: there is no such model or device.
+    """
+    if isinstance(model, DCTransformer):
+        return model
+    return DCTransformer.from_pretrained(model, device=resolve_device(device))
 
 
 def label_number(config: ModelConfig, label: str) -> int:
@@ -48,7 +62,7 @@ def label_number(config: ModelConfig, label: str) -> int:
 
 
 def generate(
-    model: str | Path,
+    model: Model,
     num: int = 16,
     *,
     label: str | None = None,
@@ -56,17 +70,19 @@ def generate(
     device: str = "auto",
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Snapshot], None] | None = None,
 ) -> tuple[Samples, list[str]]:
     """Generate pictures.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         num: how many.
         label: class name or number; None gives each picture a class drawn from the seed.
         sampling: seed, temperature and so on; picture i of a seed is always the same.
         device: cpu, cuda, … or auto.
         out: folder that `save_samples` is to write; it is tried before the work.
         progress: called with (triples so far, pictures finished).
+        watch: called with every picture on its way, chunk after chunk, before ``progress``.
 
     Returns:
         The samples and the name of each one's class ("" for an unconditional model).
@@ -77,7 +93,7 @@ def generate(
     sampling = sampling or SampleConfig()
     if num < 1:
         raise ValueError(f"num {num} must be at least 1")
-    network = DCTransformer.from_pretrained(model, device=resolve_device(device))
+    network = loaded(model, device)
     shape = network.config
     if label is not None:
         labels = [label_number(shape, label)] * num
@@ -88,7 +104,7 @@ def generate(
         labels = [shape.null_label] * num
     if out is not None:
         make_folder(out)
-    samples = sample(network, num, sampling, labels=labels, progress=progress)
+    samples = sample(network, num, sampling, labels=labels, progress=progress, watch=watch)
     return samples, [_name(shape, i) for i in labels]
 
 

@@ -20,7 +20,9 @@ DRAFT_GAP = 3
 SUBSAMPLING = "4:2:0"
 
 
-def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Image.Image:
+def load_image(
+    source: str | Path | bytes, *, enough: int | None = None, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Read a picture as a person sees it: upright, 8 bits a channel, RGB.
 
     EXIF rotation is applied; 16-bit, integer and float grey are scaled to 8 bits; palettes and grey become RGB;
@@ -30,6 +32,7 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
         source: a path, or the bytes of a file.
         enough: the shorter side that will be asked for; a JPEG much larger than that is decoded at reduced size,
             which is several times faster and, ``DRAFT_GAP`` times above the size wanted, invisible after resizing.
+        formats: Pillow's names of those that are tried; None for all.
 
     Returns:
         A Pillow image in mode RGB.
@@ -39,7 +42,7 @@ def load_image(source: str | Path | bytes, *, enough: int | None = None) -> Imag
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 if enough is not None:

@@ -1,0 +1,217 @@
+"""Which choice gives fewer bits at equal compute: trains variants of a preset for the same minutes and tables them.
+
+Groups (``--groups``), each against the preset as it is:
+
+* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
+* ``depth``: how five decoder layers are split among channel, position and value;
+* ``parts``: without legality masks, pointer, gathered encoder feature, settled mask, local context;
+* ``chunks``: chunk length, overlap, early-favouring starts;
+* ``optimizer``: AdamW and Muon, three learning rates each.
+
+Every variant starts from the same seed, sees the same order of pictures and is scored on the same validation ones:
+exact bytes an image. A variant within 1 % of the preset wants a second seed: ``--seeds 0 1``. Finished runs are not run
+again, so that the table grows over several calls; a run that diverged stays in it.
+
+Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/ablations.md and ends in one JSON line.
+
+Example: python benchmarks/ablations.py data --out ablations --minutes 4 --groups blocks parts --jobs 2 --threads 1
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from dctransformer.data.conditions import Conditions
+from dctransformer.files import write_text
+from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.train import train
+from dctransformer.train_config import TrainConfig
+
+BASE = "as it is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs from the preset."""
+
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def depths(channel: int, position: int, value: int) -> Variant:
+    """So many layers in each decoder."""
+    return Variant({"channel": (1,) * channel, "position": (1,) * position, "value": (1,) * value})
+
+
+GROUPS: dict[str, dict[str, Variant]] = {
+    "blocks": {
+        "paper's blocks": Variant({"block": "paper"}),
+        "paper's blocks, PAR": Variant({"block": "paper", "encoder": (2, 1), "position": (3,), "value": (3,)}),
+    },
+    "depth": {
+        "1 + 1 + 3": depths(1, 1, 3),
+        "1 + 3 + 1": depths(1, 3, 1),
+        "2 + 1 + 2": depths(2, 1, 2),
+        "1 + 1 + 1": depths(1, 1, 1),
+        "2 + 3 + 3": depths(2, 3, 3),
+    },
+    "parts": {
+        "no legality masks": Variant({"legality": False}),
+        "no pointer": Variant({"pointer": False}),
+        "no gathered feature": Variant({"gathered": False}),
+        "no settled mask": Variant({"settled_input": False}),
+        "no local context": Variant({"local_context": False}),
+    },
+    "chunks": {
+        "chunk 256": Variant({"chunk": 256}, {"batch": 8}),
+        "chunk 512": Variant({"chunk": 512}, {"batch": 4}),
+        "chunk 896": Variant({"chunk": 896}, {"batch": 2}),
+        "chunk 256, overlap 128": Variant({"chunk": 256, "overlap": 128}, {"batch": 16}),
+        "early starts": Variant({}, {"starts": "early"}),
+    },
+    "optimizer": {
+        "AdamW, half the rate": Variant({}, {"lr": 0.5}),
+        "AdamW, twice the rate": Variant({}, {"lr": 2.0}),
+        "Muon, half the rate": Variant({}, {"optimizer": "muon", "lr": 0.5}),
+        "Muon": Variant({}, {"optimizer": "muon", "lr": 1.0}),
+        "Muon, twice the rate": Variant({}, {"optimizer": "muon", "lr": 2.0}),
+    },
+}
+"""``lr`` is a multiple of ``--lr`` here; smaller batches of longer chunks keep the triples of a step the same."""
+
+
+@dataclasses.dataclass
+class Args:
+    """Compare architectures, chunks and optimisers."""
+
+    data: tyro.conf.Positional[Path]
+    """Prepared data set."""
+    out: Path
+    """Folder for the runs and the table."""
+    minutes: float = 4.0
+    """Training time of each run."""
+    preset: str = "small"
+    """What is varied."""
+    groups: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GROUP")] = tuple(GROUPS)
+    """Which comparisons."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of each variant."""
+    lr: float = 2.5e-3
+    """Peak learning rate."""
+    batch: int = 16
+    """Chunks a step (of the preset's length)."""
+    precision: str = "auto"
+    """fp32 or bf16; auto takes the faster one."""
+    jobs: int = 1
+    """Runs side by side; each with `threads` threads, or all on one GPU."""
+    threads: int = 1
+    """Threads of each run."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+def configs(args: Args, variant: Variant, seed: int) -> tuple[ModelConfig, TrainConfig]:
+    """The model and the loop of a run."""
+    model = preset(args.preset, **variant.model)
+    changes = {"batch": args.batch, **variant.train, "lr": args.lr * variant.train.get("lr", 1.0)}
+    if args.batch != 16 and "batch" in variant.train:
+        changes["batch"] = max(1, variant.train["batch"] * args.batch // 16)
+    return model, TrainConfig(
+        minutes=args.minutes, seed=seed, sample_every=0, eval_every=1 << 60, checkpoint_every=60.0,
+        conditions=Conditions(none=1, low=0, luma=0, region=0), precision=args.precision,  # pyright: ignore
+        device=args.device, **changes,
+    )  # fmt: skip
+
+
+def run(args: Args, group: str, name: str, seed: int) -> dict[str, Any]:
+    """Train and score one variant, or read what an earlier call found."""
+    variant = Variant() if name == BASE else GROUPS[group][name]
+    folder = args.out / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+    finished = folder / "result.json"
+    if finished.exists():
+        return json.loads(finished.read_text())
+    torch.set_num_threads(args.threads)
+    model, config = configs(args, variant, seed)
+    result: dict[str, Any] = {"group": group, "name": name, "seed": seed, "minutes": args.minutes}
+    start = time.perf_counter()
+    try:
+        metrics = train(args.data, folder, model, config, progress=False)
+    except ValueError as error:
+        if "diverged" not in str(error):
+            raise
+        result |= {"bytes_per_image": None, "error": str(error)}
+    else:
+        parameters = sum(p.numel() for p in DCTransformer.from_pretrained(folder).parameters())
+        fields = ("bytes_per_image", "channel", "position", "value", "step", "triples")
+        result |= {**{field: metrics[field] for field in fields}, "parameters": parameters}
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    write_text(finished, json.dumps(result) + "\n")
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: a row a variant, the mean of its seeds, and what it costs over the preset of the same seeds."""
+    lines = [
+        "| group | variant | parameters | triples seen | channel | position | value | bytes an image | to the preset |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = {r["seed"]: r["bytes_per_image"] for r in results if r["name"] == BASE}
+    for key in dict.fromkeys((r["group"], r["name"]) for r in results):
+        rows = [r for r in results if (r["group"], r["name"]) == key]
+        if any(r["bytes_per_image"] is None for r in rows):
+            lines.append(f"| {key[0]} | {key[1]} | | | | | | diverged | |")
+            continue
+        mean = {f: statistics.fmean(r[f] for r in rows) for f in ("channel", "position", "value", "triples")}
+        scores = [r["bytes_per_image"] for r in rows]
+        against = statistics.fmean(r["bytes_per_image"] / base[r["seed"]] - 1 for r in rows if base.get(r["seed"]))
+        each = f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(scores) > 1 else ""
+        lines.append(
+            f"| {key[0]} | {key[1]} | {rows[0]['parameters'] / 1e6:.2f}M | {mean['triples'] / 1e6:.2f}M "
+            f"| {mean['channel']:.3f} | {mean['position']:.3f} | {mean['value']:.3f} "
+            f"| {statistics.fmean(scores):.1f}{each} | {against:+.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(args: Args) -> None:
+    """Run what is missing, then the table."""
+    for group in args.groups:
+        if group not in GROUPS:
+            raise SystemExit(f"there is no group {group!r}; choose among {', '.join(GROUPS)}")
+    wanted = [("preset", BASE)] + [(group, name) for group in args.groups for name in GROUPS[group]]
+    items = [(group, name, seed) for seed in args.seeds for group, name in wanted]
+    results = []
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        for future in [pool.submit(run, args, *item) for item in items]:
+            results.append(future.result())
+            result = results[-1]
+            print(
+                f"{result['group']}: {result['name']}, seed {result['seed']}: {result['bytes_per_image']}", flush=True
+            )
+    text = table(results)
+    write_text(args.out / "ablations.md", text)
+    print(text)
+    scored = [r for r in results if r["bytes_per_image"] is not None]
+    best = min(scored, key=lambda r: r["bytes_per_image"])
+    own = statistics.fmean(r["bytes_per_image"] for r in scored if r["name"] == BASE)
+    print(json.dumps({
+        "benchmark": "ablations", "ratio": round(own / best["bytes_per_image"], 4), "goal": 1.0,
+        "preset_bytes_per_image": round(own, 2), "best": best["name"], "best_bytes_per_image": best["bytes_per_image"],
+        "minutes": args.minutes, "runs": len(results), "threads": args.threads, "jobs": args.jobs,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

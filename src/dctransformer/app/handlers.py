@@ -1,0 +1,512 @@
+"""What the page's buttons do, as plain functions from what was entered to HTML: no Gradio here.
+
+The slow ones are generators: they yield the page's part for results as it stands, then as it is in the end. Closing
+one stops the work at the next chunk.
+
+Shapes: H × W pixels, N MCUs.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import queue
+import random
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dctransformer.app import render
+from dctransformer.app.limits import Limits
+from dctransformer.app.uploads import Inspected, Upload
+from dctransformer.codec import Codec, DCTImage, huffman_bytes, order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.resize import FACTORS
+from dctransformer.data import conditions
+from dctransformer.data.chunks import Sequence
+from dctransformer.editing import (
+    Edited,
+    Options,
+    check_condition,
+    colorize,
+    continue_,
+    inpaint,
+    own_coefficients,
+    requantised,
+    upscale,
+)
+from dctransformer.evaluate.bits import require_finite, surprise
+from dctransformer.evaluate.plots import heat
+from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sample import SampleConfig, Samples, Snapshot
+from dctransformer.sheets import heat_map
+from dctransformer.tasks import generate, label_number
+
+NO_PICTURE = "choose a picture first, or click on one of the examples"
+ANY = ""
+"""The class of a picture that is asked for without one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every task's form holds.
+
+    Attributes:
+        label: class name, or `ANY`.
+        seed: decides, with the settings, what comes out.
+        num: pictures, or alternatives of one.
+        temperature: see `dctransformer.sample_config.SampleConfig`, as the next two.
+        top_p: likewise.
+        guidance: likewise.
+    """
+
+    label: str = ANY
+    seed: float | None = 1
+    num: float | None = 1
+    temperature: float = 1.0
+    top_p: float = 0.9
+    guidance: float = 1.0
+
+    def whole(self, name: str, value: float | None) -> int:
+        """A form's number as an int.
+
+        Raises:
+            ValueError: it is missing or not whole.
+        """
+        if value is None or not float(value).is_integer():
+            raise ValueError(f"the {name} must be a whole number; enter one")
+        return int(value)
+
+    def sampling(self) -> SampleConfig:
+        """For the engine.
+
+        Raises:
+            ValueError: a setting is impossible.
+        """
+        seed = self.whole("seed", self.seed)
+        return SampleConfig(seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
+
+    def words(self, quote: bool = True) -> str:
+        """As options of the command line."""
+        words = [f"--num {self.num:g} --seed {self.seed:g}"]
+        if self.label != ANY:
+            words.append(f"--label {shlex.quote(self.label)}")
+        for name, value in (("temperature", self.temperature), ("guidance", self.guidance), ("top-p", self.top_p)):
+            if value != 1:
+                words.append(f"--{name} {value:g}")
+        return " ".join(words)
+
+
+def new_seed(seed: float | None, fresh: bool) -> float | None:
+    """The seed for the next click: another one, if the box is ticked."""
+    return random.randrange(1_000_000) if fresh else seed
+
+
+class Studio:
+    """A model and what can be done with it. Work is done for one user at a time; the others wait."""
+
+    def __init__(self, model: DCTransformer, name: str, limits: Limits | None = None):
+        """Args:
+        model: in eval mode, on its device.
+        name: what it was loaded by.
+        limits: on what is taken on.
+        """
+        self.model, self.name, self.config = model, name, model.config
+        self.limits = limits or Limits()
+        self.codec = Codec(model.config.quality)
+        self.side = max(self.limits.max_side, model.config.size)
+        self._turn = threading.Lock()
+
+    def missing(self, condition: str) -> str | None:
+        """Why a task can't be done with this model; None if it can."""
+        try:
+            check_condition(self.config, condition, self.name)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def factors(self) -> list[int]:
+        """By which it enlarges."""
+        return [f for f in FACTORS if f"low{conditions.CORNERS[f]}" in self.config.conditions]
+
+    def labels(self) -> list[str]:
+        """Names of the classes, sorted; none for a model without classes."""
+        if self.config.label_names:
+            return sorted(self.config.label_names)
+        return [str(i) for i in range(self.config.num_labels)]
+
+    def _in_turn(self, work: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
+        """Do something slow in a thread of its own: what it tells on the way, then what it returns."""
+        told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        left = threading.Event()
+
+        def tell(html: str) -> None:
+            if left.is_set():
+                raise _Left
+            told.put(("told", html))
+
+        def run() -> None:
+            try:
+                tell(render.progress(0, "starting"))
+                with self._turn:
+                    told.put(("returned", work(tell)))
+            except _Left:
+                pass
+            except BaseException as error:  # whatever it is, the waiting side must hear of it
+                told.put(("raised", error))
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while True:
+                what, value = told.get()
+                if what == "raised":
+                    raise value
+                yield value
+                if what == "returned":
+                    return
+        finally:
+            left.set()
+
+    def _checked(self, settings: Settings) -> SampleConfig:
+        num = settings.whole("number of pictures", settings.num)
+        if not 1 <= num <= self.limits.max_num:
+            raise ValueError(f"{num} pictures at a time are not made here; choose from 1 to {self.limits.max_num}")
+        if settings.label != ANY:
+            label_number(self.config, settings.label)
+        return settings.sampling()
+
+    # Generate ---------------------------------------------------------------------------------------------------------
+
+    def generate(self, settings: Settings) -> Iterator[str]:
+        """Pictures from nothing, each on its way beside the heat-map of the places chosen so far.
+
+        Raises:
+            ValueError: a setting is impossible.
+        """
+        sampling = self._checked(settings)
+        num = int(settings.num or 1)
+        self._require("none")
+        latest: dict[int, Snapshot] = {}
+
+        def work(tell: Callable[[str], None]) -> str:
+            samples, names = generate(
+                self.model, num, label=settings.label or None, sampling=sampling,
+                watch=lambda s: latest.__setitem__(s.index, s),
+                progress=lambda triples, finished: tell(self._under_way(latest, triples, finished, num)),
+            )  # fmt: skip
+            return self._made(samples, names, settings)
+
+        yield from self._in_turn(work)
+
+    def _require(self, condition: str) -> None:
+        why = self.missing(condition)
+        if why is not None:
+            raise ValueError(why)
+
+    def _under_way(self, latest: dict[int, Snapshot], triples: int, finished: int, num: int) -> str:
+        size = self.config.size
+        grid = Grid.of_size(size, size)
+        figures = []
+        for index in sorted(latest):
+            mcus = latest[index].mcus
+            figures.append(render.figure(
+                render.jpeg_uri(self._dct(mcus, grid)), f"{latest[index].triples} triples",
+                alt=f"picture {index + 1} on its way", note=band_words(mcus),
+            ))  # fmt: skip
+            figures.append(render.figure(
+                render.png_uri(heat_map(places(mcus, grid)[None])[0]), "chosen places", alt="heat-map of chosen places",
+            ))  # fmt: skip
+        text = f"{triples:,} triples decided, {finished} of {num} finished"
+        done = sum(1.0 if s.finished else part_done(s.mcus) for s in latest.values()) / num
+        return render.progress(done, text) + render.row(figures)
+
+    def _dct(self, mcus: Tensor, grid: Grid) -> DCTImage:
+        return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, self.codec.luma_table, self.codec.chroma_table)
+
+    def _made(self, samples: Samples, names: list[str], settings: Settings) -> str:
+        dct, heats, bands = samples.dct(), heat_map(samples.places()), samples.by_band()
+        seed = int(settings.seed or 0)
+        parts = []
+        for i, name in enumerate(names):
+            caption = f"seed {seed}" + (f" · picture {i}" if len(names) > 1 else "") + (f" · {name}" if name else "")
+            parts.append(render.row([
+                render.figure(
+                    render.jpeg_uri(dct[i]), caption, alt=f"generated picture {i + 1}",
+                    download=f"dctransformer-seed{seed}-{i}.jpg", note=f"{len(samples.triples[i])} triples",
+                ),
+                render.figure(
+                    render.png_uri(heats[i]), "chosen places", alt="heat-map of chosen places",
+                    note="the brighter, the more coefficients",
+                ),
+            ]))  # fmt: skip
+            parts.append(render.row(
+                [
+                    render.figure(
+                        render.jpeg_uri(self._dct(stage[i], samples.grid)), "+ " * (k > 0) + BAND_TITLES[k],
+                        alt=f"the picture after band {BAND_TITLES[k]}",
+                    )
+                    for k, stage in enumerate(bands)
+                ],
+                "small",
+            ))  # fmt: skip
+        return "".join(parts) + render.command(f"dctransformer sample {self.name} --out samples {settings.words()}")
+
+    # Tasks that start from a picture ----------------------------------------------------------------------------------
+
+    def upscale(self, upload: Upload | None, factor: float, settings: Settings) -> Iterator[str]:
+        """Enlarge; the picture is shrunk before, where the result would be too large.
+
+        Raises:
+            ValueError: there is no picture, or a setting is impossible.
+        """
+        picture = self._present(upload)
+        factor = settings.whole("factor", factor)
+        if factor not in FACTORS:
+            raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
+        most = self.side // factor
+        pixels = picture.pixels
+        note = ""
+        if max(pixels.shape[:2]) > most:
+            small = Image.fromarray(pixels)
+            small.thumbnail((most, most), Image.Resampling.LANCZOS)
+            pixels = np.asarray(small)
+            note = render.message(
+                f"Results have up to {self.side} pixels a side here: the picture was shrunk to "
+                f"{small.width} × {small.height} before it was enlarged.", "note",
+            )  # fmt: skip
+
+        def task(options: Options) -> list[Edited]:
+            return upscale(self.model, [pixels], factor, options)
+
+        yield from self._edit(task, settings, f"upscale {self.name} small.png --factor {factor}", "given", note)
+
+    def colorize(self, upload: Upload | None, settings: Settings) -> Iterator[str]:
+        """Give new colours.
+
+        Raises:
+            ValueError: there is no picture, or a setting is impossible.
+        """
+        source = self._present(upload).source
+
+        def task(options: Options) -> list[Edited]:
+            return colorize(self.model, [source], options)
+
+        yield from self._edit(task, settings, f"colorize {self.name} grey.jpg", "given: brightness")
+
+    def inpaint(self, upload: Upload | None, mask: str | None, settings: Settings) -> Iterator[str]:
+        """Replace what was brushed over; ``mask`` is the brush's canvas as the data URI of a PNG file.
+
+        Raises:
+            ValueError: there is no picture, the mask is empty or none, or a setting is impossible.
+        """
+        picture = self._present(upload)
+        painted = read_mask(mask, (picture.pixels.shape[0], picture.pixels.shape[1]))
+
+        def task(options: Options) -> list[Edited]:
+            return inpaint(self.model, [picture.source], mask=painted, options=options)
+
+        yield from self._edit(
+            task, settings, f"inpaint {self.name} photo.jpg --mask mask.png", "given: all but the grey"
+        )
+
+    def continue_(self, upload: Upload | None, bands: float, settings: Settings) -> Iterator[str]:
+        """Keep the first bands, generate the rest.
+
+        Raises:
+            ValueError: there is no picture, or a setting is impossible.
+        """
+        source = self._present(upload).source
+        bands = settings.whole("number of bands", bands)
+
+        def task(options: Options) -> list[Edited]:
+            return continue_(self.model, [source], bands=bands, options=options)
+
+        known = f"given: {bands} of {len(order.BANDS)} bands"
+        yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", known)
+
+    def _present(self, upload: Upload | None) -> Upload:
+        if upload is None:
+            raise ValueError(NO_PICTURE)
+        return upload
+
+    def _edit(
+        self, task: Callable[[Options], list[Edited]], settings: Settings, words: str, known: str, note: str = ""
+    ) -> Iterator[str]:
+        sampling = self._checked(settings)
+        num, seed = int(settings.num or 1), int(settings.seed or 0)
+
+        def work(tell: Callable[[str], None]) -> str:
+            options = Options(num, settings.label or None, sampling)
+            options.progress = lambda done: tell(note + render.progress(done, f"{done:.0%}"))
+            edited = task(options)[0]
+            figures = [render.figure(render.png_uri(edited.before), known, alt="what was known")]
+            for k, dct in enumerate(edited.results):
+                caption = f"seed {seed}" + (f" · alternative {k}" if num > 1 else "")
+                figures.append(render.figure(
+                    render.jpeg_uri(dct), caption, alt=f"result {k + 1}",
+                    download=f"dctransformer-seed{seed}-{k}.jpg", note=f"{dct.width} × {dct.height} pixels",
+                ))  # fmt: skip
+            same = render.command(f"dctransformer {words} --out results {settings.words()}")
+            return note + render.row(figures) + same
+
+        yield from self._in_turn(work)
+
+    # Inspect ----------------------------------------------------------------------------------------------------------
+
+    def inspect(self, picture: Inspected | None, label: str = ANY) -> Iterator[str]:
+        """What a file holds, and what of it the model found surprising.
+
+        Raises:
+            ValueError: there is no picture, or no such class.
+        """
+        if picture is None:
+            raise ValueError(NO_PICTURE)
+        number = self.config.null_label if label == ANY else label_number(self.config, label)
+
+        def work(tell: Callable[[str], None]) -> str:
+            return _file_facts(picture) + self._bits(picture, number)
+
+        yield from self._in_turn(work)
+
+    def _bits(self, picture: Inspected, label: int) -> str:
+        own = own_coefficients(picture.jpeg)
+        assert own is not None
+        dct = requantised(own, self.codec)
+        grid = Grid.of_size(dct.height, dct.width)
+        triples = dct.to_triples()[0]
+        sequence = Sequence.from_triples(triples, grid, label)
+        lengths = code_lengths(self.model, [sequence])
+        require_finite(lengths.bits, self.name)
+        bits = lengths.summary()
+        maps = surprise(self.model, [sequence])
+        shown = render.row([
+            render.figure(
+                render.jpeg_uri(dct), "what the model is shown", alt="the picture that the model is shown",
+                note=f"{dct.width} × {dct.height} pixels, JPEG quality {self.config.quality}, {len(triples)} triples",
+            ),
+            render.figure(
+                render.png_uri(heat(maps, float(maps.max()))[0]), "bits, block by block", alt="heat-map of bits",
+                note=f"black: none; pale: {float(maps.max()):.0f} bits a block",
+            ),
+        ])  # fmt: skip
+        rows = []
+        for band, title in zip((*order.BAND_NAMES, "stop"), (*BAND_TITLES, "the end"), strict=True):
+            count = bits["triples_per_image_by_band"].get(band, 1)
+            total = bits["bits_per_image_by_band"][band]
+            fields = bits["bits_per_image_by_band_and_field"][band]
+            each = f"{total / count:.2f}" if count else "–"
+            rows.append((title, f"{count:.0f}", f"{total:.0f}", each, *(f"{fields[name]:.0f}" for name in FIELDS)))
+        head = ("band", "triples", "bits", "bits a triple", *(f"of the {name}s" for name in FIELDS))
+        total = (
+            f"The model needs {bits['bytes_per_image']:.0f} bytes for this picture, exactly; libjpeg's best Huffman "
+            f"code needs {huffman_bytes(dct)} for the same coefficients (headers not counted)."
+        )
+        return (
+            "<h3>What the model found</h3>" + ("" if picture.own else render.message(
+                f"The model knows pictures of {self.config.size} × {self.config.size} pixels at JPEG quality "
+                f"{self.config.quality}: it is shown this one's centre, resized and encoded anew.", "note",
+            )) + shown + f"<p>{render.escape(total)}</p>" + render.table(head, rows)
+            + "<h3>What surprised it most</h3>" + self._surprises(triples, triple_bits(self.model, sequence), grid)
+        )  # fmt: skip
+
+    def _surprises(self, triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> str:
+        """The triples with the most bits."""
+        total = bits[: len(triples)].sum(1)
+        rows = []
+        for i in total.argsort(descending=True, stable=True)[:most].tolist():
+            channel, position, value = triples[i].tolist()
+            rows.append((
+                f"{COMPONENTS[channel // 64]} {channel % 64}", BAND_TITLES[order.BAND_OF_CHANNEL[channel]],
+                f"{position // grid.width}, {position % grid.width}", f"{value:+d}", f"{float(total[i]):.1f}",
+                *(f"{b:.1f}" for b in bits[i].tolist()),
+            ))  # fmt: skip
+        head = ("channel", "band", "block (row, column)", "value", "bits", *(f"of the {name}" for name in FIELDS))
+        return render.table(head, rows)
+
+
+class _Left(Exception):
+    """Nobody waits for the result any more."""
+
+
+BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
+"""The bands as a person reads them: zigzag frequencies."""
+
+COMPONENTS = ("Y", "Cb", "Cr")
+
+
+def places(mcus: Tensor, grid: Grid) -> Tensor:
+    """How often each luma block was chosen in a picture that is not finished: int64 ``[2·rows, 2·cols]``.
+
+    Args:
+        mcus: int16 ``[N, 6, 64]``; every coefficient that is not zero was chosen.
+        grid: of the picture.
+    """
+    counts = torch.zeros(grid.positions, dtype=torch.int64)
+    counts.index_add_(0, grid.block_position.flatten(), (mcus != 0).sum(-1).flatten())
+    return counts.view(2 * grid.rows, grid.width)
+
+
+def part_done(mcus: Tensor) -> float:
+    """How far down the list of channels a picture is, 0 to 1; the last ones are rare, so this is a lower bound."""
+    used = RANK_OF_SLOT[(mcus != 0).any(0)]
+    return 0.0 if not len(used) else int(used.max()) / order.NUM_CHANNELS
+
+
+def band_words(mcus: Tensor) -> str:
+    """Which band the last chosen coefficient is in."""
+    used = (mcus != 0).flatten(0, 1).any(0).nonzero()
+    if not len(used):
+        return "nothing yet"
+    band = int(order.BAND_OF_CHANNEL[int(used.max())])
+    return f"band {BAND_TITLES[band]} of zigzag frequencies"
+
+
+def read_mask(mask: str | None, size: tuple[int, int]) -> np.ndarray:
+    """What was painted: uint8 ``[H, W, 3]``, white where the brush was.
+
+    Args:
+        mask: data URI of a PNG file with transparency, as a canvas gives it.
+        size: height and width of the picture under it.
+
+    Raises:
+        ValueError: nothing was painted, or it is no such mask.
+    """
+    start = "data:image/png;base64,"
+    if not mask:
+        raise ValueError("brush over what is to be replaced first")
+    try:
+        if not mask.startswith(start) or len(mask) > 4 * size[0] * size[1] * 2 + 10_000:
+            raise ValueError
+        with Image.open(io.BytesIO(base64.b64decode(mask[len(start) :], validate=True)), formats=("PNG",)) as image:
+            if image.size != size[::-1]:
+                raise ValueError
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    except (ValueError, OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
+        raise ValueError("the mask does not fit the picture; paint it again") from error
+    if not (alpha > 127).any():
+        raise ValueError("brush over what is to be replaced first: nothing is painted yet")
+    return np.where(alpha[..., None] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2)
+
+
+def _file_facts(picture: Inspected) -> str:
+    facts = picture.facts
+    text = f"{facts['format']} file, {facts['width']} × {facts['height']} pixels, {facts['bytes']:,} bytes"
+    if "triples" not in facts:
+        return f"<h3>The file</h3><p>{render.escape(text)}; only JPEG files hold coefficients of their own.</p>"
+    text += f", chroma sampling {facts['sampling']}, {facts['triples']:,} coefficients that are not zero (triples)."
+    bands = facts["triples_by_band"]
+    rows = [(title, f"{bands[name]:,}") for name, title in zip(order.BAND_NAMES, BAND_TITLES, strict=True)]
+    of = ", ".join(f"{count:,} of {name}" for name, count in facts["triples_by_component"].items())
+    return (
+        f"<h3>The file</h3><p>{render.escape(text)}</p>{render.table(('band', 'triples'), rows)}"
+        f"<p>By component: {render.escape(of)}.</p>"
+    )

@@ -1,0 +1,35 @@
+"""What the web page takes on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dctransformer.codec import order
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the page takes on; a message in the page says so where something is beyond them."""
+
+    max_megabytes: float = 10.0
+    """Largest file that may be uploaded."""
+    max_megapixels: float = 40.0
+    """Largest picture that is decoded."""
+    max_side: int = 256
+    """Longest side of a result in pixels; larger pictures are shrunk. A side takes time with its square."""
+    max_num: int = 4
+    """Most pictures, or alternatives of one, a click."""
+    queue: int = 16
+    """How many clicks may wait; the next ones are refused."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        if not 0 < self.max_megabytes <= 1000:
+            raise ValueError(f"max-megabytes {self.max_megabytes} must be greater than 0 and at most 1000")
+        if not 0 < self.max_megapixels <= 178:
+            raise ValueError(f"max-megapixels {self.max_megapixels} must be greater than 0 and at most 178")
+        if not order.MCU <= self.max_side <= 4096:
+            raise ValueError(f"max-side {self.max_side} must be from {order.MCU} to 4096 pixels")
+        for name in ("max_num", "queue"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")

@@ -1,0 +1,175 @@
+"""What people bring: checked, read, made small enough, and kept in memory only."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dctransformer.app.limits import Limits
+from dctransformer.codec import read_jpeg_bytes
+from dctransformer.data.images import crop_resize, encode_jpeg, load_image
+from dctransformer.editing import own_coefficients
+from dctransformer.info import describe_coefficients
+from dctransformer.model.config import ModelConfig
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's names of what is read. Not among them: what Pillow reads by starting other programs (EPS).
+Phones' MPO files are JPEG files with more than one picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A picture to work on.
+
+    Attributes:
+        source: of a 4:2:0 JPEG that is small enough the file's bytes, so that its own coefficients are used; else
+            pixels, uint8 RGB ``[H, W, 3]``.
+        pixels: as seen, uint8 RGB ``[H, W, 3]``.
+        notes: what happened to it on the way, sentences for its owner.
+    """
+
+    source: bytes | np.ndarray
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def read_upload(data: bytes, limits: Limits, side: int | None = None) -> Upload:
+    """Read a file that somebody uploaded.
+
+    Args:
+        data: its bytes.
+        limits: on bytes and pixels.
+        side: the longest side to work on in pixels; ``limits.max_side`` if not given.
+
+    Raises:
+        ValueError: it is too large, damaged, or not a picture.
+    """
+    side = side or limits.max_side
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is no concern of the user's; sizes are checked below
+        animated = _check(data, limits)
+        picture = load_image(data, enough=side, formats=FORMATS)
+        size = _true_size(data)
+    notes = ["It is an animation: its first frame is used."] if animated else []
+    fitted = picture.copy()
+    if max(size) > side:
+        fitted.thumbnail((side, side), Image.Resampling.LANCZOS)
+        notes.append(
+            f"{size[0]} × {size[1]} pixels are more than is worked on here: it was shrunk to "
+            f"{fitted.width} × {fitted.height}."
+        )
+        return Upload(np.asarray(fitted), np.asarray(fitted), tuple(notes))
+    pixels = np.asarray(picture)
+    if own_coefficients(data) is not None:
+        notes.append("A 4:2:0 JPEG file: its own coefficients are used.")
+        return Upload(data, pixels, tuple(notes))
+    return Upload(pixels, pixels, tuple(notes))
+
+
+def _check(data: bytes, limits: Limits) -> bool:
+    """Look at the header before anything is decoded; returns whether it is an animation."""
+    if not data:
+        raise ValueError("the file is empty; choose a picture")
+    if len(data) > limits.max_megabytes * 1e6:
+        raise ValueError(
+            f"the file has {len(data) / 1e6:.1f} MB, and {limits.max_megabytes:g} MB is the limit here; "
+            "shrink the picture first"
+        )
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            fits = width * height <= limits.max_megapixels * 1e6
+            animated = fits and image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Image.DecompressionBombError:
+        raise ValueError(_too_many("far too many", limits)) from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(
+            "this is not a picture that can be read here; choose a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+        ) from None
+    # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise ValueError(f"the picture can't be read ({what}); choose another file") from error
+    if not fits:
+        raise ValueError(_too_many(f"{width} × {height}", limits))
+    return animated
+
+
+def _too_many(size: str, limits: Limits) -> str:
+    return f"the picture has {size} pixels, and {limits.max_megapixels:g} million is the limit here; shrink it first"
+
+
+def _true_size(data: bytes) -> tuple[int, int]:
+    """Width and height as stored (a JPEG may be decoded at reduced size)."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """A picture to look into.
+
+    Attributes:
+        jpeg: what the model is shown: a JPEG file of its own size and quality.
+        own: it is the file itself, not a version of it.
+        facts: of the file as it was uploaded: ``format``, ``width``, ``height``, and of a JPEG file see
+            `dctransformer.info.describe_coefficients`.
+        notes: sentences for its owner.
+    """
+
+    jpeg: bytes
+    own: bool
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def read_for_inspection(data: bytes, limits: Limits, config: ModelConfig) -> Inspected:
+    """Read a file whose coefficients are to be shown.
+
+    Args:
+        data: its bytes.
+        limits: on bytes and pixels.
+        config: of the model, for whose size and quality a version is made.
+
+    Raises:
+        ValueError: it is too large, damaged, or not a picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        animated = _check(data, limits)
+        picture = load_image(data, enough=config.size, formats=FORMATS)
+        width, height = _true_size(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            facts: dict[str, Any] = {"format": image.format, "width": width, "height": height, "bytes": len(data)}
+    notes = ["It is an animation: its first frame is used."] if animated else []
+    if data[:2] == b"\xff\xd8":
+        try:
+            facts |= describe_coefficients(read_jpeg_bytes(data, name="the file"))
+        except ValueError as error:  # CMYK, lossless, …: Pillow reads more kinds than have such coefficients
+            notes.append(f"Its coefficients can't be shown: {error}.")
+    own = own_coefficients(data) is not None and (width, height) == (config.size, config.size)
+    seen = data if own else encode_jpeg(crop_resize(picture, config.size), config.quality)
+    return Inspected(seen, own, facts, tuple(notes))
+
+
+EXAMPLES = Path(__file__).parent / "examples"
+"""Samples of the shipped weights as JPEG files; no photographs."""
+
+
+def examples() -> dict[str, bytes]:
+    """The pictures that come with the page: names, and the bytes of JPEG files."""
+    return {path.stem.replace("-", " ").capitalize(): path.read_bytes() for path in sorted(EXAMPLES.glob("*.jpg"))}
+
+
+def halved(data: bytes) -> bytes:
+    """A picture at half its size, as the bytes of a PNG file."""
+    picture = load_image(data, formats=FORMATS)
+    out = io.BytesIO()
+    picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(out, "PNG")
+    return out.getvalue()

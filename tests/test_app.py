@@ -1,0 +1,440 @@
+"""The web page without a browser: uploads, handlers, the server's refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import re
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dctransformer import DCTransformer
+from dctransformer.app import server
+from dctransformer.app.handlers import ANY, Settings, Studio, new_seed, places, read_mask
+from dctransformer.app.limits import Limits
+from dctransformer.app.uploads import examples, read_for_inspection, read_upload
+from dctransformer.cli import main
+from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
+from dctransformer.data.chunks import Sequence
+from dctransformer.editing import Options, colorize, continue_, inpaint, upscale
+from dctransformer.likelihood import code_lengths, triple_bits
+from dctransformer.sample import SampleConfig
+from dctransformer.tasks import generate
+from pictures import photo, pillow_jpeg
+from tiny_model import save_tiny_model
+
+QUICK = Settings(seed=3, top_p=1.0)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A tiny model's."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model"))
+    return Studio(DCTransformer.from_pretrained(folder), "tiny", Limits(max_side=64))
+
+
+def downloads(html: str) -> list[DCTImage]:
+    """The JPEG files that a result offers."""
+    links = re.findall(r'<a [^>]*href="data:image/jpeg;base64,([^"]+)" download="[^"]+\.jpg"', html)
+    return [read_jpeg_bytes(base64.b64decode(link)) for link in links]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """As a PNG file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> str:
+    """What a canvas gives after boxes (top, left, bottom, right) have been painted."""
+    dots = np.zeros((height, width, 4), np.uint8)
+    for top, left, bottom, right in boxes:
+        dots[top:bottom, left:right] = (255, 45, 149, 255)
+    return "data:image/png;base64," + base64.b64encode(png(dots)).decode()
+
+
+# Work -----------------------------------------------------------------------------------------------------------------
+
+
+def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command(studio: Studio) -> None:
+    """Stages come first, with their heat-maps; the files are those of `sample` with the same settings."""
+    settings = Settings(seed=3, num=2, top_p=0.9, temperature=0.9)
+    *stages, last = studio.generate(settings)
+    assert len(stages) > 2 and all("<progress" in stage for stage in stages)
+    assert stages[-1].count("chosen places") == 2 * 2  # two pictures: captions and descriptions
+    samples, names = generate(studio.model, 2, sampling=SampleConfig(seed=3, top_p=0.9, temperature=0.9))
+    for made, expected in zip(downloads(last), samples.dct(), strict=True):
+        assert made.equal(expected)
+    assert all(name in last for name in names) and "seed 3" in last
+    assert "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --top-p 0.9" in last
+
+
+def test_places_of_an_unfinished_picture_are_those_of_its_triples(studio: Studio) -> None:
+    """As the engine counts them."""
+    samples, _ = generate(studio.model, 2, sampling=SampleConfig(seed=5))
+    for mcus, expected in zip(samples.mcus, samples.places(), strict=True):
+        assert torch.equal(places(mcus, samples.grid), expected)
+
+
+@pytest.mark.parametrize("chunking", [{"chunk": 32, "overlap": 0}, {"chunk": 48, "overlap": 20}])
+def test_bits_of_triples_add_up_to_the_code_length(tmp_path: Path, chunking: dict) -> None:
+    """Stop included, in the order of the triples."""
+    model = DCTransformer.from_pretrained(save_tiny_model(tmp_path, **chunking))
+    samples, _ = generate(model, 1)
+    sequence = Sequence.from_triples(samples.triples[0], samples.grid, 1)
+    bits = triple_bits(model, sequence, batch=3)
+    assert bits.shape == (len(sequence.ranks), 3)
+    whole = code_lengths(model, [sequence]).bits[0]
+    torch.testing.assert_close(bits.sum(0), whole.sum(0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(bits[-1].sum(), whole[-1].sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
+    """The same coefficients, from a JPEG file's own where it has some."""
+    data = pillow_jpeg(photo(32, 32, 0), 50)
+    upload = read_upload(data, studio.limits)
+    assert upload.source == data
+    mask = painted(32, 32, (3, 3, 9, 9))
+    white = np.zeros((32, 32, 3), np.uint8)
+    white[3:9, 3:9] = 255
+    options = Options(2, "rose", SampleConfig(seed=3))
+    settings = Settings("rose", 3, 2, top_p=1.0)
+    small = read_upload(png(photo(16, 16, 0)), studio.limits)
+    for run, expected in (
+        (studio.upscale(small, 2, settings), upscale(studio.model, [small.pixels], 2, options)),
+        (studio.colorize(upload, settings), colorize(studio.model, [data], options)),
+        (studio.inpaint(upload, mask, settings), inpaint(studio.model, [data], white, options=options)),
+        (studio.continue_(upload, 2, settings), continue_(studio.model, [data], bands=2, options=options)),
+    ):
+        *stages, last = run
+        assert stages and "seed 3" in last
+        for made, wanted in zip(downloads(last), expected[0].results, strict=True):
+            assert made.equal(wanted)
+
+
+def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
+    """Of the file as it is, and of the version that the model is shown."""
+    data = pillow_jpeg(photo(48, 80, 0), 70)
+    dct = read_jpeg_bytes(data)
+    picture = read_for_inspection(data, studio.limits, studio.config)
+    assert not picture.own and read_jpeg_bytes(picture.jpeg).height == studio.config.size
+    last = list(studio.inspect(picture, "rose"))[-1]
+    assert f"{len(dct.to_triples()[0]):,} coefficients" in last and "it is shown this one" in last
+    assert last.count("<table") == 3 and "heat-map of bits" in last
+
+    samples, _ = generate(studio.model, 1)
+    own = read_for_inspection(write_jpeg_bytes(samples.dct()), studio.limits, studio.config)
+    assert own.own
+    last = list(studio.inspect(own))[-1]
+    sequence = Sequence.from_triples(samples.triples[0], samples.grid, studio.config.null_label)
+    total = float(code_lengths(studio.model, [sequence]).bits.sum()) / 8
+    assert f"needs {total:.0f} bytes" in last and "it is shown this one" not in last
+
+
+def test_two_users_at_once_get_what_they_get_alone(studio: Studio) -> None:
+    """One after the other behind the scenes."""
+    alone = {seed: list(studio.generate(Settings(seed=seed)))[-1] for seed in (1, 2)}
+    together: dict[int, str] = {}
+
+    def user(seed: int) -> None:
+        together[seed] = list(studio.generate(Settings(seed=seed)))[-1]
+
+    threads = [threading.Thread(target=user, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone and alone[1] != alone[2]
+
+
+def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next chunk: the engine does not go on to the end, and the next user's turn comes."""
+    from dctransformer.sample import Engine
+
+    chunks = []
+    run = Engine.run
+    monkeypatch.setattr(Engine, "run", lambda self, rows: (chunks.append(1), run(self, rows))[1])
+    assert list(studio.generate(QUICK)) and len(chunks) > 2
+    whole = len(chunks)
+    running = studio.generate(QUICK)
+    next(running), next(running)
+    running.close()
+    with studio._turn:
+        pass
+    assert len(chunks) - whole < whole
+
+
+def test_seeds() -> None:
+    """Stay, or are new ones that the engine takes."""
+    assert new_seed(7, False) == 7
+    drawn = {new_seed(7, True) for _ in range(20)}
+    assert len(drawn) > 15 and all(Settings(seed=s).sampling().seed == s for s in drawn)
+
+
+# What can't be done ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (Settings(num=0), "0 pictures at a time"),
+        (Settings(num=5), "from 1 to 4"),
+        (Settings(num=None), "must be a whole number"),
+        (Settings(num=1.5), "must be a whole number"),
+        (Settings(seed=None), "the seed must be a whole number"),
+        (Settings(seed=-1), "seed -1 must be"),
+        (Settings(seed=1e300), "must be from 0 to"),
+        (Settings(seed=float("nan")), "must be a whole number"),
+        (Settings(temperature=-1.0), "temperature -1"),
+        (Settings(top_p=0.0), "top-p 0"),
+        (Settings(guidance=-0.5), "guidance -0.5"),
+        (Settings(label="tulip"), "no label 'tulip'"),
+    ],
+)
+def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings, says: str) -> None:
+    """For every task, before any work."""
+    upload = read_upload(png(photo(16, 16)), studio.limits)
+    for run in (studio.generate(settings), studio.colorize(upload, settings), studio.upscale(upload, 2, settings)):
+        with pytest.raises(ValueError, match=says):
+            list(run)
+
+
+def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
+    """Bands, factors, no picture at all."""
+    upload = read_upload(png(photo(32, 32)), studio.limits)
+    for run, says in (
+        (studio.upscale(None, 2, QUICK), "choose a picture first"),
+        (studio.inspect(None), "choose a picture first"),
+        (studio.upscale(upload, 3, QUICK), "choose one of 2, 4, 8"),
+        (studio.upscale(upload, 0, QUICK), "choose one of 2, 4, 8"),
+        (studio.continue_(upload, 4, QUICK), "from 1 to 3"),
+        (studio.inpaint(upload, painted(32, 32, (0, 0, 32, 32)), QUICK), "nothing would stay"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            list(run)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (None, "brush over"),
+        ("", "brush over"),
+        (painted(32, 48), "nothing is painted"),
+        (painted(48, 32, (0, 0, 9, 9)), "does not fit"),
+        ("data:image/png;base64,????", "does not fit"),
+        ("data:image/png;base64," + base64.b64encode(b"GIF89a no").decode(), "does not fit"),
+        ("data:text/html;base64,aGk=", "does not fit"),
+        ("data:image/png;base64," + "A" * 10**6, "does not fit"),
+    ],
+)
+def test_masks_that_are_none(mask: str | None, says: str) -> None:
+    """Empty ones, and what no canvas sends."""
+    with pytest.raises(ValueError, match=says):
+        read_mask(mask, (32, 48))
+    assert int((read_mask(painted(32, 48, (1, 2, 3, 5)), (32, 48)) == 255).sum()) == 2 * 3 * 3
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes whose header claims a size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, body) for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"0" * 99)), (b"IEND", b""))
+    )
+
+
+BAD_UPLOADS = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"this is no picture", "not a picture"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+    "truncated": (pillow_jpeg(photo(64, 64), 90)[:900], "can't be read"),
+    "corrupt": (png(photo(32, 32))[:60] + b"x" * 900, "can't be read"),
+    "bomb": (png_claiming(60_000, 60_000), "far too many pixels"),
+    "large": (png_claiming(10_000, 9_000), "10000 × 9000 pixels"),
+    "heavy": (pillow_jpeg(photo(16, 16), 90) + b"\0" * 2_000_000, "2.0 MB"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_UPLOADS))
+def test_bad_uploads_are_one_sentence(studio: Studio, name: str) -> None:
+    """Whichever tab they are brought to."""
+    data, says = BAD_UPLOADS[name]
+    limits = Limits(max_megabytes=1)
+    with pytest.raises(ValueError, match=says):
+        read_upload(data, limits)
+    with pytest.raises(ValueError, match=says):
+        read_for_inspection(data, limits, studio.config)
+
+
+def test_uploads_are_made_to_fit(studio: Studio) -> None:
+    """Large ones are shrunk, animations give a frame, phones' rotated pictures are upright; each is said or seen."""
+    limits = Limits(max_side=64)
+    large = read_upload(pillow_jpeg(photo(100, 200), 80), limits)
+    assert large.pixels.shape == (32, 64, 3) and "shrunk to 64 × 32" in large.notes[0]
+    frames = [Image.fromarray(photo(20, 30, i)) for i in range(3)]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    for read in (lambda d: read_upload(d, limits), lambda d: read_for_inspection(d, limits, studio.config)):
+        assert "animation" in read(out.getvalue()).notes[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = read_upload(pillow_jpeg(photo(20, 30), 80, exif=exif), limits)
+    assert upright.pixels.shape == (30, 20, 3) and isinstance(upright.source, np.ndarray)
+    out = io.BytesIO()
+    Image.fromarray(photo(20, 30)).convert("CMYK").save(out, "JPEG")
+    assert "can't be shown" in read_for_inspection(out.getvalue(), limits, studio.config).notes[0]
+
+
+def test_results_stay_within_the_limit(studio: Studio) -> None:
+    """A picture that would become too large is shrunk first, and that is said."""
+    upload = read_upload(png(photo(40, 64)), studio.limits)
+    last = list(studio.upscale(upload, 4, QUICK))[-1]
+    assert "was shrunk to 16 × 10" in last
+    assert (downloads(last)[0].width, downloads(last)[0].height) == (64, 40)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_megabytes": 0}, {"max_megapixels": 1000}, {"max_side": 8}, {"max_num": 0}, {"queue": 0}],
+)
+def test_impossible_limits(wrong: dict) -> None:
+    """Are refused by name."""
+    with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
+        Limits(**wrong)
+
+
+def test_a_model_that_only_generates(tmp_path: Path) -> None:
+    """Without classes, too: the rest is refused with what it can do."""
+    folder = save_tiny_model(tmp_path, conditions=("none",), num_labels=0, label_names=())
+    studio = Studio(DCTransformer.from_pretrained(folder), "plain")
+    assert studio.missing("none") is None and studio.factors() == [] and studio.labels() == []
+    assert len(downloads(list(studio.generate(QUICK))[-1])) == 1
+    upload = read_upload(png(photo(32, 32)), studio.limits)
+    for condition, run in (
+        ("low4", studio.upscale(upload, 2, QUICK)),
+        ("luma", studio.colorize(upload, QUICK)),
+        ("region", studio.inpaint(upload, painted(32, 32, (0, 0, 9, 9)), QUICK)),
+    ):
+        assert "it can: generate or continue" in (studio.missing(condition) or "")
+        with pytest.raises(ValueError, match="it can: generate or continue"):
+            list(run)
+
+
+def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
+    """Of its tables, too: they are its samples."""
+    config = DCTransformer.from_pretrained("flowers64").config
+    pictures = examples()
+    assert len(pictures) >= 3
+    for data in pictures.values():
+        assert read_for_inspection(data, Limits(), config).own
+        assert torch.equal(read_jpeg_bytes(data).luma_table, Codec(config.quality).luma_table)
+
+
+# The server -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
+    """With status 2, before the model is loaded."""
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as stop:
+            main(["app", "no-such-model", "--port", str(port)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"port {port} on 127.0.0.1 is in use" in said and "--port" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--port", "0", "--host", "203.0.113.9"], "not an address to listen on"),
+        (["--port", "0", "--max-num", "0"], "max-num 0"),
+        (["no-such-model", "--port", "0"], "there is no model 'no-such-model'"),
+    ],
+)
+def test_what_the_command_refuses(capsys: pytest.CaptureFixture, options: list[str], says: str) -> None:
+    """With status 2 and a sentence."""
+    pytest.importorskip("gradio")
+    with pytest.raises(SystemExit) as stop:
+        main(["app", *options])
+    assert stop.value.code == 2 and says in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """With status 2."""
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["app"])
+    assert stop.value.code == 2 and "pip install 'dctransformer[app]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [([], 411), ([(b"content-length", b"x")], 411), ([(b"content-length", b"101")], 413),
+     ([(b"content-length", b"100")], 200)],
+)  # fmt: skip
+def test_requests_that_are_too_large_are_refused(headers: list, status: int) -> None:
+    """Before anything of them is read; answers tell the browser to load from here alone."""
+    sent: list[dict] = []
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "headers": headers}
+    asyncio.run(server.Guard(app, 100)(scope, None, send))
+    assert sent[0]["status"] == status
+    if status == 200:
+        assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
+
+
+def test_the_folder_for_uploads_is_private_and_goes() -> None:
+    """Even when something fails."""
+    with pytest.raises(KeyboardInterrupt), server.private_folder() as folder:
+        (folder / "upload").write_bytes(b"x")
+        assert os.stat(folder).st_mode & 0o077 == 0
+        raise KeyboardInterrupt
+    assert not folder.exists()
+
+
+def test_what_goes_wrong_is_said_in_the_page(capsys: pytest.CaptureFixture) -> None:
+    """A sentence for what was foreseen; else a hint, and the traceback in the log."""
+    pytest.importorskip("gradio")
+    from dctransformer.app.page import _said
+
+    def foreseen() -> Iterator[str]:
+        yield "before"
+        raise ValueError("the <picture> is odd")
+
+    def unforeseen() -> Iterator[str]:
+        raise RuntimeError("secret")
+        yield
+
+    first, second = _said(foreseen)()
+    assert first == "before" and "The &lt;picture&gt; is odd" in second
+    assert "secret" not in next(_said(unforeseen)()) and "RuntimeError: secret" in capsys.readouterr().err
+
+
+def test_any_class_means_none_is_asked_for() -> None:
+    """So the command line that is shown has no label."""
+    assert "--label" not in Settings(ANY).words() and "--label 'Tree Poppy'" in Settings("Tree Poppy").words()

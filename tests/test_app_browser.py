@@ -1,0 +1,337 @@
+"""The web page as a person uses it: a real Chromium without a screen, driven by Selenium.
+
+Skipped where Gradio, Selenium or a browser is missing (on Debian: apt install chromium chromium-driver). Screenshots
+go to the folder that DCTRANSFORMER_SCREENSHOTS names, else to pytest's temporary one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dctransformer.app import server
+from dctransformer.app.limits import Limits
+from dctransformer.codec import read_jpeg_bytes
+from pictures import photo, pillow_jpeg
+from test_app import BAD_UPLOADS
+from tiny_model import save_tiny_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+try:
+    import gradio  # noqa: F401
+    from selenium import webdriver
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.remote.webelement import WebElement
+    from selenium.webdriver.support.ui import WebDriverWait
+except ImportError as missing:
+    pytest.skip(f"{missing}: pip install 'dctransformer[app,dev]'", allow_module_level=True)
+if not CHROMIUM or not DRIVER:
+    pytest.skip("there is no chromium and chromedriver here", allow_module_level=True)
+
+SECONDS = 60
+"""How long anything may take on a busy machine."""
+
+ARGUMENTS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--window-size=1180,1000",
+)  # fmt: skip
+
+
+class Page:
+    """A browser and what a person does in it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str, shots: Path, studio_turn: threading.Lock):
+        self.driver, self.url, self.shots, self.turn = driver, url, shots, studio_turn
+
+    def open(self, url: str | None = None) -> None:
+        self.driver.get(url or self.url)
+        self.until(lambda: self.shown("#generate-go"))
+
+    def until(self, true: Callable[[], object]) -> None:
+        WebDriverWait(self.driver, SECONDS, 0.1, [Exception]).until(lambda _: true())
+
+    def shown(self, css: str) -> list[WebElement]:
+        return [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
+
+    def tab(self, name: str) -> None:
+        task = name.lower()
+        (button,) = [b for b in self.shown('button[role="tab"]') if b.text.strip() == name]
+        button.click()
+        self.until(lambda: self.shown(f"#{task}-out"))
+
+    def click(self, css: str) -> None:
+        self.until(lambda: self.shown(css))
+        element = self.shown(css)[0]
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def text(self, css: str) -> str:
+        return self.driver.find_element(By.CSS_SELECTOR, css).get_property("innerText")
+
+    def says(self, css: str, words: str) -> None:
+        self.until(lambda: words in self.text(css))
+
+    def upload(self, task: str, path: Path) -> None:
+        self.driver.find_element(By.CSS_SELECTOR, f"#{task}-file input[type=file]").send_keys(str(path))
+
+    def results(self, task: str) -> list[bytes]:
+        """The files that can be downloaded."""
+        self.until(lambda: self.shown(f"#{task}-out a.dct-download"))
+        links = [str(a.get_attribute("href")) for a in self.shown(f"#{task}-out a.dct-download")]
+        return [base64.b64decode(link.split(",", 1)[1]) for link in links]
+
+    def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
+        """What comes after an action, when something is there already."""
+        self.driver.execute_script(f"document.querySelector('#{task}-out').dataset.before = 'x'")
+        before = self.driver.execute_script(f"return document.querySelector('#{task}-out').innerHTML")
+        do()
+        self.until(
+            lambda: (
+                self.driver.execute_script(f"return document.querySelector('#{task}-out').innerHTML") != before
+                and self.shown(f"#{task}-out a.dct-download")
+            )
+        )
+        return self.results(task)
+
+    def shoot(self, name: str) -> None:
+        height = self.driver.execute_script("return document.documentElement.scrollHeight")
+        self.driver.set_window_size(1180, min(max(height + 150, 700), 2400))
+        self.driver.save_screenshot(str(self.shots / f"{name}.png"))
+        self.driver.set_window_size(1180, 1000)
+
+
+@contextlib.contextmanager
+def running(folder: Path, limits: Limits) -> Iterator[tuple[str, threading.Lock]]:
+    """A server in a thread: its address, and the lock of whose turn it is at the model."""
+    with server.prepared(folder, limits, port=0, device="cpu") as (uvicorn_server, taken, studio):
+        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            yield server.address(taken), studio._turn
+        finally:
+            uvicorn_server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One server, one browser with a fresh profile, the page opened."""
+    base = tmp_path_factory.mktemp("app")
+    shots = Path(os.environ.get("DCTRANSFORMER_SCREENSHOTS") or base / "screenshots")
+    shots.mkdir(parents=True, exist_ok=True)
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (*ARGUMENTS, f"--user-data-dir={base / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    limits = Limits(max_megabytes=1, max_side=64, queue=1)
+    with running(save_tiny_model(base / "model"), limits) as (url, turn):
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        try:
+            opened = Page(driver, url, shots, turn)
+            opened.open()
+            yield opened
+        finally:
+            driver.quit()
+
+
+def left_behind() -> list[Path]:
+    """Files in the folder for uploads."""
+    return [path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()]
+
+
+def test_generate(page: Page) -> None:
+    """A seed of one's own gives the file again; a new one another; the seed is shown."""
+    page.shoot("start")
+    page.click("#generate-go")
+    (first,) = page.results("generate")
+    seed = page.driver.find_element(By.CSS_SELECTOR, "#generate-seed input").get_property("value")
+    assert f"seed {seed}" in page.text("#generate-out")
+    assert len(page.shown("#generate-out figure")) == 2 + 4  # picture and heat-map; the four bands
+    assert read_jpeg_bytes(first).height == 32
+    page.shoot("generate")
+    (other,) = page.wait_for_new("generate", lambda: page.click("#generate-go"))
+    assert other != first
+    page.click("#generate-fresh input")
+    field = page.driver.find_element(By.CSS_SELECTOR, "#generate-seed input")
+    field.clear()
+    field.send_keys(seed)
+    (again,) = page.wait_for_new("generate", lambda: page.click("#generate-go"))
+    assert again == first
+
+
+def test_one_click_examples(page: Page) -> None:
+    """In every tab that starts from a picture."""
+    for name, size in (("Upscale", 64), ("Colorize", 64), ("Inpaint", 64), ("Continue", 64)):
+        page.tab(name)
+        page.click(f"#{name.lower()}-example-1")
+        (data,) = page.results(name.lower())
+        assert read_jpeg_bytes(data).height == size
+        assert "seed 1" in page.text(f"#{name.lower()}-out")
+        page.shoot(name.lower())
+
+
+def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
+    """An empty one is refused; one stroke in a corner changes that square and no other."""
+    page.tab("Inpaint")
+    file = tmp_path / "mine.jpg"
+    file.write_bytes(pillow_jpeg(photo(48, 48), 90))
+    page.upload("inpaint", file)
+    page.says("#inpaint-shown", "its own coefficients")
+    page.click("#inpaint-go")
+    page.says("#inpaint-out", "Brush over what is to be replaced first")
+    canvas = page.shown("#inpaint-shown canvas")[0]
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    left, top = -canvas.size["width"] // 2, -canvas.size["height"] // 2
+    brush = ActionChains(page.driver).move_to_element_with_offset(canvas, left + 30, top + 30).click_and_hold()
+    brush.move_by_offset(20, 0).move_by_offset(0, 20).release().perform()
+    page.shoot("brush")
+    (data,) = page.wait_for_new("inpaint", lambda: page.click("#inpaint-go"))
+    own, made = read_jpeg_bytes(file.read_bytes()), read_jpeg_bytes(data)
+    changed = (own.luma != made.luma).any(-1)[0]
+    assert bool(changed[:2, :2].any()) and not bool(changed[2:].any()) and not bool(changed[:, 2:].any())
+    page.click("#inpaint-clear")
+    page.click("#inpaint-go")
+    page.says("#inpaint-out", "nothing is painted yet")
+
+
+def test_bands_and_uploads(page: Page, tmp_path: Path) -> None:
+    """The slider says how much is kept; the picture is a PNG file, shrunk to fit, and no copy of it stays."""
+    page.tab("Continue")
+    file = tmp_path / "mine.png"
+    Image.fromarray(photo(100, 80)).save(file)
+    page.upload("continue", file)
+    page.says("#continue-shown", "shrunk to 51 × 64")
+    assert left_behind() == []
+    slider = page.driver.find_element(By.CSS_SELECTOR, "#continue-bands input[type=range]")
+    slider.send_keys("\ue012")  # arrow left
+    page.wait_for_new("continue", lambda: page.click("#continue-go"))
+    assert "given: 1 of 4 bands" in page.text("#continue-out")
+
+
+def test_inspect(page: Page, tmp_path: Path) -> None:
+    """A user's file: its triples, the heat-map of bits, the surprises."""
+    page.tab("Inspect")
+    file = tmp_path / "mine.jpg"
+    file.write_bytes(pillow_jpeg(photo(64, 96), 75))
+    page.upload("inspect", file)
+    page.until(lambda: left_behind() == [])
+    page.click("#inspect-go")
+    page.says("#inspect-out", "What surprised it most")
+    count = len(read_jpeg_bytes(file.read_bytes()).to_triples()[0])
+    assert f"{count:,} coefficients" in page.text("#inspect-out")
+    assert len(page.shown("#inspect-out table")) == 3
+    page.shoot("inspect")
+
+
+@pytest.mark.parametrize("name", ["text", "truncated", "bomb", "heavy", "animated"])
+def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path, name: str) -> None:
+    """Whatever is in the file that calls itself a picture."""
+    page.tab("Colorize")
+    if name == "animated":
+        frames = [Image.fromarray(photo(20, 30, i)) for i in range(3)]
+        file = tmp_path / "moving.gif"
+        frames[0].save(file, save_all=True, append_images=frames[1:])
+        says = "its first frame is used"
+    else:
+        data, says = BAD_UPLOADS[name]
+        file = tmp_path / f"{name}.jpg"
+        file.write_bytes(data)
+    page.upload("colorize", file)
+    if name == "heavy":  # never leaves the browser: Gradio's own notice
+        page.until(lambda: re.search("exceed|too large|maximum", page.text("body"), re.I))
+        page.shoot("upload-heavy")
+        page.open()
+        page.tab("Colorize")
+    else:
+        page.says("#colorize-shown", says)
+        page.shoot(f"upload-{name}")
+    page.click("#colorize-example-0")
+    assert len(page.results("colorize")) == 1
+
+
+def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
+    """One works, one waits, the one too many is told; nobody's result goes astray."""
+    driver = page.driver
+    first = driver.current_window_handle
+    page.open()
+    handles = [first]
+    # The third calls the server by another name, as a browser has six connections to a name, and a tab needs some.
+    for url in (page.url, page.url.replace("127.0.0.1", "localhost")):
+        driver.switch_to.new_window("window")
+        handles.append(driver.current_window_handle)
+        page.open(url)
+    with page.turn:  # somebody's long job: what is clicked now has to wait
+        for handle in handles:
+            driver.switch_to.window(handle)
+            page.click("#generate-go")
+            # The first is at work and says so, the second waits and sees its place, the third is sent away.
+            page.until(lambda: re.search("starting|queue: |busy", page.text("body")))
+        assert "application is currently busy" in page.text("body")  # Gradio's words for a full queue
+        page.shoot("queue-full")
+    shown = []
+    for handle in handles[:2]:
+        driver.switch_to.window(handle)
+        page.results("generate")
+        seed = driver.find_element(By.CSS_SELECTOR, "#generate-seed input").get_property("value")
+        assert f"seed {seed}" in page.text("#generate-out")
+        shown.append(seed)
+    assert shown[0] != shown[1]
+    for handle in handles[1:]:
+        driver.switch_to.window(handle)
+        driver.close()
+    driver.switch_to.window(first)
+
+
+def test_nothing_is_asked_of_other_machines(page: Page) -> None:
+    """All this time the browser asked this server alone; nothing had to be kept from asking others."""
+    page.open()
+    asked = [
+        json.loads(entry["message"])["message"]["params"]["request"]["url"]
+        for entry in page.driver.get_log("performance")
+        if '"Network.requestWillBeSent"' in entry["message"]
+    ]
+    web = [url for url in asked if re.match("(http|ws)s?:", url)]
+    here = (page.url, page.url.replace("127.0.0.1", "localhost"))
+    assert web and all(url.startswith(here) for url in web)
+    refused = [entry["message"] for entry in page.driver.get_log("browser") if "Content Security" in entry["message"]]
+    assert not refused
+
+
+def test_a_model_that_lacks_tasks(page: Page, tmp_path: Path) -> None:
+    """Its buttons are off, and the page says why."""
+    folder = save_tiny_model(tmp_path / "plain", conditions=("none",), num_labels=0, label_names=())
+    with running(folder, Limits()) as (url, _):
+        page.open(url)
+        for name in ("Upscale", "Colorize", "Inpaint"):
+            page.tab(name)
+            task = name.lower()
+            page.says(f"#{task}-why-not", f"was not trained to {task}")
+            assert not page.shown(f"#{task}-go")[0].is_enabled()
+        page.shoot("lacking")
+        page.tab("Generate")
+        page.click("#generate-go")
+        assert len(page.results("generate")) == 1
+        page.driver.get("about:blank")
+
+
+def test_screenshots_were_taken(page: Page) -> None:
+    """They show something."""
+    shots = sorted(page.shots.glob("*.png"))
+    assert len(shots) >= 10
+    for shot in shots:
+        assert float(np.asarray(Image.open(shot).convert("L")).std()) > 5
