@@ -65,7 +65,14 @@ class Page:
         WebDriverWait(self.driver, SECONDS, 0.1, [Exception]).until(lambda _: true())
 
     def shown(self, css: str) -> list[WebElement]:
-        return [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
+        found: list[WebElement] = []
+
+        def look() -> bool:  # again, if the page was drawn anew meanwhile
+            found[:] = [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
+            return True
+
+        self.until(look)
+        return found
 
     def tab(self, name: str) -> None:
         task = name.lower()
@@ -74,10 +81,13 @@ class Page:
         self.until(lambda: self.shown(f"#{task}-out"))
 
     def click(self, css: str) -> None:
-        self.until(lambda: self.shown(css))
-        element = self.shown(css)[0]
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        def click() -> bool:
+            element = self.shown(css)[0]
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            element.click()
+            return True
+
+        self.until(click)
 
     def text(self, css: str) -> str:
         return self.driver.find_element(By.CSS_SELECTOR, css).get_property("innerText")
@@ -91,7 +101,8 @@ class Page:
     def results(self, task: str) -> list[bytes]:
         """The files that can be downloaded."""
         self.until(lambda: self.shown(f"#{task}-out a.dct-download"))
-        links = [str(a.get_attribute("href")) for a in self.shown(f"#{task}-out a.dct-download")]
+        script = "return [...document.querySelectorAll(arguments[0])].map(a => a.href)"  # at one moment
+        links = self.driver.execute_script(script, f"#{task}-out a.dct-download")
         return [base64.b64decode(link.split(",", 1)[1]) for link in links]
 
     def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
