@@ -98,25 +98,21 @@ class Page:
     def upload(self, task: str, path: Path) -> None:
         self.driver.find_element(By.CSS_SELECTOR, f"#{task}-file input[type=file]").send_keys(str(path))
 
-    def results(self, task: str) -> list[bytes]:
-        """The files that can be downloaded."""
-        self.until(lambda: self.shown(f"#{task}-out a.dct-download"))
-        script = "return [...document.querySelectorAll(arguments[0])].map(a => a.href)"  # at one moment
-        links = self.driver.execute_script(script, f"#{task}-out a.dct-download")
-        return [base64.b64decode(link.split(",", 1)[1]) for link in links]
+    def links(self, task: str) -> list[str]:
+        """Where the files that can be downloaded are (in the links themselves), at one moment."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(a => a.href)"
+        return self.driver.execute_script(script, f"#{task}-out a.dct-download")
+
+    def results(self, task: str, other_than: list[str] | None = None) -> list[bytes]:
+        """The files that can be downloaded, once there are any, or others than before."""
+        self.until(lambda: self.links(task) not in ([], other_than))
+        return [base64.b64decode(link.split(",", 1)[1]) for link in self.links(task)]
 
     def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
-        """What comes after an action, when something is there already."""
-        self.driver.execute_script(f"document.querySelector('#{task}-out').dataset.before = 'x'")
-        before = self.driver.execute_script(f"return document.querySelector('#{task}-out').innerHTML")
+        """What comes after an action, when something else is there already."""
+        before = self.links(task)
         do()
-        self.until(
-            lambda: (
-                self.driver.execute_script(f"return document.querySelector('#{task}-out').innerHTML") != before
-                and self.shown(f"#{task}-out a.dct-download")
-            )
-        )
-        return self.results(task)
+        return self.results(task, before)
 
     def shoot(self, name: str) -> None:
         height = self.driver.execute_script("return document.documentElement.scrollHeight")
