@@ -53,7 +53,7 @@ TRAINING = ("data", "minutes", "tune_minutes", "preset", "scored", "seed", "devi
 SAMPLING = (*TRAINING, "batch")
 """Settings that decide on the pictures and their cost."""
 
-SHOWN = 8
+SHOWN = 7
 """Pictures of each system on the sheet."""
 
 
