@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dctransformer.data.chunks import ChunkBatch
 from dctransformer.model import dctransformer as module
 from dctransformer.model.config import preset
+from dctransformer.optimizer import Optimizers
 from dctransformer.train import Trainer
 from dctransformer.train_config import TrainConfig
 from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops
@@ -41,14 +42,15 @@ SETTLE = 6
 """Steps before the clock starts: the compiler meets every shape it will see."""
 
 
-def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+def plain_optimizer(trainer: Trainer) -> Optimizers:
     """The same groups, a parameter at a time."""
     groups = [
         {k: g[k] for k in ("params", "weight_decay", "scale")}
         for part in trainer.optimizer.parts
         for g in part.param_groups
     ]
-    return torch.optim.AdamW(groups, lr=trainer.config.lr, betas=(0.9, 0.95), eps=1e-9, foreach=False, fused=False)
+    kept = {"lr": trainer.config.lr, "betas": (0.9, 0.95), "eps": 1e-9}
+    return Optimizers(torch.optim.AdamW(groups, **kept, foreach=False, fused=False))
 
 
 @contextlib.contextmanager
