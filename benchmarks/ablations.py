@@ -4,7 +4,7 @@ Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
 * ``depth``: how five decoder layers are split among channel, position and value;
-* ``parts``: without legality masks, pointer, gathered encoder feature, settled mask, local context;
+* ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, three learning rates each.
 
@@ -68,6 +68,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     },
     "parts": {
         "no legality masks": Variant({"legality": False}),
+        "channel by one softmax": Variant({"survival": False}),
         "no pointer": Variant({"pointer": False}),
         "no gathered feature": Variant({"gathered": False}),
         "no settled mask": Variant({"settled_input": False}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.cli import main
+from dctransformer.codec.grid import Grid
 from dctransformer.data import TripleStore, prepare
-from dctransformer.data.chunks import Sequence
+from dctransformer.data.chunks import START, Sequence, cut_chunks
 from dctransformer.data.conditions import NAMES, named
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
+from dctransformer.model.context import rank_planes
 from dctransformer.tasks import likelihood
 from dctransformer.train import train
 from dctransformer.train_config import TrainConfig
@@ -45,33 +48,41 @@ def test_parts_add_up(run: tuple[Path, Path], given: str) -> None:
     assert min(parts["given_first"], parts["rest_given"], parts["rest_unconditional"]) > 0
 
 
-def test_marked_bits_are_those_of_the_marked_triples(run: tuple[Path, Path]) -> None:
-    """Counted by brute force, triple by triple."""
+@pytest.mark.parametrize("given", ["low2", "luma", "region"])
+def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> None:
+    """Counted by brute force, decision by decision."""
     network = DCTransformer.from_pretrained(run[0])
-    store = TripleStore.open(run[1], "validation")
-    from dctransformer.codec.grid import Grid
-    from dctransformer.data.chunks import cut_chunks
-
-    grid = Grid(4, 4)
-    mask = named("low2", grid)
+    triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 4)
+    mask = named(given, grid)
     assert mask is not None
-    triples = store.triples(0)
+    planes = rank_planes(mask[None], grid)[0]
+    places = rank_planes(torch.ones_like(mask)[None], grid)[0]
+    marked_places = [int((planes[rank] & places[rank]).sum()) for rank in range(192)]
+    all_places = [int(places[rank].sum()) for rank in range(192)]
+    expected = 0.0
     sequence = Sequence.from_triples(triples, grid, 2)
-    lengths = code_lengths(network, [sequence], marked=mask)
-    expected = torch.zeros((), dtype=torch.float64)
-    count = 0
     for k in range(sequence.chunks(network.config.stride)):
         batch = cut_chunks([sequence], [k], network.config.chunk, network.config.overlap)
         with torch.inference_mode():
-            nats = network(batch)[0][batch.predicted[0]]
-        for row in nats:
-            if count < len(triples):
-                channel, position, _ = triples[count].long()
-                if mask.flatten()[grid.slot(channel, position)]:
-                    expected += row.double().sum() / torch.log(torch.tensor(2.0))
-            count += 1
+            nats = network(batch)[0]
+            context = network.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, grid)
+            before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
+            stream = network.channel_decoder(network.embed_previous(*before, context), context.memory[0])
+            chances = network.channel_logits(stream, *before[:2], context)[0].double().softmax(-1).tolist()
+        for t in batch.predicted[0].nonzero()[:, 0].tolist():
+            earlier, rank, position = int(before[0][0, t]), int(batch.ranks[0, t + 1]), int(batch.positions[0, t + 1])
+            here = rank < 192 and bool(planes[rank, position])
+            for passed in range(0 if earlier == START else earlier, min(rank, 191) + 1):
+                left = sum(chances[t][passed:])
+                chance = chances[t][passed] / left
+                about = -math.log2(chance if passed == rank else 1 - chance) if chance or passed == rank else 0.0
+                if marked_places[passed] == all_places[passed] or (marked_places[passed] and here):
+                    expected += about
+            expected += float(nats[t, 1:].double().sum()) / math.log(2) * here
+    lengths = code_lengths(network, [sequence], marked=mask)
     assert lengths.marked is not None
-    torch.testing.assert_close(lengths.marked[0], expected, rtol=1e-5, atol=1e-3)
+    assert 0 < expected < float(lengths.bits.sum())
+    assert float(lengths.marked[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_command_says_it(run: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:

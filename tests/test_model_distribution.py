@@ -17,6 +17,7 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
 from dctransformer.sample import Decoding, Request, SampleConfig, fill, pick, sample
+from tiny_model import lively
 
 GRID = Grid(2, 3)
 """32 × 48 pixels: not square, so that rows and columns can't be mixed up unnoticed."""
@@ -34,11 +35,8 @@ def make_model(seed: int = 0, **overrides) -> DCTransformer:
 
 def make_lively(seed: int = 3, **overrides) -> DCTransformer:
     """A model whose samples are long: it prefers near channels, and hardly ever stops."""
-    model = make_model(seed, **overrides)
-    with torch.no_grad():
-        model.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
-        model.channel_out.bias[order.STOP] = -40
-    return model
+    torch.manual_seed(seed)
+    return lively(DCTransformer(preset("tiny", num_labels=3, **overrides)).eval())
 
 
 def random_slots(seed: int, density: float, model: DCTransformer, grid: Grid = GRID) -> Tensor:
@@ -69,7 +67,7 @@ def make_sequence(
 VARIANTS = {
     "tiny": {},
     "no overlap": {"overlap": 0},
-    "paper blocks": {"block": "paper", "local_context": False},
+    "paper blocks": {"block": "paper", "local_context": False, "survival": False},
     "paper blocks with local context": {"block": "paper"},
     "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 
@@ -17,6 +18,7 @@ from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.decoding import Decoding
 from dctransformer.model.config import preset
 from dctransformer.sample import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
+from tiny_model import lively
 
 GRID = Grid(2, 2)
 
@@ -25,13 +27,7 @@ GRID = Grid(2, 2)
 def model() -> DCTransformer:
     """A tiny model with long samples, three chunks and more."""
     torch.manual_seed(0)
-    model = DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-        model.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
-        model.channel_out.bias[order.STOP] = -40
-    return model
+    return lively(DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8)).eval())
 
 
 def begun(model: DCTransformer, count: int, rows: int = 3, static: bool = False) -> Decoding:
@@ -178,3 +174,15 @@ def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeyp
     monkeypatch.setattr(Engine, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ValueError, match="ended from outside"):
         sample(model, 2, SampleConfig(workers=2), size=(32, 32))
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+def test_compiled_steps(model: DCTransformer) -> None:
+    """They make the same pictures, also when rows leave the batch or go on from elsewhere, and engines differ."""
+    kept = sample(model, 1, SampleConfig(seed=3), size=(32, 32)).triples[0][:17]
+    requests = [Request(i, i % 3, kept=kept if i == 1 else None) for i in range(5)]
+    for config in (SampleConfig(1, batch=3), SampleConfig(1, batch=2, temperature=0.5, guidance=1.5)):
+        plain, compiled = (
+            fill(model, requests, GRID, dataclasses.replace(config, workers=1, compile=c)) for c in (False, True)
+        )
+        assert torch.equal(plain.mcus, compiled.mcus)

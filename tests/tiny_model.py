@@ -1,4 +1,4 @@
-"""A tiny untrained model that makes dense pictures quickly, for tests of what is around models."""
+"""A tiny untrained model that makes dense pictures quickly, for tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from dctransformer.data import conditions
 from dctransformer.model.config import preset
 
 
+@torch.no_grad()
+def lively(network: DCTransformer) -> DCTransformer:
+    """Wake all weights of an untrained model, and have it list many triples."""
+    for p in network.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    if network.config.survival:
+        network.channel_after.weight += 2
+    else:
+        network.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
+        network.channel_out.bias[order.STOP] = -40
+    return network
+
+
 def save_tiny_model(folder: Path, **changes: Any) -> Path:
     """Save one of 32 × 32 pixels, trained (so it says) for every task; ``changes`` are to its config."""
     torch.manual_seed(0)
@@ -20,11 +33,5 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
         "num_labels": 2, "label_names": ("rose", "lily"), "quality": 30, "size": 32, "chunk": 16, "overlap": 0,
         "conditions": conditions.NAMES, **changes,
     }  # fmt: skip
-    network = DCTransformer(preset("tiny", **settings))
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-        network.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
-        network.channel_out.bias[order.STOP] = -24
-    network.save_pretrained(folder)
+    lively(DCTransformer(preset("tiny", **settings))).save_pretrained(folder)
     return folder

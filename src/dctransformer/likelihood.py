@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.data.chunks import START, ChunkBatch, Sequence, cut_chunks
+from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.legality import open_places
 
 FIELDS = ("channel", "position", "value")
 
@@ -29,7 +32,7 @@ class CodeLengths:
         bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value.
         triples: int64 ``[n, 5]``: how many triples (or stops) each holds.
         pixels: pixels of a picture.
-        marked: fp64 ``[n]``, bits of the triples at marked coefficients, where some were marked.
+        marked: fp64 ``[n]``, what of the bits is about marked coefficients, where some were marked.
     """
 
     bits: Tensor
@@ -100,7 +103,7 @@ def code_lengths(
         model: in eval mode.
         sequences: the pictures, one size.
         batch: chunks at a time.
-        marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too.
+        marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too (see `_bits_about`).
         progress: called with the number of pictures begun so far, now and then.
 
     Returns:
@@ -117,7 +120,8 @@ def code_lengths(
     for group in _batches(sequences, config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
         pixels = chunks.grid.mcus * order.MCU**2
-        nats, predicted = _chunk_nats(model, chunks)
+        nats, by_channel = _chunk_nats(model, chunks, split=marked is not None)
+        predicted = chunks.predicted
         band = _BAND_OF_RANK[chunks.ranks[:, 1:]]
         for row, (i, *_) in enumerate(group):
             while len(bits) <= i:
@@ -127,8 +131,8 @@ def code_lengths(
             which = band[row][predicted[row]]
             bits[i].index_add_(0, which, nats[row][predicted[row]].double() / math.log(2))
             counts[i].index_add_(0, which, torch.ones_like(which))
-            if marked is not None:
-                apart[i] += _bits_at(chunks, row, nats, marked)
+            if marked is not None and by_channel is not None:
+                apart[i] += _bits_about(marked, chunks, row, nats[row], by_channel[row])
         if progress is not None:
             progress(len(bits))
     if not bits:
@@ -152,19 +156,61 @@ def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) ->
     parts = []
     for group in _batches([sequence], config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
-        nats, predicted = _chunk_nats(model, chunks)
-        parts.append(nats[predicted].double() / math.log(2))
+        parts.append(_chunk_nats(model, chunks)[0][chunks.predicted].double() / math.log(2))
     return torch.cat(parts)
 
 
-def _bits_at(chunks: ChunkBatch, row: int, nats: Tensor, marked: Tensor) -> Tensor:
-    """Bits of a chunk's predicted triples at the marked coefficients (not of the stop), fp64."""
-    rank, position = chunks.ranks[row, 1:], chunks.positions[row, 1:]
-    counted = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
-    channel = torch.from_numpy(order.GENERATION_ORDER)[rank[counted]]
-    inside = marked.flatten()[chunks.grid.slot(channel, position[counted])]
-    return nats[row][counted][inside].double().sum() / math.log(2)
+def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_channel: Tensor) -> Tensor:
+    """What of a chunk's bits is about the marked coefficients, fp64.
+
+    Position and value belong to the coefficient that is listed. A channel decision says of several channels that they
+    hold nothing more, and of one that it does: each part belongs to its channel if that is marked as a whole or not at
+    all, and to the coefficient listed where the channel is marked in places (to none at the stop).
+    """
+    place = open_places(torch.zeros(1, order.NUM_CHANNELS, chunks.grid.positions, dtype=torch.bool), chunks.grid)[0]
+    inside = rank_planes(marked[None], chunks.grid)[0] & place
+    mixed = inside.any(-1) & (place & ~inside).any(-1)
+    whole = inside.any(-1) & ~mixed
+
+    predicted = chunks.predicted[row]
+    rank, position = chunks.ranks[row, 1:][predicted], chunks.positions[row, 1:][predicted]
+    nats, by_channel = nats[predicted].double(), by_channel[predicted].double()
+    here = F.pad(inside, (0, 0, 0, 1))[rank, position]
+    about = by_channel[:, :-1] @ whole.double() + here * (by_channel[:, :-1] @ mixed.double() + nats[:, 1:].sum(-1))
+    return about.sum() / math.log(2)
 
 
-def _chunk_nats(model: DCTransformer, chunks: ChunkBatch) -> tuple[Tensor, Tensor]:
-    return model(chunks.to(model.device)).cpu(), chunks.predicted
+def _chunk_nats(model: DCTransformer, chunks: ChunkBatch, *, split: bool = False) -> tuple[Tensor, Tensor | None]:
+    """What `DCTransformer.forward` returns; with ``split``, the channels' share channel by channel, too: `_split`."""
+    batch = chunks.to(model.device)
+    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+    places = model.places_of_chunk(batch, context)
+    streams = model.streams(batch, context, places)
+    nats = model.nats(batch, context, places, streams).cpu()
+    if not split:
+        return nats, None
+    before, rank = batch.ranks[:, :-1], batch.ranks[:, 1:]
+    return nats, _split(model.channel_logits(streams[0], before, batch.positions[:, :-1], context), before, rank).cpu()
+
+
+def _split(logits: Tensor, before: Tensor, rank: Tensor) -> Tensor:
+    """Which channel a channel decision's nats are about.
+
+    By the chain rule, −log p(c) is −log p(c is next | none before it is), and the same of passing over each before.
+
+    Args:
+        logits: fp32 ``[B, L, C]``.
+        before: int64 ``[B, L]``, ranks of the triples before.
+        rank: int64 ``[B, L]``, the ranks decided on.
+
+    Returns:
+        fp32 ``[B, L, C]``, of which the sum over channels is the decision's negative log-likelihood.
+    """
+    log_p = logits.log_softmax(-1)
+    left = log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log p(c or a later one)
+    index = torch.arange(logits.shape[-1], device=logits.device)
+    first = torch.where(before == START, 0, before)
+    passed = (index >= first[..., None]) & (index < rank[..., None])
+    return torch.where(
+        passed, left - F.pad(left[..., 1:], (0, 1)), torch.where(index == rank[..., None], left - log_p, 0.0)
+    )

@@ -58,6 +58,8 @@ class Architecture:
     max_grid: int = 128
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
 
+    survival: bool = True
+    """Decide on channels one after the other, each taken or passed over; off, one softmax over all, as the paper."""
     legality: bool = True
     """Give impossible outcomes probability 0. Off for comparisons only: such a model can be scored, not sampled."""
     pointer: bool = True
@@ -195,7 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "width": 896, "heads": 14, "hidden": 3584, "encoder": (2, 2, 2, 2), "channel": (2,) * 6,
         "position": (2,) * 6, "value": (2, 2, 2, 2, 2, 7), "block": "paper", "chunk": 896, "overlap": 128,
-        "local_context": False, "dropout": 0.1, "quality": 50, "size": 256,
+        "local_context": False, "survival": False, "dropout": 0.1, "quality": 50, "size": 256,
     },
 }  # fmt: skip
 

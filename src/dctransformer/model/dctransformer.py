@@ -165,8 +165,10 @@ class DCTransformer(
         self.position_decoder = Stack(c, c.position, decoder=True)
         self.value_decoder = Stack(c, c.value, decoder=True)
 
-        self.channel_out = nn.Linear(d, order.NUM_CHANNELS + 1)
-        self.channel_after = nn.Embedding(START + 1, order.NUM_CHANNELS + 1)
+        # What is left of the probability when every channel is passed over is the stop's.
+        outcomes = order.NUM_CHANNELS if c.survival else order.NUM_CHANNELS + 1
+        self.channel_out = nn.Linear(d, outcomes)
+        self.channel_after = nn.Embedding(START + 1, outcomes)
         if c.pointer:
             self.pointer_query = nn.Linear(d, POINTER)
             self.pointer_key = nn.Linear(d, 4 * POINTER)
@@ -208,8 +210,11 @@ class DCTransformer(
             nn.init.normal_(table.weight, std=0.7)
         for head in (self.channel_out, self.value_out):
             nn.init.normal_(head.weight, std=0.1 / math.sqrt(self.config.width))
-        for table in (self.channel_after, self.value_after):
-            nn.init.zeros_(table.weight)
+        nn.init.zeros_(self.channel_after.weight)
+        if self.config.survival:  # most channels are passed over, but one that is listed goes on
+            nn.init.constant_(self.channel_after.weight, -3.0)
+            self.channel_after.weight.data.fill_diagonal_(1.0)
+        nn.init.zeros_(self.value_after.weight)
         if self.config.local_context and self.config.pointer:
             nn.init.normal_(self.place_readout.weight, std=0.1 / math.sqrt(self.config.place_width))
             nn.init.constant_(self.place_bias.weight, -1.0)
@@ -477,6 +482,9 @@ class DCTransformer(
     def channel_logits(self, stream: Tensor, rank: Tensor, position: Tensor, context: Context) -> Tensor:
         """Logits of the next channel.
 
+        With `ModelConfig.survival`, a channel's score is the log-odds that it is the next one *given that those before
+        it are passed over*; so a channel that is closed drops out, and what comes after it is as likely as ever.
+
         Args:
             stream: of the channel decoder, ``[B, L, D]``.
             rank: of the triples before, int64 ``[B, L]`` (`START` for none).
@@ -486,9 +494,21 @@ class DCTransformer(
         Returns:
             fp32 ``[B, L, C]`` over ranks and the stop.
         """
-        logits = self.channel_out(stream).float() + self.channel_after(rank)
+        score = self.channel_out(stream).float() + self.channel_after(rank)
         started = torch.where(rank == START, -1, rank)
-        return self._possible(logits, legal_channels(context.last_open, started, position))
+        legal = legal_channels(context.last_open, started, position)
+        if not self.config.survival:
+            return self._possible(score, legal)
+        passed = self._passed(score, legal[..., :-1])
+        return self._possible(torch.cat([score - passed, -passed[..., -1:]], dim=-1), legal)
+
+    def _passed(self, score: Tensor, legal: Tensor) -> Tensor:
+        """−log of the chance that no possible outcome up to each one, itself included, is taken (a survival model).
+
+        With log-odds as scores, ``score − passed`` is the log-probability that the outcome is the first one taken.
+        """
+        passed = F.softplus(score)
+        return (torch.where(legal, passed, 0.0) if self.config.legality else passed).cumsum(-1)
 
     def _possible(self, logits: Tensor, legal: Tensor) -> Tensor:
         """Logits with the impossible outcomes' at `NEVER`."""
@@ -531,9 +551,7 @@ class DCTransformer(
         score = score + (weight[..., None] * (near * listed)).sum(-2)
 
         score = score.float()
-        passed = F.softplus(score)
-        passed = (torch.where(legal, passed, 0.0) if self.config.legality else passed).cumsum(-1)
-        return self._possible(score - passed, legal)
+        return self._possible(score - self._passed(score, legal), legal)
 
     def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
         """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
