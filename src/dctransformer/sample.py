@@ -12,6 +12,9 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import os
+import shutil
+import types
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,6 +33,7 @@ from dctransformer.model.precision import out_of_memory, resolve_precision
 from dctransformer.sample_config import SampleConfig
 from dctransformer.spread import spread, useful_workers
 
+_COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 _RANK = torch.from_numpy(order.RANK)
 
@@ -185,10 +189,13 @@ def fill(
         The samples, in the order of the requests.
 
     Raises:
-        ValueError: the device can't do the precision, or memory does not suffice for one picture at a time.
+        ValueError: the device can't do the precision, there is no compiler for what is to be compiled, or memory does
+            not suffice for one picture at a time.
     """
+    if config.compile and model.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        raise ValueError("compiling for a CPU needs a C++ compiler, g++ or clang++; install one, or leave compile out")
     workers = useful_workers(config.workers, len(requests), model.device)
-    if workers == 1 or config.compile:
+    if workers == 1:
         rows = _rows(model, requests, grid, config, progress, watch)
     else:
         rows = _spread_rows(model, requests, grid, config, workers, progress, watch)
@@ -210,6 +217,7 @@ def _rows(
     progress: Progress | None, watch: Watch | None,
 ) -> list[Row]:  # fmt: skip
     """The finished pictures, made in this process."""
+    config = dataclasses.replace(config, batch=min(config.batch, len(requests)))
     rows = [Row.new(request, grid, config.seed) for request in requests]
     waiting = collections.deque(rows)
     at_work: list[Row] = []
@@ -407,7 +415,7 @@ class Engine:
         """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing."""
         rows = len(batch.labels)
         graphs = self.device.type == "cuda" and self.config.graphs
-        if graphs:  # one shape for all, so that one graph serves; the spare rows repeat the first
+        if graphs or self.config.compile:  # one shape, so that one graph serves all; spare rows repeat the others
             spare = torch.arange(self.config.batch) % rows
             batch, noise = batch.rows(spare), noise[spare]
         if self.guided:
@@ -430,6 +438,20 @@ class Engine:
         return self.stepper.made[:rows, :steps].cpu()
 
 
+def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
+    """A part of a stepper's step, compiled for it alone.
+
+    A stepper's tensors keep their shapes, so guards, which would take longer than many a kernel, are left out; and as
+    nothing else may use what was compiled so, the part's code is copied (compilations belong to a code object). On a
+    CPU the calls between kernels are compiled, too: there are more of them than there is work in them.
+    """
+    own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    if device.type == "cpu":
+        options["cpp_wrapper"] = True
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+
+
 class Stepper:
     """Whole steps of a decoding: decide on a triple a row, settle it, note it; no result is read by the host."""
 
@@ -439,7 +461,7 @@ class Stepper:
         self.graph: Any = None
         self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
         if config.compile:
-            self.parts = tuple(torch.compile(part, fullgraph=True, dynamic=False) for part in self.parts)
+            self.parts = tuple(compiled(part, noise.device) for part in self.parts)
         self.load(decoding, noise)
 
     def load(self, decoding: Decoding, noise: Tensor) -> None:
@@ -475,15 +497,16 @@ class Stepper:
         choose_channel, choose_rest = self.parts
         rank = choose_channel(self)
         self.decoding.enter(self._both(rank))
-        choose_rest(self, rank)
+        choose_rest(self)
 
     def _choose_channel(self) -> Tensor:
         uniform = self.noise.index_select(1, self.turn)[:, 0]
         return pick(self._mix(self.decoding.channel()), uniform[:, 0])
 
-    def _choose_rest(self, rank: Tensor) -> None:
+    def _choose_rest(self) -> None:
         c, uniform = self.config, self.noise.index_select(1, self.turn)[:, 0]
-        places = self.decoding.position(self._both(rank), entered=True)
+        both = self.decoding.decided_rank
+        rank, places = both[: len(uniform)], self.decoding.position(both, entered=True)
         position = pick(self._mix(places), uniform[:, 1], c.temperature, c.top_p)
         values = self.decoding.value(self._both(position))
         chosen = pick(self._mix(values), uniform[:, 2], c.temperature, c.top_p)

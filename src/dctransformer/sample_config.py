@@ -25,7 +25,7 @@ class SampleConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
     compile: bool = False
-    """Compile the steps: half a minute once, then faster; for many pictures."""
+    """Compile the steps (a CPU needs a C++ compiler): about half a minute at first, then faster; for many pictures."""
     graphs: bool = True
     """On a GPU, replay steps as CUDA graphs."""
 

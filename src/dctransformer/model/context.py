@@ -101,7 +101,7 @@ class LocalContext(nn.Module):
     def __init__(self, config: ModelConfig, limits: Tensor):
         super().__init__()
         s, w = config.state_width, config.place_width
-        self.register_buffer("limits", limits, persistent=False)
+        self.register_buffer("limits", limits.clone(), persistent=False)
         self.table = nn.Parameter(torch.randn(order.NUM_CHANNELS, VALUE_FEATURES, s) * 0.3)
         self.given_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
         self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)

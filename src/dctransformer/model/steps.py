@@ -32,6 +32,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tenso
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(batch, heads * size)
 
 
+_library = torch.library.Library("dctransformer", "DEF")
+_library.define("attend_so_far(Tensor q, Tensor k, Tensor v, Tensor last) -> Tensor")
+
+
+@torch.library.impl(_library, "attend_so_far", "CPU")
+def _attend_so_far(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
+    """`attend` to the first ``last + 1`` of M, for compiled steps; ``last`` is int64 ``[1]``.
+
+    On a CPU a tensor's number is read at no cost; compiled, the attention would be slow loops over all of M.
+    """
+    filled = int(last) + 1
+    return attend(q, k[:, :, :filled], v[:, :, :filled])
+
+
+@torch.library.register_fake("dctransformer::attend_so_far", lib=_library)
+def _(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+
+
 class _Norm:
     def __init__(self, norm: nn.LayerNorm):
         self.shape, self.weight, self.bias, self.eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
@@ -85,7 +104,11 @@ class _SelfAttention(_Attention):
         q, k = both.unbind(1)
         v = made[:, 2 * width :].view(-1, self.heads, self.size)
         keys, values = place.put(cache, k, v)
-        return torch.addmm(x, attend(q, keys, values, seen), self.out)
+        if seen is not None and x.device.type == "cpu":
+            attended = torch.ops.dctransformer.attend_so_far(q, keys, values, place.index)
+        else:
+            attended = attend(q, keys, values, seen)
+        return torch.addmm(x, attended, self.out)
 
 
 class _CrossAttention(_Attention):
