@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dctransformer.baselines.image_gpt import ImageGPT
-from dctransformer.baselines.loop import Stage, mean_loss, parameters
+from dctransformer.baselines.loop import RATES, Stage, mean_loss, parameters
 from dctransformer.baselines.palette import COLOURS, fit_palette
 from dctransformer.baselines.pictures import Batch, PictureSteps, PictureStore, flat_batch, shrink
 from dctransformer.baselines.raster import RasterConfig, RasterTransformer, sample_tokens
@@ -180,6 +180,8 @@ class TokenSystem(System):
 
     prior: str
     """Name of the Transformer's stage."""
+    rates: tuple[float, ...] = RATES
+    """Learning rates that are tried for it."""
     raster: RasterConfig
 
     @abc.abstractmethod
@@ -198,8 +200,9 @@ class TokenSystem(System):
 
         batch = max(1, TOKENS_A_STEP // self.raster.length)
         return Stage(
-            self.prior, make, batches, lambda n: mean_loss(n, self._held_out()), batch, self.raster.length, share
-        )
+            self.prior, make, batches, lambda n: mean_loss(n, self._held_out()), batch, self.raster.length, share,
+            self.rates,
+        )  # fmt: skip
 
     @property
     def tokens(self) -> float:
@@ -234,6 +237,7 @@ class ImageGPTSystem(TokenSystem):
     """Image GPT at a given side."""
 
     prior = "model"
+    rates = (3e-4, 1e-3, 3e-3)
 
     def __init__(self, raster: RasterConfig, data: Data, seed: int = 0):
         """Args: raster: the shape; data; seed: of the palette.
