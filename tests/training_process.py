@@ -32,7 +32,7 @@ def main() -> None:
         except SystemExit as error:
             said = {"status": error.code}
         print(json.dumps(said), flush=True)
-    dist.barrier()  # nobody leaves while others still talk
+    dist.barrier()
     # gloo's threads may outlive the interpreter and abort the process ("terminate called without an active exception")
     # when all is done and said.
     os._exit(0)

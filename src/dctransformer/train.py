@@ -360,7 +360,9 @@ def train(
     config.check()
     processes = Processes.join()
     try:
-        return _train(Path(data), Path(run), model, config, processes, progress and processes.first)
+        result = _train(Path(data), Path(run), model, config, processes, progress and processes.first)
+        processes.wait()
+        return result
     finally:
         processes.leave()
 
