@@ -107,8 +107,10 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
         assert final == pytest.approx(finals[0], rel=1e-5), name
         assert state.keys() == weights[0].keys()
         for key, value in state.items():
-            # Adam divides gradients by their own size: of sums that nearly cancel, the order of adding shows.
-            torch.testing.assert_close(value, weights[0][key], rtol=1e-3, atol=5e-5, msg=f"{name}: {key}")
+            # Adam divides gradients by their own size, so where sums nearly cancel the order of adding shows:
+            # tensors are compared as wholes.
+            error = (value.double() - weights[0][key].double()).norm()
+            assert error <= 1e-3 * weights[0][key].double().norm() + 1e-5, f"{name}: {key} differs by {error}"
 
 
 def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:
