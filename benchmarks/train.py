@@ -29,6 +29,7 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dctransformer.codec.order import NUM_CHANNELS
 from dctransformer.data.chunks import ChunkBatch
 from dctransformer.model import dctransformer as module
 from dctransformer.model.config import preset
@@ -58,7 +59,7 @@ def without_masks() -> Iterator[None]:
     """The distributions without what makes impossible outcomes impossible (the sums over open places stay)."""
     everything = torch.ones(1, dtype=torch.bool)
     with (
-        mock.patch.object(module, "legal_channels", lambda *_: everything),
+        mock.patch.object(module, "legal_channels", lambda *_: everything.expand(NUM_CHANNELS + 1)),
         mock.patch.object(module, "legal_positions", lambda *_: everything),
         mock.patch.object(module, "open_places", lambda closed, _: closed),
         mock.patch.object(module, "last_open_place", lambda opened: opened),
