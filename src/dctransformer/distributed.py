@@ -71,11 +71,6 @@ class Processes:
         dist.init_process_group(backend, rank=rank, world_size=count, timeout=TIMEOUT)
         return cls(rank, count, local_rank, joined=True)
 
-    def wait(self) -> None:
-        """Wait for the others, so that nobody leaves while somebody still talks to it."""
-        if self.joined:
-            dist.barrier()
-
     def leave(self) -> None:
         """Part from the others."""
         if self.joined:

@@ -361,7 +361,7 @@ def train(
     processes = Processes.join()
     try:
         result = _train(Path(data), Path(run), model, config, processes, progress and processes.first)
-        processes.wait()
+        processes.wait()  # nobody leaves while somebody still talks to it
         return result
     finally:
         processes.leave()
