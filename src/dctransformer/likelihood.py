@@ -183,14 +183,14 @@ def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_c
 def _chunk_nats(model: DCTransformer, chunks: ChunkBatch, *, split: bool = False) -> tuple[Tensor, Tensor | None]:
     """What `DCTransformer.forward` returns; with ``split``, the channels' share channel by channel, too: `_split`."""
     batch = chunks.to(model.device)
-    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
-    places = model.places_of_chunk(batch, context)
-    streams = model.streams(batch, context, places)
-    nats = model.nats(batch, context, places, streams).cpu()
+    nats = model(batch).cpu()
     if not split:
         return nats, None
-    before, rank = batch.ranks[:, :-1], batch.ranks[:, 1:]
-    return nats, _split(model.channel_logits(streams[0], before, batch.positions[:, :-1], context), before, rank).cpu()
+    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+    rank, position, value = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
+    stream = model.channel_decoder(model.embed_previous(rank, position, value, context), context.memory[0])
+    logits = model.channel_logits(stream, rank, position, context)
+    return nats, _split(logits, rank, batch.ranks[:, 1:]).cpu()
 
 
 def _split(logits: Tensor, before: Tensor, rank: Tensor) -> Tensor:
