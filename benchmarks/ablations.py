@@ -1,20 +1,24 @@
-"""Which choice gives fewer bits at equal compute: trains variants of a preset for the same minutes and tables them.
+"""Which choice gives fewer bits at equal compute: trains variants of a preset at the same cost and tables them.
 
 Groups (``--groups``), each against the preset as it is:
 
-* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
+* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
 * ``depth``: how five decoder layers are split among channel, position and value;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, three learning rates each.
 
+First a variant's training step is timed in turns with the preset's. The preset then sees ``--triples``, and a variant
+whose triples cost r times as much sees that many over r: the compute is equal by measurement, and what is learnt
+does not depend on what else the machine does meanwhile.
+
 Every variant starts from the same seed, sees the same order of pictures and is scored on the same validation ones:
 exact bytes an image. A variant within 1 % of the preset wants a second seed: ``--seeds 0 1``. Finished runs are not run
 again, so that the table grows over several calls; a run that diverged stays in it.
 
-Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/ablations.md and ends in one JSON line.
+Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/costs.json, FOLDER/ablations.md and ends in one JSON line.
 
-Example: python benchmarks/ablations.py data --out ablations --minutes 4 --groups blocks parts --jobs 2 --threads 1
+Example: python benchmarks/ablations.py data --out ablations --triples 800000 --groups blocks parts --jobs 2
 """
 
 from __future__ import annotations
@@ -31,14 +35,18 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from dctransformer.data.chunks import ChunkBatch
 from dctransformer.data.conditions import Conditions
+from dctransformer.data.store import TripleStore
 from dctransformer.files import write_text
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.train import train
+from dctransformer.train import Steps, Trainer, train
 from dctransformer.train_config import TrainConfig
 
 BASE = "as it is"
+SETTLE, ROUNDS = 2, 10
+"""Steps before the clock starts, and steps that are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
     "blocks": {
         "paper's blocks": Variant({"block": "paper"}),
         "paper's blocks, PAR": Variant({"block": "paper", "encoder": (2, 1), "position": (3,), "value": (3,)}),
+        "modern blocks, PAR": Variant({"encoder": (2, 1), "position": (3,), "value": (3,)}),
+        "RMSNorm": Variant({"norm": "rms"}),
     },
     "depth": {
         "1 + 1 + 3": depths(1, 1, 3),
@@ -100,8 +110,8 @@ class Args:
     """Prepared data set."""
     out: Path
     """Folder for the runs and the table."""
-    minutes: float = 4.0
-    """Training time of each run."""
+    triples: int = 800_000
+    """What the preset is trained on; the others on as much as costs the same."""
     preset: str = "small"
     """What is varied."""
     groups: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GROUP")] = tuple(GROUPS)
@@ -122,29 +132,75 @@ class Args:
     """cpu, cuda, …"""
 
 
-def configs(args: Args, variant: Variant, seed: int) -> tuple[ModelConfig, TrainConfig]:
+def variant_of(group: str, name: str) -> Variant:
+    """What is called so."""
+    return Variant() if name == BASE else GROUPS[group][name]
+
+
+def configs(args: Args, variant: Variant, seed: int = 0, triples: int = 1) -> tuple[ModelConfig, TrainConfig]:
     """The model and the loop of a run."""
     model = preset(args.preset, **variant.model)
     changes = {"batch": args.batch, **variant.train, "lr": args.lr * variant.train.get("lr", 1.0)}
     if args.batch != 16 and "batch" in variant.train:
         changes["batch"] = max(1, variant.train["batch"] * args.batch // 16)
     return model, TrainConfig(
-        minutes=args.minutes, seed=seed, sample_every=0, eval_every=1 << 60, checkpoint_every=60.0,
+        triples=triples, seed=seed, sample_every=0, eval_every=1 << 60, eval_images=16, checkpoint_every=60.0,
         conditions=Conditions(none=1, low=0, luma=0, region=0), precision=args.precision,  # pyright: ignore
         device=args.device, **changes,
     )  # fmt: skip
 
 
-def run(args: Args, group: str, name: str, seed: int) -> dict[str, Any]:
+def cost(args: Args, variant: Variant) -> float:
+    """What a triple of a variant's training costs, in those of the preset: median over steps taken in turns."""
+    torch.set_num_threads(args.threads)
+    store = TripleStore.open(args.data, "train", progress=False)
+    info = store.info
+
+    def prepared(variant: Variant) -> tuple[Trainer, list[ChunkBatch]]:
+        model, config = configs(args, variant)
+        names = tuple(info.labels)
+        model = dataclasses.replace(
+            model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names
+        )
+        steps = Steps(store, model, config)
+        return Trainer(args.out, model, config), [steps[i] for i in range(SETTLE + ROUNDS)]
+
+    def seconds(trainer: Trainer, batch: ChunkBatch) -> float:
+        start = time.perf_counter()
+        trainer.step(batch)
+        return (time.perf_counter() - start) / int(batch.predicted.sum())
+
+    ours, theirs = prepared(variant), prepared(Variant())
+    ratios = []
+    for i in range(SETTLE + ROUNDS):
+        pairs = [(ours[0], ours[1][i]), (theirs[0], theirs[1][i])]
+        times = {id(trainer): seconds(trainer, batch) for trainer, batch in (pairs if i % 2 else pairs[::-1])}
+        ratios.append(times[id(ours[0])] / times[id(theirs[0])])
+    return statistics.median(ratios[SETTLE:])
+
+
+def costs(args: Args, wanted: list[tuple[str, str]]) -> dict[str, float]:
+    """`cost` of all that is wanted by name, measured one after the other or read from an earlier call."""
+    path = args.out / "costs.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {BASE: 1.0}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for group, name in wanted:
+        if name not in known:
+            known[name] = round(cost(args, variant_of(group, name)), 4)
+            print(f"{group}: {name} costs {known[name]:.3f} of the preset's a triple", flush=True)
+            write_text(path, json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def run(args: Args, group: str, name: str, seed: int, cost: float) -> dict[str, Any]:
     """Train and score one variant, or read what an earlier call found."""
-    variant = Variant() if name == BASE else GROUPS[group][name]
     folder = args.out / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     finished = folder / "result.json"
     if finished.exists():
         return json.loads(finished.read_text())
     torch.set_num_threads(args.threads)
-    model, config = configs(args, variant, seed)
-    result: dict[str, Any] = {"group": group, "name": name, "seed": seed, "minutes": args.minutes}
+    model, config = configs(args, variant_of(group, name), seed, round(args.triples / cost))
+    result: dict[str, Any] = {"group": group, "name": name, "seed": seed, "cost": cost}
     start = time.perf_counter()
     try:
         metrics = train(args.data, folder, model, config, progress=False)
@@ -164,21 +220,23 @@ def run(args: Args, group: str, name: str, seed: int) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: a row a variant, the mean of its seeds, and what it costs over the preset of the same seeds."""
     lines = [
-        "| group | variant | parameters | triples seen | channel | position | value | bytes an image | to the preset |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| group | variant | parameters | cost of a triple | triples seen | channel | position | value "
+        "| bytes an image | to the preset |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = {r["seed"]: r["bytes_per_image"] for r in results if r["name"] == BASE}
     for key in dict.fromkeys((r["group"], r["name"]) for r in results):
         rows = [r for r in results if (r["group"], r["name"]) == key]
         if any(r["bytes_per_image"] is None for r in rows):
-            lines.append(f"| {key[0]} | {key[1]} | | | | | | diverged | |")
+            lines.append(f"| {key[0]} | {key[1]} | | {rows[0]['cost']:.2f} | | | | | diverged | |")
             continue
         mean = {f: statistics.fmean(r[f] for r in rows) for f in ("channel", "position", "value", "triples")}
         scores = [r["bytes_per_image"] for r in rows]
         against = statistics.fmean(r["bytes_per_image"] / base[r["seed"]] - 1 for r in rows if base.get(r["seed"]))
         each = f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(scores) > 1 else ""
         lines.append(
-            f"| {key[0]} | {key[1]} | {rows[0]['parameters'] / 1e6:.2f}M | {mean['triples'] / 1e6:.2f}M "
+            f"| {key[0]} | {key[1]} | {rows[0]['parameters'] / 1e6:.2f}M | {rows[0]['cost']:.2f} "
+            f"| {mean['triples'] / 1e6:.2f}M "
             f"| {mean['channel']:.3f} | {mean['position']:.3f} | {mean['value']:.3f} "
             f"| {statistics.fmean(scores):.1f}{each} | {against:+.1%} |"
         )
@@ -191,7 +249,8 @@ def main(args: Args) -> None:
         if group not in GROUPS:
             raise SystemExit(f"there is no group {group!r}; choose among {', '.join(GROUPS)}")
     wanted = [("preset", BASE)] + [(group, name) for group in args.groups for name in GROUPS[group]]
-    items = [(group, name, seed) for seed in args.seeds for group, name in wanted]
+    cost_of = costs(args, wanted)
+    items = [(group, name, seed, cost_of[name]) for seed in args.seeds for group, name in wanted]
     results = []
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
@@ -210,7 +269,7 @@ def main(args: Args) -> None:
     print(json.dumps({
         "benchmark": "ablations", "ratio": round(own / best["bytes_per_image"], 4), "goal": 1.0,
         "preset_bytes_per_image": round(own, 2), "best": best["name"], "best_bytes_per_image": best["bytes_per_image"],
-        "minutes": args.minutes, "runs": len(results), "threads": args.threads, "jobs": args.jobs,
+        "triples": args.triples, "runs": len(results), "threads": args.threads, "jobs": args.jobs,
     }))  # fmt: skip
 
 

@@ -70,6 +70,7 @@ VARIANTS = {
     "paper blocks": {"block": "paper", "local_context": False, "survival": False},
     "paper blocks with local context": {"block": "paper"},
     "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
+    "RMSNorm": {"norm": "rms"},
 }
 ABLATIONS = {
     "no masks": {"legality": False, "gathered": False, "settled_input": False},

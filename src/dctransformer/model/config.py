@@ -39,8 +39,10 @@ class Architecture:
     hidden: int = 640
     """Width of the feed-forward layers."""
     block: Literal["modern", "paper"] = "modern"
-    """``modern``: LayerNorm without bias, rotary index, normalised queries and keys, gated feed-forward.
-    ``paper``: LayerNorm, learned index, ReLU feed-forward, ReZero gates."""
+    """``modern``: norms without bias, rotary index, normalised queries and keys, gated feed-forward.
+    ``paper``: norms with bias, learned index, ReLU feed-forward, ReZero gates."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, which a CPU does in one operation, or RMSNorm (``modern`` only), which has no mean to subtract."""
     dropout: float = 0.0
     """Dropout rate of every residual branch."""
 
@@ -79,6 +81,8 @@ class Architecture:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
         if self.block not in ("modern", "paper"):
             raise ValueError(f"block {self.block!r} must be modern or paper")
+        if self.norm not in ("layer", "rms") or (self.norm == "rms" and self.block == "paper"):
+            raise ValueError(f"norm {self.norm!r} must be layer, or rms with modern blocks")
         if not 0 <= self.overlap < self.chunk:
             raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
         if not 0 <= self.dropout < 1:

@@ -44,8 +44,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def make_norm(config: Architecture, width: int) -> nn.Module:
-    """The normalisation of the config's block style."""
+def make_norm(config: Architecture, width: int) -> nn.LayerNorm | nn.RMSNorm:
+    """The normalisation that the config asks for."""
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=1e-6)
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
 
 
@@ -82,8 +84,8 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(config.width, 2 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         if self.modern:
-            self.query_norm = nn.LayerNorm(self.head_size, eps=1e-6, bias=False)
-            self.key_norm = nn.LayerNorm(self.head_size, eps=1e-6, bias=False)
+            self.query_norm = make_norm(config, self.head_size)
+            self.key_norm = make_norm(config, self.head_size)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)

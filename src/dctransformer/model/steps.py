@@ -52,11 +52,19 @@ def _(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
 
 
 class _Norm:
-    def __init__(self, norm: nn.LayerNorm):
-        self.shape, self.weight, self.bias, self.eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    """A normalisation; ``plain`` leaves out the weights, which are folded into what follows."""
+
+    def __init__(self, norm: nn.Module, *, plain: bool = False):
+        assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.eps is not None
+        self.shape, self.eps = list(norm.normalized_shape), norm.eps
+        self.weight = None if plain else norm.weight
+        self.bias = norm.bias if isinstance(norm, nn.LayerNorm) and not plain else None
+        self.centred = isinstance(norm, nn.LayerNorm)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        if self.centred:
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
 
 
 def _by_columns(*weights: Tensor) -> Tensor:
@@ -69,7 +77,7 @@ class _Attention:
 
     def __init__(self, branch: Branch, stack: Stack):
         inner = branch.inner
-        assert isinstance(inner, Attention) and isinstance(branch.norm, nn.LayerNorm)
+        assert isinstance(inner, Attention)
         self.heads, self.modern, self.norm = inner.heads, inner.modern, _Norm(branch.norm)
         self.size = inner.head_size
         self.scale = inner.head_size**-0.5
@@ -77,7 +85,7 @@ class _Attention:
         self.out = _by_columns(inner.out.weight * gate)
         if self.modern:
             self.query_weight, self.key_weight = inner.query_norm.weight * self.scale, inner.key_norm.weight
-            self.eps = inner.query_norm.eps
+            self.normalise = _Norm(inner.query_norm, plain=True)
 
 
 class _SelfAttention(_Attention):
@@ -99,7 +107,7 @@ class _SelfAttention(_Attention):
         made = torch.mm(self.norm(x), self.query_key_value)
         both = made[:, : 2 * width].view(-1, 2, self.heads, self.size)
         if self.modern:
-            both = F.layer_norm(both, (self.size,), None, None, self.eps)
+            both = self.normalise(both)
             both = torch.addcmul(both * place.row(self.cos), both.roll(self.size // 2, -1), place.row(self.sin))
         q, k = both.unbind(1)
         v = made[:, 2 * width :].view(-1, self.heads, self.size)
@@ -126,14 +134,14 @@ class _CrossAttention(_Attention):
     def __call__(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
         q = torch.mm(self.norm(x), self.query).view(-1, self.heads, self.size)
         if self.modern:
-            q = F.layer_norm(q, (self.size,), None, None, self.eps)
+            q = self.normalise(q)
         return torch.addmm(x, attend(q, *memory), self.out)
 
 
 class _FeedForward:
     def __init__(self, branch: Branch):
         inner = branch.inner
-        assert isinstance(inner, FeedForward) and isinstance(branch.norm, nn.LayerNorm)
+        assert isinstance(inner, FeedForward)
         gate = 1.0 if branch.gate is None else branch.gate
         self.norm, self.modern = _Norm(branch.norm), inner.modern
         self.up, self.up_bias = _by_columns(inner.up.weight), inner.up.bias
@@ -201,7 +209,7 @@ class StepStack:
 
     def __init__(self, stack: Stack):
         """Args: stack: whose weights to fold (as they are now); a decoder."""
-        assert stack.decoder and isinstance(stack.norm, nn.LayerNorm)
+        assert stack.decoder
         self.layers = [_StepLayer(layer, stack) for layer in stack.layers if isinstance(layer, Layer)]
         self.norm, self.dtype = _Norm(stack.norm), stack.norm.weight.dtype
         self.index = stack.index.weight if stack.config.block == "paper" else None
