@@ -424,12 +424,13 @@ class Engine:
             batch.labels[len(twice) // 2 :] = self.model.config.null_label
         batch, noise = batch.to(self.device), noise.to(self.device)
         static = self.device.type != "cpu" or self.config.compile
+        decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
         if self.stepper is None:
-            first = Decoding(self.model, batch, static=static, stacks=self.stacks)
-            self.stepper = Stepper(first, noise.clone(), self.config, self.guided)
-            if graphs:
+            self.stepper = Stepper(decoding, noise.clone(), self.config, self.guided)
+            if graphs:  # recording takes steps, so that the chunk has to begin anew
                 self.stepper.capture()
-        self.stepper.load(Decoding(self.model, batch, static=static, stacks=self.stacks), noise)
+                decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
+        self.stepper.load(decoding, noise)
         for k in range(steps):
             self.stepper.step()
             if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):

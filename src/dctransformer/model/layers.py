@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dctransformer.model.attention import attention
 from dctransformer.model.config import Architecture
 
 
@@ -59,26 +60,20 @@ def make_norm(config: Architecture, width: int) -> nn.LayerNorm | nn.RMSNorm:
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
 
 
-SHORT = 512
-"""Longest sequence whose attention is written out where the fused kernel is slow (see `attention`)."""
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Dropout of any shape; on a CPU its rate is a multiple of 1/256, and drawing is five times as fast."""
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    dropped = max(1, round(256 * rate))
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """softmax(QKᵀ/√E)V: ``[B, H, L, E]`` and ``[B, H, M, E]`` to ``[B, H, L, E]``.
-
-    On a CPU the fused kernel's backward pass in bf16 takes three times as long as five plain products do.
-    """
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if not slow or max(q.shape[2], k.shape[2]) > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    with torch.autocast("cpu", enabled=False):
-        bias = q.new_zeros(1, q.shape[2], k.shape[2])
-        if causal:
-            bias = torch.where(torch.ones_like(bias, dtype=torch.bool).tril(), bias, -torch.inf)
-        heads = q.shape[1]
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.to(q.dtype).flatten(0, 1)
-        scores = torch.baddbmm(bias, q, k.to(q.dtype).transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        return torch.bmm(scores.softmax(-1), v).unflatten(0, (-1, heads))
+def cast_once(x: Tensor) -> Tensor:
+    """``x`` in autocast's precision already, lest every product that reads it casts it again."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class Attention(nn.Module):
@@ -96,12 +91,13 @@ class Attention(nn.Module):
             self.key_norm = make_norm(config, self.head_size)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, self.head_size))
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (normalised, not rotated) and values of ``source [B, M, D]``: ``[B, H, M, E]`` each."""
         k, v = map(self._split, self.key_value(source).chunk(2, dim=-1))
-        return (self.key_norm(k) if self.modern else k), v
+        k = self.key_norm(k) if self.modern else k
+        return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
         self,
@@ -125,8 +121,7 @@ class Attention(nn.Module):
             ``[B, L, D]``.
         """
         q = self._split(self.query(x))
-        if self.modern:
-            q = self.query_norm(q)
+        q = (self.query_norm(q) if self.modern else q).transpose(1, 2)
         k, v = memory if memory is not None else self.keys_values(x)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
@@ -165,9 +160,9 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
         """``x + gate · inner(norm(x))``, shape ``[B, L, D]``."""
-        y = self.inner(self.norm(x), **kwargs)
-        if self.dropout:
-            y = F.dropout(y, self.dropout, self.training)
+        y = self.inner(cast_once(self.norm(x)), **kwargs)
+        if self.dropout and self.training:
+            y = dropout(y, self.dropout)
         return x + y if self.gate is None else x + self.gate * y
 
 
