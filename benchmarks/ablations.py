@@ -83,6 +83,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "no gathered feature": Variant({"gathered": False}),
         "no settled mask": Variant({"settled_input": False}),
         "no local context": Variant({"local_context": False}),
+        "memory of 4 squares": Variant({"memory": 4}),
     },
     "chunks": {
         "chunk 256": Variant({"chunk": 256}, {"batch": 8}),

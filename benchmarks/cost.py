@@ -1,15 +1,17 @@
 """What size costs: time and memory of a training step, and seconds an image to sample, for 64 to 1,024 px.
 
-    python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--out docs/images/cost.png]
+    python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
 
 The model is untrained but for the sampling, which uses the shipped weights `flowers64` (the same preset), so that it
 lists what a trained model lists; pictures with photographs' spectra are made at each size, quality 20. Each size runs
-in a process of its own, so that its peak memory is its own.
+in a process of its own, so that its peak memory is its own. Chunks have the same length at every size: the encoder,
+whose cost rises with the picture, runs once a chunk, so that large pictures want long ones (as the paper's 896).
 
-* *step*: one optimiser step of ``--batch`` chunks; a chunk is ``chunk`` triples whatever the size.
-* *sampling*: chunks are sampled that go on from a quarter, a half and three quarters of a made picture's triples, one
-  picture at a time; seconds an image are the mean of them over the triples they listed, times the triples of the made
-  pictures. (`--whole` samples whole pictures instead, of whatever length they turn out.)
+* *step*: one optimiser step of ``--batch`` chunks.
+* *sampling*: chunks are sampled that go on from a quarter, a half and three quarters of a made picture's triples (in
+  small pictures these may be one and the same), one picture at a time; seconds an image are the mean of them over the
+  triples they listed, times the triples of the made pictures. What of them the decoders take is told apart from the
+  encoder's part. (`--whole` samples whole pictures instead, of whatever length they turn out.)
 
 Printed are a table, the slopes of the log–log plot against the number of pixels, and JSON: ``ratio`` is the exponent
 of seconds an image against the triples of an image; a cost that is linear in the triples has 1.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import resource
@@ -37,6 +40,7 @@ from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
+from dctransformer.model.dctransformer import Context
 from dctransformer.sample import Request, SampleConfig, Snapshot, fill, sample
 from dctransformer.train import Trainer
 from dctransformer.train_config import TrainConfig
@@ -60,7 +64,7 @@ def peak_mib(device: torch.device) -> float:
 def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one size."""
     device = torch.device(arguments.device)
-    config = preset(arguments.preset, size=size, quality=20)
+    config = preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk)
     of = sequences(arguments.pictures, size, config.quality, config.null_label)
     triples = statistics.mean(len(s) for s in of)
     settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")
@@ -71,7 +75,11 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     memory = peak_mib(device) - (before if device.type == "cpu" else 0)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     del trainer
-    model = DCTransformer.from_pretrained("flowers64", device=device)
+    shipped = DCTransformer.from_pretrained("flowers64")
+    model = DCTransformer(dataclasses.replace(shipped.config, chunk=arguments.chunk)).eval()
+    model.load_state_dict(shipped.state_dict())
+    model.to(device)
+    encoding = Stopwatch(model, device)
     if arguments.whole:
         made: list[int] = []
         spent = seconds(lambda: made.extend(map(len, sample(model, 1, size=(size, size)).triples)), device)
@@ -85,9 +93,30 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "step_mib": memory,
         "seconds_a_triple": each,
         "sampled_triples": listed,
+        "encoder_seconds_a_chunk": encoding.each,
         "sample_seconds": each * triples,
         "parameters": parameters,
     }
+
+
+class Stopwatch:
+    """Times the encoder of a model that is used from now on, or of its copies."""
+
+    def __init__(self, model: DCTransformer, device: torch.device):
+        self.times: list[float] = []
+        encode = DCTransformer.encode
+
+        def timed(*args: Any) -> Context:
+            made: list[Context] = []
+            self.times.append(seconds(lambda: made.append(encode(*args)), device))
+            return made[0]
+
+        DCTransformer.encode = timed  # type: ignore[method-assign]  (an engine works with a copy of the model)
+
+    @property
+    def each(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.times)
 
 
 def sampling(model: DCTransformer, sequence: Any, size: int, device: torch.device) -> tuple[float, int]:
@@ -153,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--preset", default="small")
+    parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=4)
@@ -165,16 +195,21 @@ def main() -> None:
         print(json.dumps(one_size(arguments.only, arguments)))
         return
     rows: list[dict[str, Any]] = []
-    print(f"{'px':>5s} {'triples':>8s} {'step, s':>8s} {'MiB':>8s} {'ms a triple':>12s} {'s an image':>11s}")
+    heads = "px", "triples", "step, s", "MiB", "ms a triple", "its decoders'", "s an image"
+    print(" ".join(f"{head:>13s}" for head in heads))
     for size in arguments.sizes:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", str(size)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
-        print(
-            f"{size:5d} {row['triples']:8d} {row['step_seconds']:8.3f} {row['step_mib']:8.0f}"
-            f" {row['seconds_a_triple'] * 1e3:12.2f} {row['sample_seconds']:11.1f}"
-        )
+        encoder = row["encoder_seconds_a_chunk"] / min(arguments.chunk, row["triples"])
+        row["decoder_seconds_a_triple"] = row["seconds_a_triple"] - encoder
+        cells = (
+            f"{size}", f"{row['triples']}", f"{row['step_seconds']:.3f}", f"{row['step_mib']:.0f}",
+            f"{row['seconds_a_triple'] * 1e3:.2f}", f"{row['decoder_seconds_a_triple'] * 1e3:.2f}",
+            f"{row['sample_seconds']:.1f}",
+        )  # fmt: skip
+        print(" ".join(f"{cell:>13s}" for cell in cells), flush=True)
     pixels, triples = (
         [float(v) for v in values] for values in ([r["size"] ** 2 for r in rows], [r["triples"] for r in rows])
     )

@@ -15,6 +15,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.dctransformer import coarse
 from dctransformer.model.legality import NEVER
 from dctransformer.sample import Decoding, Request, SampleConfig, fill, pick, sample
 from tiny_model import lively
@@ -71,6 +72,7 @@ VARIANTS = {
     "paper blocks with local context": {"block": "paper"},
     "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
     "RMSNorm": {"norm": "rms"},
+    "coarse memory": {"memory": 2},
 }
 ABLATIONS = {
     "no masks": {"legality": False, "gathered": False, "settled_input": False},
@@ -339,6 +341,18 @@ def test_paper_preset_has_the_papers_size() -> None:
     assert abs(total / 448e6 - 1) < 0.01
 
 
+def test_coarse_memory_is_the_mean_of_squares() -> None:
+    """Every MCU is in one square, the squares at the edges are cut off, and none are made where all MCUs fit."""
+    grid = Grid(5, 7)
+    encoded = torch.randn(2, grid.rows * grid.cols, 3, generator=torch.Generator().manual_seed(0))
+    assert coarse(encoded, grid, 0) is encoded
+    assert coarse(encoded, grid, 35) is encoded
+    made = coarse(encoded, grid, 11)  # 2 a side would be 3 × 4
+    by_place = encoded.unflatten(1, (5, 7))
+    squares = [by_place[:, down : down + 3, right : right + 3] for down in (0, 3) for right in (0, 3, 6)]
+    torch.testing.assert_close(made, torch.stack([s.flatten(1, 2).mean(1) for s in squares], 1))
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -349,6 +363,9 @@ def test_paper_preset_has_the_papers_size() -> None:
         ({"overlap": 128, "chunk": 128}, "less than chunk"),
         ({"encoder": ()}, "at least one layer"),
         ({"dropout": 1.0}, "dropout"),
+        ({"memory": -1}, "memory -1 must be at least 0"),
+        ({"norm": "batch"}, "norm 'batch' must be layer"),
+        ({"norm": "rms", "block": "paper"}, "rms with modern blocks"),
         ({"num_labels": 2, "label_names": ("rose",)}, "label_names"),
     ],
 )

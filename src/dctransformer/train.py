@@ -163,7 +163,7 @@ class Trainer:
         """
         other, own = DCTransformer.from_pretrained(name), self.model.config
         before, now = (dataclasses.asdict(c) for c in (other.config, own))
-        free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap"}
+        free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap", "memory"}
         differ = [field for field in now if field not in free and before[field] != now[field]]
         if differ or (own.block == "paper" and before["chunk"] != now["chunk"]):
             raise ValueError(

@@ -51,6 +51,10 @@ class Architecture:
     overlap: int = 0
     """Triples at the start of a chunk that are context only: seen, but not predicted."""
 
+    memory: int = 256
+    """Most places of the encoder that the decoders attend to; in a picture of more MCUs each is the mean of a square of
+    them, so that a triple costs the same in a larger picture. 0: every MCU, however many."""
+
     local_context: bool = True
     """Give position and value decisions the coefficients around each place, up to date for every channel."""
     state_width: int = 64
@@ -87,6 +91,8 @@ class Architecture:
             raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
+        if self.memory < 0:
+            raise ValueError(f"memory {self.memory} must be at least 0 (0 for every MCU)")
         for name in ("hidden", "state_width", "place_width", "max_grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
@@ -201,7 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "width": 896, "heads": 14, "hidden": 3584, "encoder": (2, 2, 2, 2), "channel": (2,) * 6,
         "position": (2,) * 6, "value": (2, 2, 2, 2, 2, 7), "block": "paper", "chunk": 896, "overlap": 128,
-        "local_context": False, "survival": False, "dropout": 0.1, "quality": 50, "size": 256,
+        "memory": 0, "local_context": False, "survival": False, "dropout": 0.1, "quality": 50, "size": 256,
     },
 }  # fmt: skip
 

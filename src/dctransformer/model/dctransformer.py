@@ -397,6 +397,7 @@ class DCTransformer(
         x = torch.cat([label, x + label], dim=1)
         x = self.encoder(x)
         encoded = x[:, 1:]
+        memory = torch.cat([x[:, :1], coarse(encoded, grid, self.config.memory)], dim=1)
         keys = None
         if self.config.pointer:
             keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
@@ -406,7 +407,7 @@ class DCTransformer(
             grid=grid,
             labels=labels,
             encoded=encoded,
-            memory=[s.memory(x) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
+            memory=[s.memory(memory) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
             at_place=self.encoder_at_place(encoded) if self.config.gathered else None,
             place_keys=keys,
             previous_place=place,
@@ -665,6 +666,26 @@ class DCTransformer(
             ],
             dim=-1,
         )
+
+
+def coarse(encoded: Tensor, grid: Grid, most: int) -> Tensor:
+    """Means over the smallest squares of MCUs of which there are at most ``most`` (0: the MCUs themselves).
+
+    Args:
+        encoded: by MCU, ``[B, N, D]``.
+        grid: the MCU grid.
+        most: see above.
+
+    Returns:
+        ``[B, M, D]``, squares from left to right and top to bottom; those at the edges may be cut off.
+    """
+    side = 1
+    while most and -(-grid.rows // side) * -(-grid.cols // side) > most:
+        side += 1
+    if side == 1:
+        return encoded
+    by_place = encoded.transpose(1, 2).unflatten(2, (grid.rows, grid.cols))
+    return F.avg_pool2d(by_place, side, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
 
 
 def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
