@@ -2,16 +2,14 @@
 
     python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
 
-The model is untrained but for the sampling, which uses the shipped weights `flowers64` (the same preset), so that it
-lists what a trained model lists; pictures with photographs' spectra are made at each size, quality 20. Each size runs
-in a process of its own, so that its peak memory is its own. Chunks have the same length at every size: the encoder,
-whose cost rises with the picture, runs once a chunk, so that large pictures want long ones (as the paper's 896).
+The model is untrained; pictures with photographs' spectra are made at each size, quality 20. Each size runs in a
+process of its own, so that its peak memory is its own. Chunks have the same length at every size: the encoder, whose
+cost rises with the picture, runs once a chunk, so that large pictures want long ones (as the paper's 896).
 
 * *step*: one optimiser step of ``--batch`` chunks.
-* *sampling*: chunks are sampled that go on from a quarter, a half and three quarters of a made picture's triples (in
-  small pictures these may be one and the same), one picture at a time; seconds an image are the mean of them over the
-  triples they listed, times the triples of the made pictures. What of them the decoders take is told apart from the
-  encoder's part. (`--whole` samples whole pictures instead, of whatever length they turn out.)
+* *sampling*: the engine goes on from a quarter, a half and three quarters of a made picture's triples for a chunk each,
+  one picture at a time; it draws every decision and then takes the picture's own, so that what is listed is what such
+  pictures have. Seconds an image are those a triple times the triples; the decoders' part leaves the encoder out.
 
 Printed are a table, the slopes of the log–log plot against the number of pixels, and JSON: ``ratio`` is the exponent
 of seconds an image against the triples of an image; a cost that is linear in the triples has 1.
@@ -21,37 +19,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
+import itertools
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
-from dctransformer import DCTransformer
+from dctransformer import DCTransformer, sample
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
+from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.model.config import preset
-from dctransformer.model.dctransformer import Context
-from dctransformer.sample import Request, SampleConfig, Snapshot, fill, sample
+from dctransformer.sample import Engine, Request, Row, SampleConfig
 from dctransformer.train import Trainer
 from dctransformer.train_config import TrainConfig
 from measure import chunks, machine, seconds, sequences
 
 GOAL = 1.1
 """Largest exponent that counts as linear."""
-
-
-class _Enough(Exception):
-    """Raised when a chunk is sampled."""
 
 
 def peak_mib(device: torch.device) -> float:
@@ -74,75 +69,54 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]
     memory = peak_mib(device) - (before if device.type == "cpu" else 0)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    del trainer
-    shipped = DCTransformer.from_pretrained("flowers64")
-    model = DCTransformer(dataclasses.replace(shipped.config, chunk=arguments.chunk)).eval()
-    model.load_state_dict(shipped.state_dict())
-    model.to(device)
-    encoding = Stopwatch(model, device)
-    if arguments.whole:
-        made: list[int] = []
-        spent = seconds(lambda: made.extend(map(len, sample(model, 1, size=(size, size)).triples)), device)
-        each, listed = spent / made[0], made[0]
-    else:
-        each, listed = sampling(model, of[0], size, device)
+    encoder, each = sampling(trainer.model.eval(), of[0], size, device)
     return {
         "size": size,
         "triples": round(triples),
         "step_seconds": statistics.median(times),
         "step_mib": memory,
         "seconds_a_triple": each,
-        "sampled_triples": listed,
-        "encoder_seconds_a_chunk": encoding.each,
+        "decoder_seconds_a_triple": each - encoder,
         "sample_seconds": each * triples,
         "parameters": parameters,
     }
 
 
-class Stopwatch:
-    """Times the encoder of a model that is used from now on, or of its copies."""
-
-    def __init__(self, model: DCTransformer, device: torch.device):
-        self.times: list[float] = []
-        encode = DCTransformer.encode
-
-        def timed(*args: Any) -> Context:
-            made: list[Context] = []
-            self.times.append(seconds(lambda: made.append(encode(*args)), device))
-            return made[0]
-
-        DCTransformer.encode = timed  # type: ignore[method-assign]  (an engine works with a copy of the model)
-
-    @property
-    def each(self) -> float:
-        """Median seconds."""
-        return statistics.median(self.times)
-
-
-def sampling(model: DCTransformer, sequence: Any, size: int, device: torch.device) -> tuple[float, int]:
-    """Seconds a triple over some chunks of one picture, and the triples they listed."""
-    grid = Grid.of_size(size, size)
-    channel = torch.from_numpy(order.GENERATION_ORDER)
-    whole = torch.stack([channel[sequence.ranks[:-1]], sequence.positions[:-1], sequence.values[:-1]], 1)
-    stride = model.config.stride
+@torch.inference_mode()
+def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
+    """Seconds a triple that the encoder and the whole engine take, over some chunks of one picture."""
+    engine = Engine(model, Grid.of_size(size, size), SampleConfig(batch=1))
+    stride, channel = model.config.stride, torch.from_numpy(order.GENERATION_ORDER)
+    ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
+    whole = torch.stack([channel[ranks], positions, values], 1)
+    decisions = torch.stack([ranks, positions, model.alphabet.encode(values)], 1)
     starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
-    spent, listed = 0.0, 0
+    encoder, spent, listed = 0.0, 0.0, 0
     for i, start in enumerate([starts[0], *starts]):
-        seen: list[Snapshot] = []
-
-        def stop(snapshot: Snapshot, seen: list[Snapshot] = seen) -> None:
-            seen.append(snapshot)
-            raise _Enough
-
-        def chunk(start: int = start, stop: Callable[[Snapshot], None] = stop) -> None:
-            request = Request(0, model.config.null_label, kept=whole[:start])
-            with contextlib.suppress(_Enough):
-                fill(model, [request], grid, SampleConfig(batch=1), watch=stop)
-
-        took = seconds(chunk, device)
+        row = Row.new(Request(0, model.config.null_label, kept=whole[:start]), engine.grid, 0)
+        with following(engine, decisions[start : start + stride].to(device)):
+            took = seconds(functools.partial(engine.run, [row]), device)
         if i:  # the first one warms up
-            spent, listed = spent + took, listed + seen[0].triples - start
-    return spent / max(listed, 1), listed
+            spent, listed = spent + took, listed + len(row.listed) - start
+            chunk = cut_chunks([row.sequence()], [start // stride], model.config.chunk, model.config.overlap).to(device)
+            parts = chunk.coefficients, chunk.settled, chunk.closed, chunk.labels, chunk.grid
+            encoder += seconds(functools.partial(engine.model.encode, *parts), device)
+    return encoder / listed, spent / listed
+
+
+@contextlib.contextmanager
+def following(engine: Engine, decisions: torch.Tensor) -> Iterator[None]:
+    """The engine draws as ever, and then decides as it is told (int64 ``[L, 3]``), with a stop at the end."""
+    stop = torch.tensor([[order.STOP, 0, 0]] * 4, device=decisions.device)
+    decisions, fields, pick = torch.cat([decisions, stop]), itertools.cycle(range(3)), sample.pick
+
+    def told(*drawn: Any) -> torch.Tensor:
+        pick(*drawn)
+        assert engine.stepper is not None
+        return decisions[:, next(fields)].index_select(0, engine.stepper.turn)
+
+    with mock.patch.object(sample, "pick", told):
+        yield
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -187,7 +161,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--whole", action="store_true", help="sample whole pictures (slow for large ones)")
     parser.add_argument("--out", type=Path, help="where to draw the plot")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -202,8 +175,6 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
-        encoder = row["encoder_seconds_a_chunk"] / min(arguments.chunk, row["triples"])
-        row["decoder_seconds_a_triple"] = row["seconds_a_triple"] - encoder
         cells = (
             f"{size}", f"{row['triples']}", f"{row['step_seconds']:.3f}", f"{row['step_mib']:.0f}",
             f"{row['seconds_a_triple'] * 1e3:.2f}", f"{row['decoder_seconds_a_triple'] * 1e3:.2f}",
