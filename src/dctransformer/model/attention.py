@@ -95,7 +95,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-    scale, begin = q.shape[-1] ** -0.5, 0
+    begin = 0
     for rows, seen in _blocks(q.shape[1], k.shape[1], causal):
         if len(kept):
             count = q.shape[0] * (rows.stop - rows.start) * seen
@@ -106,10 +106,11 @@ def _backward(
         got = grad[:, rows]
         dv[:, :seen] += torch.bmm(weights.transpose(1, 2), got)
         by_weight = torch.bmm(got, v[:, :seen].transpose(1, 2))
-        by_score = torch.ops.aten._softmax_backward_data(by_weight, weights, -1, weights.dtype).mul_(scale)
+        by_score = torch.ops.aten._softmax_backward_data(by_weight, weights, -1, weights.dtype)
         dq[:, rows] = torch.bmm(by_score, k[:, :seen])
         dk[:, :seen] += torch.bmm(by_score.transpose(1, 2), q[:, rows])
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+    scale = q.shape[-1] ** -0.5
+    return dq.mul_(scale), dk.mul_(scale).to(k.dtype), dv.to(v.dtype)
 
 
 @_backward.register_fake
