@@ -3,7 +3,8 @@
 Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
-* ``depth``: how five decoder layers are split among channel, position and value;
+* ``depth``: how five decoder layers are split among channel, position and value, and fewer or more of them;
+* ``combined``: what was best of those two, together;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, three learning rates each.
@@ -76,6 +77,10 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "1 + 1 + 1": depths(1, 1, 1),
         "2 + 3 + 3": depths(2, 3, 3),
     },
+    "combined": {
+        "paper's blocks, 1 + 1 + 1": Variant({"block": "paper", **depths(1, 1, 1).model}),
+        "1 + 1 + 1, encoder of 1": Variant({"encoder": (1,), **depths(1, 1, 1).model}),
+    },
     "parts": {
         "no legality masks": Variant({"legality": False}),
         "channel by one softmax": Variant({"survival": False}),
@@ -117,6 +122,8 @@ class Args:
     """What is varied."""
     groups: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GROUP")] = tuple(GROUPS)
     """Which comparisons."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VARIANT")] = ()
+    """Variants of those groups by name; all if none is named."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each variant."""
     lr: float = 2.5e-3
@@ -249,7 +256,11 @@ def main(args: Args) -> None:
     for group in args.groups:
         if group not in GROUPS:
             raise SystemExit(f"there is no group {group!r}; choose among {', '.join(GROUPS)}")
-    wanted = [("preset", BASE)] + [(group, name) for group in args.groups for name in GROUPS[group]]
+    named = [(group, name) for group in args.groups for name in GROUPS[group]]
+    for name in args.only:
+        if name not in [own for _, own in named]:
+            raise SystemExit(f"there is no variant {name!r} in {', '.join(args.groups)}")
+    wanted = [("preset", BASE)] + [pair for pair in named if not args.only or pair[1] in args.only]
     cost_of = costs(args, wanted)
     items = [(group, name, seed, cost_of[name]) for seed in args.seeds for group, name in wanted]
     results = []
