@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -45,6 +46,8 @@ class Processes:
     """Number of this process on its machine."""
     joined: bool = False
     """Whether `join` began the process group, so that `leave` ends it."""
+    meshes: list[DeviceMesh] = dataclasses.field(default_factory=list, compare=False)
+    """What `shard` laid weights out on."""
 
     @classmethod
     def join(cls) -> Processes:
@@ -72,9 +75,19 @@ class Processes:
         return cls(rank, count, local_rank, joined=True)
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others.
+
+        The group's threads must end here, not with the interpreter: one that lets go of a tensor while Python shuts
+        down aborts a job that is done ("terminate called without an active exception"). They end with the last
+        reference to the group, but PyTorch's caches of layouts keep the meshes for ever, and these the group.
+        """
+        for mesh in self.meshes:
+            getattr(mesh, "_pg_registry", {}).clear()  # found again by name where needed
+        self.meshes.clear()
         if self.joined:
             dist.destroy_process_group()
+        if self.count > 1:
+            gc.collect()
 
     @property
     def first(self) -> bool:
@@ -193,6 +206,7 @@ def shard(model: DCTransformer, processes: Processes, device: torch.device) -> N
     A cross-attention's keys and values are made before its layer runs, so what makes them is a unit of its own.
     """
     mesh = init_device_mesh(device.type, (processes.count,))
+    processes.meshes.append(mesh)
     for layer in (m for m in model.modules() if isinstance(m, Layer)):
         if layer.cross is not None:
             attention = layer.cross.inner
