@@ -4,10 +4,10 @@ Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
 * ``depth``: how five decoder layers are split among channel, position and value, and fewer or more of them;
-* ``combined``: what was best of those two, together;
+* ``combined``: what was best of those two and of the optimisers, together;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
-* ``optimizer``: AdamW and Muon, three learning rates each.
+* ``optimizer``: AdamW and Muon, four learning rates each.
 
 First a variant's training step is timed in turns with the preset's. The preset then sees ``--triples``, and a variant
 whose triples cost r times as much sees that many over r: the compute is equal by measurement, and what is learnt
@@ -80,6 +80,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     "combined": {
         "paper's blocks, 1 + 1 + 1": Variant({"block": "paper", **depths(1, 1, 1).model}),
         "1 + 1 + 1, encoder of 1": Variant({"encoder": (1,), **depths(1, 1, 1).model}),
+        "1 + 1 + 1, Muon": Variant(depths(1, 1, 1).model, {"optimizer": "muon", "lr": 2.0}),
     },
     "parts": {
         "no legality masks": Variant({"legality": False}),
@@ -100,9 +101,11 @@ GROUPS: dict[str, dict[str, Variant]] = {
     "optimizer": {
         "AdamW, half the rate": Variant({}, {"lr": 0.5}),
         "AdamW, twice the rate": Variant({}, {"lr": 2.0}),
+        "AdamW, four times the rate": Variant({}, {"lr": 4.0}),
         "Muon, half the rate": Variant({}, {"optimizer": "muon", "lr": 0.5}),
         "Muon": Variant({}, {"optimizer": "muon", "lr": 1.0}),
         "Muon, twice the rate": Variant({}, {"optimizer": "muon", "lr": 2.0}),
+        "Muon, four times the rate": Variant({}, {"optimizer": "muon", "lr": 4.0}),
     },
 }
 """``lr`` is a multiple of ``--lr`` here; smaller batches of longer chunks keep the triples of a step the same."""
