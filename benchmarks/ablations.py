@@ -3,8 +3,8 @@
 Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
-* ``depth``: how five decoder layers are split among channel, position and value, and fewer or more of them;
-* ``combined``: what was best of those two and of the optimisers, together;
+* ``depth``: more decoder layers, five of them split in several ways among channel, position and value, or fewer in the
+  encoder;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.
@@ -74,13 +74,9 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "1 + 1 + 3": depths(1, 1, 3),
         "1 + 3 + 1": depths(1, 3, 1),
         "2 + 1 + 2": depths(2, 1, 2),
-        "1 + 1 + 1": depths(1, 1, 1),
+        "1 + 2 + 2": depths(1, 2, 2),
         "2 + 3 + 3": depths(2, 3, 3),
-    },
-    "combined": {
-        "paper's blocks, 1 + 1 + 1": Variant({"block": "paper", **depths(1, 1, 1).model}),
-        "1 + 1 + 1, encoder of 1": Variant({"encoder": (1,), **depths(1, 1, 1).model}),
-        "1 + 1 + 1, Muon": Variant(depths(1, 1, 1).model, {"optimizer": "muon", "lr": 2.0}),
+        "encoder of 1": Variant({"encoder": (1,)}),
     },
     "parts": {
         "no legality masks": Variant({"legality": False}),
