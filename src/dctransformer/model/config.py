@@ -192,7 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 32, "heads": 2, "hidden": 64, "encoder": (1,), "channel": (1,), "position": (1,), "value": (1,),
         "chunk": 64, "overlap": 16, "state_width": 8, "place_width": 16,
     },
-    # What two CPU cores can train in an hour or two: more layers cost more than they gained (docs/results.md, Ablations).
+    # What two CPU cores train in an hour: more layers cost more than they gain (docs/results.md, Ablations).
     "small": {
         "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1,),
         "value": (1,), "chunk": 128,
