@@ -3,8 +3,8 @@
 Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
-* ``depth``: more decoder layers, five of them split in several ways among channel, position and value, or fewer in the
-  encoder;
+* ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or fewer in
+  the encoder;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.
@@ -71,6 +71,9 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "RMSNorm": Variant({"norm": "rms"}),
     },
     "depth": {
+        "2 + 1 + 1": depths(2, 1, 1),
+        "1 + 2 + 1": depths(1, 2, 1),
+        "1 + 1 + 2": depths(1, 1, 2),
         "1 + 1 + 3": depths(1, 1, 3),
         "1 + 3 + 1": depths(1, 3, 1),
         "2 + 1 + 2": depths(2, 1, 2),
