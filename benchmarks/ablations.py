@@ -3,8 +3,8 @@
 Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
-* ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or fewer in
-  the encoder;
+* ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or
+  fewer in the encoder;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.

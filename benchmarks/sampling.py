@@ -112,7 +112,8 @@ class EngineSteps:
 
     def __init__(self, model: Model, batch: int, steps: int, compiled: bool, workers: int):
         self.model, self.batch, self.steps, self.workers = model, batch, steps, workers
-        self.config = SampleConfig(batch=-(-batch // workers), compile=compiled)
+        self.grid = Grid.of_size(model.config.size, model.config.size)
+        self.engine = Engine(model, self.grid, SampleConfig(batch=-(-batch // workers), compile=compiled))
         context = multiprocessing.get_context("fork")
         self.gate = context.Barrier(workers + 1)
         self.processes = [context.Process(target=self._work, args=(i,), daemon=True) for i in range(workers)]
@@ -133,21 +134,19 @@ class EngineSteps:
 
     def _work(self, worker: int) -> None:
         torch.set_num_threads(1)
-        grid = Grid.of_size(self.model.config.size, self.model.config.size)
         with torch.inference_mode():
-            engine = Engine(self.model, grid, self.config)
-            self._run(engine, grid, worker, self.model.config.stride)
+            self._run(worker, self.model.config.stride)
             self.gate.wait()
             while True:
                 self.gate.wait()
-                self._run(engine, grid, worker, self.steps)
+                self._run(worker, self.steps)
                 self.gate.wait()
 
-    def _run(self, engine: Engine, grid: Grid, worker: int, steps: int) -> None:
+    def _run(self, worker: int, steps: int) -> None:
         pictures = range(worker, self.batch, self.workers)
-        rows = [Row.new(Request(i, i % self.model.config.num_labels), grid, 0) for i in pictures]
+        rows = [Row.new(Request(i, i % self.model.config.num_labels), self.grid, 0) for i in pictures]
         for _ in range(steps // self.model.config.stride):
-            engine.run(rows)
+            self.engine.run(rows)
 
 
 @torch.inference_mode()

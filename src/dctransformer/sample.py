@@ -195,10 +195,12 @@ def fill(
     if config.compile and model.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
         raise ValueError("compiling for a CPU needs a C++ compiler, g++ or clang++; install one, or leave compile out")
     workers = useful_workers(config.workers, len(requests), model.device)
+    share = -(-len(requests) // workers)
+    engine = Engine(model, grid, dataclasses.replace(config, batch=min(config.batch, share)))
     if workers == 1:
-        rows = _rows(model, requests, grid, config, progress, watch)
+        rows = _rows(engine, requests, progress, watch)
     else:
-        rows = _spread_rows(model, requests, grid, config, workers, progress, watch)
+        rows = _spread_rows(engine, requests, workers, progress, watch)
     return Samples(
         torch.stack([row.mcus() for row in rows]),
         [row.triples() for row in rows],
@@ -212,29 +214,23 @@ Progress = Callable[[int, int], None]
 Watch = Callable[[Snapshot], None]
 
 
-def _rows(
-    model: DCTransformer, requests: list[Request], grid: Grid, config: SampleConfig,
-    progress: Progress | None, watch: Watch | None,
-) -> list[Row]:  # fmt: skip
+def _rows(engine: Engine, requests: list[Request], progress: Progress | None, watch: Watch | None) -> list[Row]:
     """The finished pictures, made in this process."""
-    config = dataclasses.replace(config, batch=min(config.batch, len(requests)))
-    rows = [Row.new(request, grid, config.seed) for request in requests]
+    rows = [Row.new(request, engine.grid, engine.config.seed) for request in requests]
     waiting = collections.deque(rows)
     at_work: list[Row] = []
-    batch, total = config.batch, 0
-    engine = Engine(model, grid, config)
+    total = 0
     while waiting or at_work:
-        while waiting and len(at_work) < batch:
+        while waiting and len(at_work) < engine.config.batch:
             at_work.append(waiting.popleft())
-        for group in _equally_far(at_work, model.config.stride):
+        for group in _equally_far(at_work, engine.model.config.stride):
             try:
                 total += engine.run(group)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                batch = _smaller(batch)
                 waiting.extendleft(reversed([row for row in at_work if not row.stopped]))
-                at_work, engine = [], Engine(model, grid, dataclasses.replace(config, batch=batch))
+                at_work, engine = [], engine.with_batch(_smaller(engine.config.batch))
                 break
         if watch is not None:
             for row in at_work:
@@ -246,10 +242,12 @@ def _rows(
 
 
 def _spread_rows(
-    model: DCTransformer, requests: list[Request], grid: Grid, config: SampleConfig, workers: int,
-    progress: Progress | None, watch: Watch | None,
-) -> list[Row]:  # fmt: skip
-    """The finished pictures, made by several processes (they are the same: noise belongs to a picture)."""
+    engine: Engine, requests: list[Request], workers: int, progress: Progress | None, watch: Watch | None
+) -> list[Row]:
+    """The finished pictures, made by several processes (they are the same: noise belongs to a picture).
+
+    All of them read one copy of the weights, which the cores' common cache then holds once.
+    """
     far = [(0, 0)] * workers
 
     def hear(worker: int, message: Any) -> None:
@@ -265,14 +263,12 @@ def _spread_rows(
             tell(dataclasses.replace(snapshot, mcus=snapshot.mcus.numpy()))
 
         with torch.inference_mode():
-            rows = _rows(
-                model, [requests[i] for i in items], grid, config,
-                lambda *done: tell(done), show if watch is not None else None,
-            )  # fmt: skip
+            own = [requests[i] for i in items]
+            rows = _rows(engine, own, lambda *done: tell(done), show if watch is not None else None)
         return [row.listed.numpy() for row in rows]
 
     made = spread(work, len(requests), workers, hear)
-    rows = [Row.new(request, grid, config.seed) for request in requests]
+    rows = [Row.new(request, engine.grid, engine.config.seed) for request in requests]
     for worker, listed in enumerate(made):
         for row, triples in zip(rows[worker::workers], listed, strict=True):
             row.listed, row.stopped = torch.from_numpy(triples), True
@@ -390,6 +386,12 @@ class Engine:
         self.guided = config.guidance != 1 and model.config.num_labels > 0
         self.stepper: Stepper | None = None
 
+    def with_batch(self, batch: int) -> Engine:
+        """The same for other batches; the weights are shared."""
+        other = copy.copy(self)
+        other.config, other.stepper = dataclasses.replace(self.config, batch=batch), None
+        return other
+
     def run(self, rows: list[Row]) -> int:
         """Generate to the end of the rows' chunks, or to their stops; returns how many triples there were."""
         stride = self.model.config.stride
@@ -432,7 +434,8 @@ class Engine:
                 decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
         self.stepper.load(decoding, noise)
         for k in range(steps):
-            self.stepper.step()
+            with torch._dynamo.config.patch(capture_scalar_outputs=True):
+                self.stepper.step()
             if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
                 steps = k + 1
                 break

@@ -20,35 +20,20 @@ from dctransformer.model.layers import Attention, Branch, FeedForward, KVCache, 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
     """Attention of a scaled query a row, ``[B, H, E]``, to ``[B, H, M, E]``, where ``seen`` (bool ``[M]``): ``[B, D]``.
 
-    For a single query on a CPU, plain products are twice as fast as the fused kernel.
+    For a single query on a CPU, plain products are twice as fast as the fused kernel, and compiled loops faster yet.
     """
     batch, heads, size = q.shape
     if q.device.type != "cpu":
         mask = None if seen is None else seen.expand(batch, heads, 1, -1)
         return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask, scale=1.0).reshape(batch, -1)
+    if torch.compiler.is_compiling():
+        assert seen is None, "compiled for a CPU, only what is there is read"
+        weights = (q[:, :, None] * k).sum(-1).softmax(-1)
+        return (weights[..., None] * v).sum(2).flatten(1)
     scores = torch.bmm(q.reshape(batch * heads, 1, size), k.flatten(0, 1).transpose(1, 2))
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(batch, heads * size)
-
-
-_library = torch.library.Library("dctransformer", "DEF")
-_library.define("attend_so_far(Tensor q, Tensor k, Tensor v, Tensor last) -> Tensor")
-
-
-@torch.library.impl(_library, "attend_so_far", "CPU")
-def _attend_so_far(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
-    """`attend` to the first ``last + 1`` of M, for compiled steps; ``last`` is int64 ``[1]``.
-
-    On a CPU a tensor's number is read at no cost; compiled, the attention would be slow loops over all of M.
-    """
-    filled = int(last) + 1
-    return attend(q, k[:, :, :filled], v[:, :, :filled])
-
-
-@torch.library.register_fake("dctransformer::attend_so_far", lib=_library)
-def _(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
 
 
 class _Norm:
@@ -112,11 +97,7 @@ class _SelfAttention(_Attention):
         q, k = both.unbind(1)
         v = made[:, 2 * width :].view(-1, self.heads, self.size)
         keys, values = place.put(cache, k, v)
-        if seen is not None and x.device.type == "cpu":
-            attended = torch.ops.dctransformer.attend_so_far(q, keys, values, place.index)
-        else:
-            attended = attend(q, keys, values, seen)
-        return torch.addmm(x, attended, self.out)
+        return torch.addmm(x, attend(q, keys, values, seen), self.out)
 
 
 class _CrossAttention(_Attention):
@@ -160,8 +141,8 @@ class _FeedForward:
 class Place:
     """Where in the chunk a step is, and how it reads and writes there.
 
-    Either the host knows, and only what is there is read; or a tensor alone does, shapes never change and what is not
-    there yet is masked, as a captured graph or a compiled step needs.
+    Either the host knows, and only what is there is read; or a tensor alone does. Then shapes never change and what is
+    not there yet is masked, as a captured graph needs; a step compiled for a CPU reads the number from the tensor.
     """
 
     def __init__(self, begun: int, capacity: int, device: torch.device, *, known: bool):
@@ -177,9 +158,13 @@ class Place:
         if self.filled is not None:
             self.filled += 1
 
+    def reads_index(self) -> bool:
+        """Whether compiled code may read the tensor's number: on a CPU it costs nothing."""
+        return self.index.device.type == "cpu" and torch.compiler.is_compiling()
+
     def seen(self) -> Tensor | None:
         """What of the caches there is, where all of them is read: bool ``[capacity]``."""
-        if self.filled is not None:
+        if self.filled is not None or self.reads_index():
             return None
         return torch.arange(self.capacity, device=self.index.device) <= self.index
 
@@ -191,7 +176,12 @@ class Place:
         """Store ``[B, H, E]`` each and return all that there is, ``[B, H, M, E]`` each."""
         if self.filled is None:
             cache.put(k[:, :, None], v[:, :, None], self.index)
-            return cache.k, cache.v
+            if not self.reads_index():
+                return cache.k, cache.v
+            filled = int(self.index.item()) + 1
+            torch._check(filled >= 1)
+            torch._check(filled <= self.capacity)
+            return cache.k[:, :, :filled], cache.v[:, :, :filled]
         cache.k[:, :, self.filled - 1].copy_(k)
         cache.v[:, :, self.filled - 1].copy_(v)
         return cache.k[:, :, : self.filled], cache.v[:, :, : self.filled]
