@@ -10,6 +10,7 @@ Shapes: B rows in the batch, L triples, N MCUs, P positions.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import os
@@ -17,6 +18,7 @@ import shutil
 import types
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -433,13 +435,18 @@ class Engine:
                 self.stepper.capture()
                 decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
         self.stepper.load(decoding, noise)
-        for k in range(steps):
-            with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        with _compilable_numbers() if self.config.compile else contextlib.nullcontext():
+            for k in range(steps):
                 self.stepper.step()
-            if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
-                steps = k + 1
-                break
+                if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
+                    steps = k + 1
+                    break
         return self.stepper.made[:rows, :steps].cpu()
+
+
+def _compilable_numbers() -> AbstractContextManager[Any]:
+    """Where what is compiled may read a number from a tensor and have sizes depend on it (see `steps.Place`)."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=True)
 
 
 def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
