@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.decoding import Decoding
 from dctransformer.model.config import preset
 from dctransformer.sample import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
+from dctransformer.tasks import generate
 from tiny_model import lively
 
 GRID = Grid(2, 2)
@@ -174,6 +176,16 @@ def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeyp
     monkeypatch.setattr(Engine, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ValueError, match="ended from outside"):
         sample(model, 2, SampleConfig(workers=2), size=(32, 32))
+
+
+def test_nothing_is_left_where_steps_cannot_be_compiled(
+    model: DCTransformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a compiler the sentence says what to install, and there is no folder yet."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        generate(model, 1, sampling=SampleConfig(compile=True), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")

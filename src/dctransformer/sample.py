@@ -194,8 +194,6 @@ def fill(
         ValueError: the device can't do the precision, there is no compiler for what is to be compiled, or memory does
             not suffice for one picture at a time.
     """
-    if config.compile and model.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
-        raise ValueError("compiling for a CPU needs a C++ compiler, g++ or clang++; install one, or leave compile out")
     workers = useful_workers(config.workers, len(requests), model.device)
     share = -(-len(requests) // workers)
     engine = Engine(model, grid, dataclasses.replace(config, batch=min(config.batch, share)))
@@ -210,6 +208,21 @@ def fill(
         grid,
         model.config.quality,
     )
+
+
+def check(model: DCTransformer, config: SampleConfig) -> None:
+    """Check that a model can be sampled so, before any work is done.
+
+    Raises:
+        ValueError: the model's legality is off, the device can't do the precision, or there is no compiler for what is
+            to be compiled.
+    """
+    if not model.config.legality:
+        raise ValueError("this model was trained with legality off: it can be scored, but not sampled")
+    if config.precision != "auto":  # auto takes what there is
+        resolve_precision(config.precision, model.device)
+    if config.compile and model.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        raise ValueError("compiling for a CPU needs a C++ compiler, g++ or clang++; install one, or leave compile out")
 
 
 Progress = Callable[[int, int], None]
@@ -377,12 +390,10 @@ class Engine:
 
     def __init__(self, model: DCTransformer, grid: Grid, config: SampleConfig):
         self.grid, self.config, self.device = grid, config, model.device
-        self.precision = config.precision
-        if self.precision == "auto":
-            self.precision = "bf16" if self.device.type == "cuda" else "fp32"
-        resolve_precision(self.precision, self.device)
-        if not model.config.legality:
-            raise ValueError("this model was trained with legality off: it can be scored, but not sampled")
+        check(model, config)
+        # Small products gain nothing from bf16 on a CPU.
+        own = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
+        self.precision = resolve_precision(own, self.device)
         self.model = for_steps(model, self.precision)
         self.stacks = step_stacks(self.model)
         self.guided = config.guidance != 1 and model.config.num_labels > 0
