@@ -4,7 +4,7 @@ Groups (``--groups``), each against the preset as it is:
 
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
 * ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or
-  fewer in the encoder;
+  fewer in the encoder, or narrower feed-forward layers;
 * ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.
@@ -69,6 +69,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "paper's blocks, PAR": Variant({"block": "paper", "encoder": (2, 1), "position": (3,), "value": (3,)}),
         "modern blocks, PAR": Variant({"encoder": (2, 1), "position": (3,), "value": (3,)}),
         "RMSNorm": Variant({"norm": "rms"}),
+        "paper's blocks, Muon twice": Variant({"block": "paper"}, {"optimizer": "muon", "lr": 2.0}),
     },
     "depth": {
         "2 + 1 + 1": depths(2, 1, 1),
@@ -80,6 +81,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "1 + 2 + 2": depths(1, 2, 2),
         "2 + 3 + 3": depths(2, 3, 3),
         "encoder of 1": Variant({"encoder": (1,)}),
+        "feed-forward of 320": Variant({"hidden": 320}),
     },
     "parts": {
         "no legality masks": Variant({"legality": False}),
