@@ -131,7 +131,7 @@ class Args:
     seeds: tuple[int, ...] = (0,)
     """Seeds of each variant."""
     lr: float = 2.5e-3
-    """Peak learning rate."""
+    """Peak learning rate (of AdamW unless a variant says Muon)."""
     batch: int = 16
     """Chunks a step (of the preset's length)."""
     precision: str = "auto"
@@ -152,7 +152,7 @@ def variant_of(group: str, name: str) -> Variant:
 def configs(args: Args, variant: Variant, seed: int = 0, triples: int = 1) -> tuple[ModelConfig, TrainConfig]:
     """The model and the loop of a run."""
     model = preset(args.preset, **variant.model)
-    changes = {"batch": args.batch, **variant.train, "lr": args.lr * variant.train.get("lr", 1.0)}
+    changes = {"batch": args.batch, "optimizer": "adamw", **variant.train, "lr": args.lr * variant.train.get("lr", 1.0)}
     if args.batch != 16 and "batch" in variant.train:
         changes["batch"] = max(1, variant.train["batch"] * args.batch // 16)
     return model, TrainConfig(

@@ -49,7 +49,9 @@ def measure(config: ModelConfig, micro: int, steps: int, device: torch.device, c
     Raises:
         ValueError: it does not fit.
     """
-    settings = TrainConfig(batch=micro, micro_batch=None, device=str(device), checkpoint_activations=checkpoint)
+    settings = TrainConfig(
+        batch=micro, micro_batch=None, device=str(device), checkpoint_activations=checkpoint, optimizer="adamw"
+    )
     trainer = Trainer(Path(tempfile.gettempdir()), config, settings)
     of = sequences(8, config.size, config.quality, config.null_label)
     batches = [chunks(of, config, micro, seed=i) for i in range(steps)]

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--optimizer", default="adamw", help="muon's own products take time, but are not counted")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -93,8 +95,10 @@ def main() -> None:
     pictures = sequences(64, config.size, config.quality, config.null_label)
     batches = [chunks(pictures, config, arguments.batch, seed=i) for i in range(arguments.rounds)]
 
-    def trainer(precision: str, compile: str) -> Trainer:
-        settings = TrainConfig(batch=arguments.batch, device="cpu", precision=precision, compile=compile)  # type: ignore[arg-type]
+    def trainer(precision: Any, compile: Any) -> Trainer:
+        settings = TrainConfig(
+            batch=arguments.batch, device="cpu", precision=precision, compile=compile, optimizer=arguments.optimizer
+        )
         return Trainer(Path(tempfile.gettempdir()), config, settings)
 
     ours, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
@@ -134,6 +138,7 @@ def main() -> None:
         "benchmark": "train",
         "preset": arguments.preset,
         "batch": arguments.batch,
+        "optimizer": arguments.optimizer,
         "precision": ours.precision,
         "gflop_per_step": round(statistics.mean(flops) / 1e9, 2),
         "gflops": round(statistics.median(reached) / 1e9, 2),

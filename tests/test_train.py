@@ -276,6 +276,17 @@ def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None
     assert scores[1] == pytest.approx(scores[0], rel=0.02)
 
 
+def test_auto_is_muon_unless_the_weights_are_sharded() -> None:
+    """Each optimiser has a learning rate of its own; what is asked for stays."""
+    whole, shared = (TrainConfig().resolved(sharded=sharded) for sharded in (False, True))
+    assert (whole.optimizer, whole.lr, shared.optimizer, shared.lr) == ("muon", 5e-3, "adamw", 2e-3)
+    asked = TrainConfig(optimizer="adamw", lr=1e-4).resolved(sharded=False)
+    assert (asked.optimizer, asked.lr) == ("adamw", 1e-4)
+    assert whole.resolved(sharded=False) == whole
+    with pytest.raises(ValueError, match="--parallel ddp or --optimizer adamw"):
+        TrainConfig(optimizer="muon").resolved(sharded=True)
+
+
 def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
     """Its momentum is in the checkpoint: stopped and resumed ends where uninterrupted does."""
     store, model = TripleStore.open(data, "train"), preset("tiny", quality=30, size=32, num_labels=2)

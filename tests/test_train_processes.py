@@ -26,6 +26,7 @@ from pictures import photo_folder
 
 SETTINGS = {
     "batch": 4, "eval_images": 3, "eval_every": 1500, "sample_every": 0, "precision": "fp32", "lr": 1e-3, "warmup": 5,
+    "optimizer": "adamw",
 }  # fmt: skip
 SHAPE = {"chunk": 32, "overlap": 8}
 FIRST, THEN = 1900, 2500
@@ -91,16 +92,22 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
             job(data, runs["ddp"], FIRST, parallel="ddp", micro_batch=1),
             job(data, runs["fsdp"], FIRST, parallel="fsdp", micro_batch=1, checkpoint_activations=True),
             job(data, runs["from-one"], THEN, parallel="fsdp"),
+            job(data, tmp_path / "muon", FIRST, parallel="ddp", optimizer="auto"),
             job(data, tmp_path / "uneven", FIRST, batch=5),
         ],
     )
-    assert said[0][:3] == said[1][:3]
-    assert "multiple" in said[0][3]["error"] and said[1][3] == {"status": 2}
+    assert said[0][:4] == said[1][:4]
+    assert "multiple" in said[0][4]["error"] and said[1][4] == {"status": 2}
     assert not (tmp_path / "uneven").exists()
     first = curve(runs["one"])
     assert sum("train/position" in line for line in first) >= 1
     for name in ("ddp", "fsdp"):
         assert curve(runs[name]) == [pytest.approx(line, rel=1e-5) for line in first]
+    alone(data, tmp_path / "muon-alone", FIRST, optimizer="muon")
+    lines = curve(tmp_path / "muon-alone")
+    assert lines != first
+    # Muon makes matrices orthogonal in bf16.
+    assert curve(tmp_path / "muon") == [pytest.approx(line, rel=1e-3) for line in lines]
     finals = [alone(data, runs[name], THEN) for name in ("one", "ddp", "fsdp")] + [said[0][2]]
     weights = [load_file(run / "checkpoint.safetensors") for run in runs.values()]
     for name, final, state in zip(runs, finals, weights, strict=True):

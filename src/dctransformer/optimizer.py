@@ -20,6 +20,7 @@ from dctransformer.train_config import TrainConfig
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:
     """Warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
+    assert config.lr is not None, "the optimiser and its rate are resolved"
     cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
 
@@ -57,12 +58,13 @@ class Optimizers:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
-    """What `TrainConfig.optimizer` asks for: fused AdamW for all, or Muon for the matrices of the stacks.
+    """What a resolved `TrainConfig.optimizer` asks for: fused AdamW for all, or Muon for the matrices of the stacks.
 
     Args:
         model: its stacks, embedding tables and local context are told from the rest.
         config: rates, decay and the choice.
     """
+    assert config.lr is not None and config.optimizer != "auto", "the optimiser and its rate are resolved"
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, LocalContext):

@@ -123,15 +123,14 @@ class Trainer:
         make: Callable[[ModelConfig], DCTransformer] = DCTransformer,
     ):
         """Args: run: the run folder; model; config; processes; make: what makes a network of ``model``."""
-        self.run, self.config = run, config
+        self.run = run
         self.processes = processes = processes or Processes()
         self.device = processes.device(resolve_device(config.device))
         self.precision = processes.as_first(resolve_precision(config.precision, self.device), ("fp32", "bf16"))
         torch.manual_seed(config.seed)
         self.model = make(model)
         self.parallel = choose(config.parallel, self.model, processes, self.device)
-        if self.parallel == "fsdp" and config.optimizer == "muon":
-            raise ValueError("muon needs whole matrices; give --parallel ddp or --optimizer adamw")
+        self.config = config = config.resolved(sharded=self.parallel == "fsdp")
         for layer in self.model.modules():
             if isinstance(layer, Layer):
                 layer.checkpoint = config.checkpoint_activations
@@ -388,7 +387,7 @@ def _train(
             trainer.start_from(config.init)
     with processes.together():
         if processes.first:
-            _open_run(run, model, config, info.fingerprint)
+            _open_run(run, model, trainer.config, info.fingerprint)
     with processes.together():
         if resumed:
             trainer.load()

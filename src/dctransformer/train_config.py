@@ -8,6 +8,8 @@ from typing import Literal
 from dctransformer.data.conditions import Conditions
 
 DEFAULT_TRIPLES = 20_000_000
+RATES = {"muon": 5e-3, "adamw": 2e-3}
+"""Peak learning rates by optimiser: what did best for `small` (docs/results.md, Ablations)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +33,11 @@ class TrainConfig:
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With several processes (torchrun): ddp gives each all weights, fsdp a share; auto shards large models."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything, or muon for the matrices of the stacks (not sharded) and adamw for the rest."""
-    lr: float = 2e-3
-    """Peak learning rate of matrices and gains."""
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    """muon for the matrices of the stacks and adamw for the rest, or adamw for everything. auto takes muon, which
+    learns more from the same compute (docs/results.md, Ablations), unless the weights are sharded."""
+    lr: float | None = None
+    """Peak learning rate of matrices and gains; if not given, 5e-3 with muon and 2e-3 with adamw."""
     table_lr: float = 5.0
     """Learning rate of embedding tables, as a multiple of ``lr`` (their rows are seen rarely)."""
     warmup: int = 100
@@ -101,7 +104,7 @@ class TrainConfig:
         if not 0 <= self.final_lr <= 1:
             raise ValueError("final_lr must be from 0 to 1")
         for name in ("lr", "clip", "table_lr"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError("minutes must be greater than 0")
@@ -111,6 +114,20 @@ class TrainConfig:
             raise ValueError("early starts are drawn from the whole set; leave --shuffle at all")
         if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
+
+    def resolved(self, *, sharded: bool) -> TrainConfig:
+        """With the optimiser and the learning rate that are left open.
+
+        Args:
+            sharded: whether each process holds a share of the weights, so that muon can't be used.
+
+        Raises:
+            ValueError: muon is asked for there.
+        """
+        if sharded and self.optimizer == "muon":
+            raise ValueError("muon needs whole matrices; give --parallel ddp or --optimizer adamw")
+        optimizer = ("adamw" if sharded else "muon") if self.optimizer == "auto" else self.optimizer
+        return dataclasses.replace(self, optimizer=optimizer, lr=self.lr or RATES[optimizer])
 
     def done(self, triples: int, seconds: float) -> float:
         """Part of the budget that is used, 0 to 1 and beyond."""

@@ -72,9 +72,11 @@ class Trained:
 
 
 def base_config(*, seed: int = 0, device: str = "auto", precision: str = "auto") -> TrainConfig:
-    """The loop's settings that all systems share: training's defaults, for generating alone, without compiling."""
+    """The loop's settings that all systems share: training's defaults, for generating alone, by AdamW, not compiled."""
     only = Conditions(none=1.0, low=0.0, luma=0.0, region=0.0)
-    return TrainConfig(seed=seed, device=device, precision=cast(Any, precision), compile="off", conditions=only)
+    return TrainConfig(
+        seed=seed, optimizer="adamw", device=device, precision=cast(Any, precision), compile="off", conditions=only
+    )
 
 
 def fit(
