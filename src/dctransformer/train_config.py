@@ -9,8 +9,8 @@ from dctransformer.data.conditions import Conditions
 
 DEFAULT_TRIPLES = 20_000_000
 RATES = {"muon": 5e-3, "adamw": 2e-3}
-"""Peak learning rates: muon's did best for `small` (docs/results.md, Ablations); adamw is auto's for sharded models, which
-are larger and want less."""
+"""Peak learning rates: muon's did best for `small` (docs/results.md, Ablations); auto takes adamw for sharded
+models, which are larger and want less."""
 
 
 @dataclasses.dataclass(frozen=True)
