@@ -80,7 +80,6 @@ class Decoding:
             rank=torch.zeros_like(rows),
             same=torch.zeros(len(rows), positions, device=self.device),
             of_triple=rows[:, None],
-            around=torch.zeros(len(rows), 4, positions, dtype=torch.int64, device=self.device),
             features=new(m.config.place_width) if local else None,
             keys=new(PLACE_POINTER) if pointer else None,
             base=new() if pointer else None,
@@ -102,7 +101,7 @@ class Decoding:
 
     def _pairs(self, places: Places) -> list[tuple[Tensor, Tensor]]:
         """What changes with the run, here and in other places."""
-        names = ("rank", "same", "around", "features", "keys", "base")
+        names = ("rank", "same", "features", "keys", "base")
         pairs = [(getattr(self.places, name), getattr(places, name)) for name in names]
         return [pair for pair in pairs if pair[0] is not None]
 
@@ -138,7 +137,7 @@ class Decoding:
     def _made(self, rows: Tensor) -> Places:
         """Places of some rows' channels as they are when entered."""
         m, context, rank = self.model, self.context, self.chosen_rank[rows]
-        places = Places(rank, context.planes[rows, rank].float(), rows[:, None], m.around(rank, context.grid))
+        places = Places(rank, context.planes[rows, rank].float(), rows[:, None])
         if self.states is not None:
             assert context.encoded_places is not None
             made = m.look_around(self.states[rows], context.encoded_places[rows], rank, context.grid)

@@ -97,7 +97,6 @@ class Places:
         rank: int64 ``[T]``, the channel of each run.
         same: fp32 ``[T, P]``, the run's own channel, as far as it is settled.
         of_triple: int64 ``[B, L]``, the run of each decision.
-        around: int64 ``[T, 4, P]``, the earlier neighbours of every place in that channel, P for those outside.
         features: ``[T, P, W]``; None without local context.
         keys: of the features for the pointer, ``[T, P, PLACE_POINTER]``.
         base: scores by the features alone, ``[T, P]``.
@@ -107,7 +106,6 @@ class Places:
     rank: Tensor
     same: Tensor
     of_triple: Tensor
-    around: Tensor
     features: Tensor | None = None
     keys: Tensor | None = None
     base: Tensor | None = None
@@ -460,8 +458,8 @@ class DCTransformer(
             x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
-        near = self._neighbour_table(grid)[self._is_chroma(rank), :, position]
-        same = F.pad(places.same, (0, 1))[places.of_triple[..., None], near]
+        near = self._neighbour_table(grid)[self.chroma_rank[rank], :, position]
+        same = self._same_at(places, near).masked_fill(near == grid.positions, 0.0)
         limit = self.limits[rank][..., None]
         around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
         here = rows_at(places.features, places.of_triple, position)
@@ -474,9 +472,12 @@ class DCTransformer(
                 self._neighbours[key] = neighbour_table(grid).to(self.device)
         return self._neighbours[key]
 
-    def _is_chroma(self, rank: Tensor) -> Tensor:
-        """0 for luma ranks, 1 for chroma ranks."""
-        return self.chroma_rank[rank]
+    @staticmethod
+    def _same_at(places: Places, position: Tensor) -> Tensor:
+        """The same channel's values at positions of each decision, ``[B, L, …]``; anything outside the picture."""
+        count = places.same.shape[1]
+        run = places.of_triple.view(*places.of_triple.shape, *[1] * (position.ndim - 2))
+        return taken(places.same, run * count + position.clamp(max=count - 1))
 
     # -- the three distributions --------------------------------------------------------------------------------
 
@@ -544,15 +545,35 @@ class DCTransformer(
         score = score + places.at(places.base)
         score = score + (places.at(places.keys) @ self.place_query(stream)[..., None])[..., 0]
 
-        # The same channel's values just left of and above each place, as far as they are listed.
         weight = self.neighbour_gate(stream) + self.neighbour_bias(rank)
-        size = F.pad(places.same.abs().log1p(), (0, 1))
-        near = places.at(size[:, None].expand(-1, 4, -1).gather(2, places.around))
-        listed = places.at(places.around) <= cursor[..., None, None]
-        score = score + (weight[..., None] * (near * listed)).sum(-2)
-
-        score = score.float()
+        score = self._with_neighbours(score, weight, rank, cursor, places, context.grid).float()
         return self._possible(score - self._passed(score, legal), legal)
+
+    def _with_neighbours(
+        self, score: Tensor, weight: Tensor, rank: Tensor, cursor: Tensor, places: Places, grid: Grid
+    ) -> Tensor:
+        """Add what the same channel's values just left of and above a place say, as far as they are listed.
+
+        Only places soon after the cursor have neighbours before it, so no others are looked at: in a large picture a
+        small part. (Those before the cursor can't be chosen any more.)
+
+        Args:
+            score: of every place, ``[B, L, P]``.
+            weight: of the four neighbours, ``[B, L, 4]``.
+            rank: the chosen channels, int64 ``[B, L]``; likewise the cursor.
+            cursor: see `position_logits`.
+            places: the places of those channels.
+            grid: the MCU grid.
+        """
+        table = self._neighbour_table(grid)
+        reach = min(2 * grid.width + 2, grid.positions)  # chroma's neighbour above and to the left
+        here = cursor[..., None] + torch.arange(1, reach + 1, device=cursor.device)
+        inside, here = here < grid.positions, here.clamp(max=grid.positions - 1)
+        side = torch.arange(4, device=cursor.device)[:, None]
+        near = taken(table, (self.chroma_rank[rank][..., None, None] * 4 + side) * grid.positions + here[:, :, None])
+        size = self._same_at(places, near).abs().log1p() * (near <= cursor[..., None, None])
+        said = (weight[..., None] * size).sum(-2) * inside
+        return score.scatter_add(-1, here, said.to(score.dtype))
 
     def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
         """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
@@ -571,17 +592,13 @@ class DCTransformer(
         listed = (index < batch.lengths[:, None]) & (ranks < order.NUM_CHANNELS)
         same = context.planes[runs.row, runs.rank].float()
         same = same.index_put((runs.of_triple[listed], positions[listed]), values[listed].float())
-        places = Places(runs.rank, same, runs.of_triple, self.around(runs.rank, grid))
+        places = Places(runs.rank, same, runs.of_triple)
         if self.config.local_context:
             assert context.states is not None and context.encoded_places is not None
             states = states_by_run(self.local, context.states, runs, ranks, positions, values, counted, grid)
             encoded = context.encoded_places.index_select(0, runs.row)
             places.features, places.keys, places.base = self.look_around(states, encoded, runs.rank, grid)
         return places
-
-    def around(self, rank: Tensor, grid: Grid) -> Tensor:
-        """Earlier neighbours of every place in some channels: int64 ``[T]`` to ``[T, 4, P]``, P for those outside."""
-        return self._neighbour_table(grid)[self._is_chroma(rank)]
 
     def look_around(
         self, states: States, encoded: Tensor, rank: Tensor, grid: Grid
@@ -692,6 +709,11 @@ def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """``x[first, second]`` of ``[T, P, W]``, whose backward pass adds whole rows."""
     index = first * x.shape[1] + second
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """``x.flatten()[index]``: a single index of large tensors takes half as long as several."""
+    return x.flatten().index_select(0, index.flatten()).view_as(index)
 
 
 def nll(logits: Tensor, target: Tensor) -> Tensor:
