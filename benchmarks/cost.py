@@ -137,7 +137,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
         "step_mib": "its memory, MiB",
         "sample_seconds": "sampling, s an image",
     }
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot.subplots(figsize=(6, 4.4), layout="constrained")
     for field, name in curves.items():
         y = [row[field] for row in rows]
         axes.loglog(pixels, y, "o-", label=f"{name} (slope {slope(pixels, y):.2f})")
@@ -145,8 +145,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     axes.set_xticks(pixels, [f"{row['size']}²" for row in rows])
     axes.minorticks_off()
     axes.set_xlabel("pixels")
-    axes.legend()
-    figure.tight_layout()
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 
