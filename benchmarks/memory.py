@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--presets tiny small base paper] [--gib 12 24 40 80]
 
 *States*: fp32 weights, gradients, two moments and the average, 20 bytes a parameter. *Activations*: what one chunk's
-forward pass keeps for its backward pass, counted on the CPU (eager, bf16 autocast as on a GPU; weights and what is kept
-twice count once). From both: how many chunks at once some GPUs should hold (nine tenths of their memory), which is a
-calculation; `--micro-batch auto` measures. The last line is JSON.
+forward pass keeps for its backward pass, counted on the CPU (eager, bf16 autocast and fused attention as on a GPU;
+weights and what is kept twice count once). From both: how many chunks at once some GPUs should hold (nine tenths of
+their memory), which is a calculation; `--micro-batch auto` measures. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
+from dctransformer.model import layers
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from measure import chunks, machine, sequences
@@ -36,7 +39,14 @@ def kept_bytes(model: DCTransformer, config: ModelConfig, rows: int) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+        mock.patch.object(layers, "attention", fused),
+    ):
         nats = model(batch)
     del nats
     return sum(seen.values())
