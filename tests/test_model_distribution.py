@@ -381,3 +381,24 @@ def test_unknown_fields_and_presets_name_the_nearest() -> None:
         preset("tiny", widht=64)
     with pytest.raises(ValueError, match="choose one of tiny"):
         preset("huge")
+
+
+def test_looking_only_where_neighbours_can_be_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likelihood is that of a sum over all four neighbours of every place, on grids of any shape."""
+
+    def everywhere(self, score, weight, rank, cursor, places, grid):
+        near = self._neighbour_table(grid)[self.chroma_rank[rank]]
+        size = torch.nn.functional.pad(places.same, (0, 1)).abs().log1p()[places.of_triple]
+        size = size[:, :, None].expand(-1, -1, 4, -1).gather(3, near)
+        return score + (weight[..., None] * size * (near <= cursor[..., None, None])).sum(-2)
+
+    model = make_model(5)
+    for grid in (Grid(1, 1), Grid(2, 3), Grid(5, 1), Grid(4, 6)):
+        sequences = [make_sequence(seed, model, 0.2, grid=grid) for seed in range(3)]
+        batch = cut_chunks(sequences, [1] * 3, model.config.chunk, model.config.overlap)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            narrow = model(batch)
+            patch.setattr(DCTransformer, "_with_neighbours", everywhere)
+            assert torch.allclose(model(batch), narrow, atol=1e-4)
+            patch.setattr(DCTransformer, "_with_neighbours", lambda self, score, *_: score)
+            assert not torch.allclose(model(batch), narrow, atol=1e-4)
