@@ -210,7 +210,7 @@ def fill(
     )
 
 
-def check(model: DCTransformer, config: SampleConfig) -> None:
+def check_sampling(model: DCTransformer, config: SampleConfig) -> None:
     """Check that a model can be sampled so, before any work is done.
 
     Raises:
@@ -390,7 +390,7 @@ class Engine:
 
     def __init__(self, model: DCTransformer, grid: Grid, config: SampleConfig):
         self.grid, self.config, self.device = grid, config, model.device
-        check(model, config)
+        check_sampling(model, config)
         # Small products gain nothing from bf16 on a CPU.
         own = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
         self.precision = resolve_precision(own, self.device)

@@ -21,7 +21,7 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.sample import SampleConfig, Samples, Snapshot, check, sample
+from dctransformer.sample import SampleConfig, Samples, Snapshot, check_sampling, sample
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 
 Model = str | Path | DCTransformer
@@ -102,7 +102,7 @@ def generate(
         labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
     else:
         labels = [shape.null_label] * num
-    check(network, sampling)
+    check_sampling(network, sampling)
     if out is not None:
         make_folder(out)
     samples = sample(network, num, sampling, labels=labels, progress=progress, watch=watch)

@@ -712,7 +712,7 @@ def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
-    """``x.flatten()[index]``: a single index of large tensors takes half as long as several."""
+    """What `torch.take` gives, in less than half the time on a CPU."""
     return x.flatten().index_select(0, index.flatten()).view_as(index)
 
 
