@@ -624,3 +624,12 @@ def test_info_that_is_damaged_or_newer(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             DatasetInfo.load(tmp_path / "out")
+
+
+def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no path may be a data set of the hub, but the likelier mistake comes first."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"no file or folder nowhere; .* needs the `datasets` library"):
+        prepare("nowhere", tmp_path / "out", size=32, quality=30, workers=1)

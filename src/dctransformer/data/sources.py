@@ -409,12 +409,12 @@ def loaded_source(data: Any) -> DatasetsSource:
     return DatasetsSource(dict(splits), "given")
 
 
-def _import_datasets() -> Any:
+def _import_datasets(what: str = "this source") -> Any:
     try:
         import datasets
     except ImportError as error:
         raise ValueError(
-            "this source needs the `datasets` library; install it with: pip install 'dctransformer[train]'"
+            f"{what} needs the `datasets` library; install it with: pip install 'dctransformer[train]'"
         ) from error
     return datasets
 
@@ -442,7 +442,7 @@ def hub_source(name: str) -> DatasetsSource:
     Raises:
         ValueError: the library can't load it, or it has no pictures.
     """
-    library = _import_datasets()
+    library = _import_datasets(f"there is no file or folder {name}; as a data set of the hub, it")
     identifier, _, config = name.partition(":")
     try:
         # The library tries an unreachable hub for half a minute; a misspelt path should not wait for that.
