@@ -36,14 +36,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from dctransformer.data.chunks import ChunkBatch
-from dctransformer.data.conditions import Conditions
 from dctransformer.data.store import TripleStore
 from dctransformer.files import write_text
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.train import Steps, Trainer, train
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.chunks import ChunkBatch
+from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Steps, Trainer, train
 
 BASE = "as it is"
 SETTLE, ROUNDS = 2, 10

@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dctransformer.baselines.loop import CLOCKS, base_config, fit, parameters, step_seconds, tune
-from dctransformer.baselines.pictures import psnr
-from dctransformer.baselines.systems import Data, DCTransformerSystem, System, systems
+from baselines.loop import CLOCKS, base_config, fit, parameters, step_seconds, tune
+from baselines.pictures import psnr
+from baselines.systems import Data, DCTransformerSystem, System, systems
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.evaluate.evaluation import require_enough
@@ -40,7 +40,7 @@ from dctransformer.evaluate.pictures import Pictures, open_reference
 from dctransformer.files import make_folder, write_tensors, write_text, written_beside
 from dctransformer.model.config import preset
 from dctransformer.model.precision import resolve_device, resolve_precision
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sheets import contact_sheet
 from measure import machine
 

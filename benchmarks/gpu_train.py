@@ -24,8 +24,8 @@ import torch
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import out_of_memory
-from dctransformer.train import Trainer
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Trainer
 from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops
 
 GOAL = 0.45

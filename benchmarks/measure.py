@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
 PEAKS = {
     "H200": 989e12,

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from dctransformer.config_file import ConfigFile, read_config_file
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.training.config_file import ConfigFile, read_config_file
 from measure import PEAKS, chunks, machine, sequences, step_flops
 
 GPUS = ("A100", "H100")

@@ -25,11 +25,11 @@ import tyro
 
 from dctransformer import DCTransformer
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.model.dctransformer import DCTransformer as Model
-from dctransformer.sample import Engine, Request, Row, sample
-from dctransformer.sample_config import SampleConfig
-from dctransformer.spread import useful_workers
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Engine, Request, Row, sample
+from dctransformer.sampling.workers import useful_workers
+from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 
 @dataclasses.dataclass

@@ -30,8 +30,8 @@ from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.resize import dct_matrix, shrink
 from dctransformer.data.store import TripleStore
-from dctransformer.editing import Edited, Options, colorize, inpaint, upscale
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.tasks.edit import Edited, Options, colorize, inpaint, upscale
 
 Pictures = list[np.ndarray]
 

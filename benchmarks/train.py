@@ -31,12 +31,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dctransformer.codec.order import NUM_CHANNELS
-from dctransformer.data.chunks import ChunkBatch
 from dctransformer.model import dctransformer as module
 from dctransformer.model.config import preset
-from dctransformer.optimizer import Optimizers
-from dctransformer.train import Trainer
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.chunks import ChunkBatch
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.optimizer import Optimizers
+from dctransformer.training.trainer import Trainer
 from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops
 
 GOAL, SPEEDUP_GOAL, MASK_GOAL = 0.7, 1.3, 0.1

@@ -14,11 +14,11 @@ from PIL import Image
 
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec
-from dctransformer.editing import Edited, Options, colorize, continue_, inpaint, upscale
 from dctransformer.files import written_beside
-from dctransformer.sample import sample
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
 from dctransformer.sheets import captioned_rows
+from dctransformer.tasks.edit import Edited, Options, colorize, continue_, inpaint, upscale
 
 
 @dataclasses.dataclass

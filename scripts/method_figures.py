@@ -24,14 +24,14 @@ from PIL import Image
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec, order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import FIELD_COLOURS, STAGES
 from dctransformer.files import written_beside
 from dctransformer.model.dctransformer import Context, Places
 from dctransformer.model.legality import NEVER
-from dctransformer.sample import Request, Samples, fill
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Request, Samples, fill
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
 COMPONENT_COLOURS = {order.LUMA: "#4d4d4d", order.CR: "#d6604d", order.CB: "#4393c3"}
 COMPONENT_NAMES = {order.LUMA: "Y", order.CR: "Cr", order.CB: "Cb"}

@@ -26,11 +26,11 @@ from dctransformer.app.limits import Limits
 from dctransformer.app.uploads import examples, read_for_inspection, read_upload
 from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
-from dctransformer.data.chunks import Sequence
-from dctransformer.editing import Options, colorize, continue_, inpaint, upscale
 from dctransformer.likelihood import code_lengths, triple_bits
-from dctransformer.sample import SampleConfig
-from dctransformer.tasks import generate
+from dctransformer.sampling.engine import SampleConfig
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.tasks.edit import Options, colorize, continue_, inpaint, upscale
+from dctransformer.tasks.generate import generate
 from pictures import photo, pillow_jpeg
 from tiny_model import save_tiny_model
 
@@ -161,7 +161,7 @@ def test_two_users_at_once_get_what_they_get_alone(studio: Studio) -> None:
 
 def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next chunk: the engine does not go on to the end, and the next user's turn comes."""
-    from dctransformer.sample import Engine
+    from dctransformer.sampling.engine import Engine
 
     chunks = []
     run = Engine.run

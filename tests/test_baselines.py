@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dctransformer.baselines import loop
-from dctransformer.baselines.image_gpt import ImageGPT
-from dctransformer.baselines.palette import fit_palette, nearest_colour
-from dctransformer.baselines.pictures import (
+from baselines import loop
+from baselines.image_gpt import ImageGPT
+from baselines.palette import fit_palette, nearest_colour
+from baselines.pictures import (
     Batch,
     PictureSteps,
     PictureStore,
@@ -26,12 +26,12 @@ from dctransformer.baselines.pictures import (
     psnr,
     shrink,
 )
-from dctransformer.baselines.raster import RasterConfig, RasterTransformer, Steps, sample_tokens
-from dctransformer.baselines.systems import Data, systems, with_parameters
-from dctransformer.baselines.vqvae import VQVAE, Codebook, VQVAEConfig
+from baselines.raster import RasterConfig, RasterTransformer, Steps, sample_tokens
+from baselines.systems import Data, systems, with_parameters
+from baselines.vqvae import VQVAE, Codebook, VQVAEConfig
 from dctransformer.data import prepare
 from dctransformer.model.config import preset
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
 from pictures import photo, photo_folder
 
 TINY = RasterConfig(side=5, kinds=7, num_labels=2, width=32, heads=2, layers=2, hidden=48)

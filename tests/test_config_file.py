@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dctransformer.cli import _train_defaults, main
-from dctransformer.config_file import read_config_file
 from dctransformer.model.config import preset
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.config_file import read_config_file
 from pictures import photo_folder
 
 PAPER = Path(__file__).parents[1] / "configs" / "paper"

@@ -7,9 +7,9 @@ import torch
 from dctransformer.codec import order
 from dctransformer.codec.codec import Codec
 from dctransformer.codec.grid import Grid
-from dctransformer.data import conditions
-from dctransformer.data.chunks import Sequence, cut_chunks
-from dctransformer.data.conditions import Conditions
+from dctransformer.sequence import conditions
+from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.sequence.conditions import Conditions
 from pictures import photo
 
 GRID = Grid(3, 4)

@@ -15,16 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dctransformer.codec.jpeg import read_jpeg_bytes
-from dctransformer.data import (
-    ChunkBatches,
-    ChunkSampler,
-    DCTImageDataset,
-    ToTriples,
-    TripleStore,
-    collate,
-    cut_chunks,
-    prepare,
-)
+from dctransformer.data import TripleStore, prepare
+from dctransformer.sequence import ChunkBatches, ChunkSampler, DCTImageDataset, ToTriples, collate, cut_chunks
 from pictures import photo, photo_folder
 
 

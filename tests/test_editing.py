@@ -17,8 +17,11 @@ from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, order, read_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.resize import enlarged_corners, shrink
-from dctransformer.data import conditions
-from dctransformer.editing import (
+from dctransformer.model.config import preset
+from dctransformer.sampling.engine import SampleConfig
+from dctransformer.sampling.tiles import tiles, waves
+from dctransformer.sequence import conditions
+from dctransformer.tasks.edit import (
     Edited,
     Options,
     colorize,
@@ -28,9 +31,6 @@ from dctransformer.editing import (
     save_edits,
     upscale,
 )
-from dctransformer.model.config import preset
-from dctransformer.sample import SampleConfig
-from dctransformer.tiles import tiles, waves
 from pictures import photo, pillow_jpeg, real_photographs
 from tiny_model import lively
 

@@ -14,14 +14,14 @@ from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.data import TripleStore, prepare
-from dctransformer.data.chunks import START, Sequence, cut_chunks
-from dctransformer.data.conditions import NAMES, named
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
 from dctransformer.model.context import rank_planes
-from dctransformer.tasks import likelihood
-from dctransformer.train import train
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.chunks import START, Sequence, cut_chunks
+from dctransformer.sequence.conditions import NAMES, named
+from dctransformer.tasks.generate import likelihood
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import train
 from pictures import photo_folder
 
 

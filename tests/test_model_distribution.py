@@ -12,12 +12,12 @@ from torch import Tensor
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import coarse
 from dctransformer.model.legality import NEVER
-from dctransformer.sample import Decoding, Request, SampleConfig, fill, pick, sample
+from dctransformer.sampling.engine import Decoding, Request, SampleConfig, fill, pick, sample
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from tiny_model import lively
 
 GRID = Grid(2, 3)
@@ -335,7 +335,7 @@ def test_guidance_leans_towards_the_label() -> None:
 
 def test_paper_preset_has_the_papers_size() -> None:
     """448M parameters (within 1 %), counted without making them."""
-    from dctransformer.info import parameters_by_part
+    from dctransformer.tasks.info import parameters_by_part
 
     total = sum(parameters_by_part(preset("paper")).values())
     assert abs(total / 448e6 - 1) < 0.01

@@ -15,11 +15,11 @@ import torch
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence, cut_chunks
-from dctransformer.decoding import Decoding
 from dctransformer.model.config import preset
-from dctransformer.sample import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
-from dctransformer.tasks import generate
+from dctransformer.sampling.decoder_state import Decoding
+from dctransformer.sampling.engine import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
+from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.tasks.generate import generate
 from tiny_model import lively
 
 GRID = Grid(2, 2)

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 from dctransformer import DCTransformer
 from dctransformer.data import prepare
-from dctransformer.data.conditions import Conditions
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
-from dctransformer.train import Steps, Trainer, train
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Steps, Trainer, train
 from pictures import photo_folder
 
 QUICK = {"precision": "fp32", "batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}

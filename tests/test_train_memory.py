@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.distributed import largest_fitting
 from dctransformer.model import precision
 from dctransformer.model.config import ModelConfig, preset
-from dctransformer.train import Trainer
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.distributed import largest_fitting
+from dctransformer.training.trainer import Trainer
 
 CONFIG = preset("tiny", size=32, quality=30, dropout=0.1)
 

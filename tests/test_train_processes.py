@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from dctransformer.data import prepare
-from dctransformer.distributed import Processes
 from dctransformer.model.config import preset
-from dctransformer.train import train
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.distributed import Processes
+from dctransformer.training.trainer import train
 from pictures import photo_folder
 
 SETTINGS = {

@@ -9,8 +9,8 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.codec import order
-from dctransformer.data import conditions
 from dctransformer.model.config import preset
+from dctransformer.sequence import conditions
 
 
 @torch.no_grad()

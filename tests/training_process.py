@@ -14,8 +14,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from dctransformer.model.config import preset
-from dctransformer.train import train
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import train
 
 
 def main() -> None:

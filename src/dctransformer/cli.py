@@ -15,12 +15,12 @@ import tyro
 from tqdm import tqdm
 
 from dctransformer.app.limits import Limits
-from dctransformer.config_file import ConfigFile, read_config_file
 from dctransformer.data.info import DatasetInfo
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.model.config import PRESETS, Architecture, ModelConfig
-from dctransformer.sample_config import SampleConfig
-from dctransformer.train_config import TrainConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.config_file import ConfigFile, read_config_file
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Train:
 
     def run(self) -> None:
         """Train."""
-        from dctransformer.train import train
+        from dctransformer.training.trainer import train
 
         if self.config is not None:
             read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)
@@ -115,7 +115,7 @@ class Sample:
 
     def run(self) -> None:
         """Sample."""
-        from dctransformer.tasks import generate, save_samples
+        from dctransformer.tasks.generate import generate, save_samples
 
         with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
             samples, names = generate(
@@ -153,8 +153,8 @@ class _Edit(abc.ABC):
 
     def run(self) -> None:
         """Try the folder, work, write."""
-        from dctransformer.editing import Options, save_edits
         from dctransformer.files import make_folder
+        from dctransformer.tasks.edit import Options, save_edits
 
         with tqdm(total=1.0, desc=type(self).__name__.lower(), disable=self.json, bar_format=_PERCENT) as bar:
 
@@ -183,7 +183,7 @@ class Upscale(_Edit):
 
     def edited(self, options: Any) -> list[Any]:
         """Upscale."""
-        from dctransformer.editing import upscale
+        from dctransformer.tasks.edit import upscale
 
         return upscale(self.model, self.images, self.factor, options)
 
@@ -197,7 +197,7 @@ class Colorize(_Edit):
 
     def edited(self, options: Any) -> list[Any]:
         """Colorize."""
-        from dctransformer.editing import colorize
+        from dctransformer.tasks.edit import colorize
 
         return colorize(self.model, self.images, options)
 
@@ -216,7 +216,7 @@ class Inpaint(_Edit):
 
     def edited(self, options: Any) -> list[Any]:
         """Inpaint."""
-        from dctransformer.editing import inpaint
+        from dctransformer.tasks.edit import inpaint
 
         return inpaint(self.model, self.images, self.mask, self._box(), options)
 
@@ -244,7 +244,7 @@ class Continue(_Edit):
 
     def edited(self, options: Any) -> list[Any]:
         """Continue."""
-        from dctransformer.editing import continue_
+        from dctransformer.tasks.edit import continue_
 
         return continue_(self.model, self.images, self.bands, self.from_triples, options)
 
@@ -277,7 +277,7 @@ class Likelihood:
 
     def run(self) -> None:
         """Score."""
-        from dctransformer.tasks import likelihood
+        from dctransformer.tasks.generate import likelihood
 
         with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
             summary = likelihood(
@@ -377,7 +377,7 @@ class Push:
 
     def run(self) -> None:
         """Upload."""
-        from dctransformer.hub import push
+        from dctransformer.hub.push import push
 
         print(push(self.model, self.repo, private=self.private or None))
 
@@ -425,7 +425,7 @@ class Info:
 
     def run(self) -> None:
         """Describe."""
-        from dctransformer.info import describe
+        from dctransformer.tasks.info import describe
 
         facts = describe(self.thing)
         _print(self.json, facts, lambda: _list_facts(facts))

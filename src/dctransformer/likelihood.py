@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.data.chunks import START, ChunkBatch, Sequence, cut_chunks
 from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
+from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
 
 FIELDS = ("channel", "position", "value")
 

@@ -30,9 +30,15 @@ from dctransformer.app.uploads import Inspected, Upload
 from dctransformer.codec import Codec, DCTImage, huffman_bytes, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS
-from dctransformer.data import conditions
-from dctransformer.data.chunks import Sequence
-from dctransformer.editing import (
+from dctransformer.evaluate.bits import require_finite, surprise
+from dctransformer.evaluate.plots import heat
+from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot
+from dctransformer.sequence import conditions
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.sheets import heat_map
+from dctransformer.tasks.edit import (
     Edited,
     Options,
     check_condition,
@@ -43,13 +49,7 @@ from dctransformer.editing import (
     requantised,
     upscale,
 )
-from dctransformer.evaluate.bits import require_finite, surprise
-from dctransformer.evaluate.plots import heat
-from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
-from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sample import SampleConfig, Samples, Snapshot
-from dctransformer.sheets import heat_map
-from dctransformer.tasks import generate, label_number
+from dctransformer.tasks.generate import generate, label_number
 
 NO_PICTURE = "choose a picture first, or click on one of the examples"
 ANY = ""
@@ -64,7 +64,7 @@ class Settings:
         label: class name, or `ANY`.
         seed: decides, with the settings, what comes out.
         num: pictures, or alternatives of one.
-        temperature: see `dctransformer.sample_config.SampleConfig`, as the next two.
+        temperature: see `dctransformer.sampling.config.SampleConfig`, as the next two.
         top_p: likewise.
         guidance: likewise.
     """

@@ -140,7 +140,7 @@ def prepared(
     limits = limits or Limits()
     with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
         from dctransformer.app.handlers import Studio
-        from dctransformer.tasks import loaded
+        from dctransformer.tasks.generate import loaded
 
         network = loaded(model, device)
         os.environ["GRADIO_TEMP_DIR"] = str(folder)

@@ -14,9 +14,9 @@ from PIL import Image
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
-from dctransformer.editing import own_coefficients
-from dctransformer.info import describe_coefficients
 from dctransformer.model.config import ModelConfig
+from dctransformer.tasks.edit import own_coefficients
+from dctransformer.tasks.info import describe_coefficients
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow's names of what is read. Not among them: what Pillow reads by starting other programs (EPS).
@@ -119,7 +119,7 @@ class Inspected:
         jpeg: what the model is shown: a JPEG file of its own size and quality.
         own: it is the file itself, not a version of it.
         facts: of the file as it was uploaded: ``format``, ``width``, ``height``, and of a JPEG file see
-            `dctransformer.info.describe_coefficients`.
+            `dctransformer.tasks.info.describe_coefficients`.
         notes: sentences for its owner.
     """
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.data.chunks import Sequence, cut_chunks
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 

@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence
 from dctransformer.evaluate.bits import exact_bits, require_finite
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
@@ -28,12 +27,13 @@ from dctransformer.evaluate.metrics import (
 )
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.files import write_text
+from dctransformer.hub.pretrained import WEIGHTS, model_folder
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.model.pretrained import WEIGHTS, model_folder
-from dctransformer.sample import SampleConfig, Samples, sample
-from dctransformer.train import SETTINGS
+from dctransformer.sampling.engine import SampleConfig, Samples, sample
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.training.trainer import SETTINGS
 
 RESULT = "evaluation.json"
 """What `evaluate` leaves in a run folder."""

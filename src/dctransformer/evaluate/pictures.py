@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence
 from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image
 from dctransformer.data.info import INFO, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.sources import Source, open_source
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
-from dctransformer.sample import Samples
+from dctransformer.sampling.engine import Samples
+from dctransformer.sequence.chunks import Sequence
 
 SHEETS = {"sheet.png", "heat-map.png"}
 """What `dctransformer sample` writes beside the pictures themselves."""

@@ -35,13 +35,13 @@ from dctransformer.evaluate.features import open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
 from dctransformer.files import make_folder, write_text
-from dctransformer.info import describe_model
+from dctransformer.hub.pretrained import model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.model.pretrained import model_folder
-from dctransformer.sample import SampleConfig, Samples
+from dctransformer.sampling.engine import SampleConfig, Samples
 from dctransformer.sheets import contact_sheet, heat_map_sheet
-from dctransformer.train import METRICS as CURVES
+from dctransformer.tasks.info import describe_model
+from dctransformer.training.trainer import METRICS as CURVES
 
 SHEET = 64
 """Pictures in the sheet of samples."""

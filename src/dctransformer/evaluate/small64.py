@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dctransformer.model.pretrained import SHIPPED
+from dctransformer.hub.pretrained import SHIPPED
 
 SIDE = 64
 """Every picture is resized to this many pixels a side."""

@@ -119,7 +119,7 @@ class ModelConfig(Architecture):
     label_names: tuple[str, ...] = ()
     """Names of the classes, in order of their numbers."""
     conditions: tuple[str, ...] = ("none",)
-    """What the model was trained on (see `dctransformer.data.conditions.NAMES`), and so the tasks that it does."""
+    """What the model was trained on (see `dctransformer.sequence.conditions.NAMES`), and so the tasks that it does."""
 
     def __post_init__(self) -> None:
         """Check what no type can say."""

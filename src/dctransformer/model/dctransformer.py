@@ -26,10 +26,9 @@ from torch import Tensor, nn
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
-from dctransformer.data.chunks import START, ChunkBatch
 from dctransformer.files import write_text
-from dctransformer.model import pretrained
-from dctransformer.model.card import TAGS, model_card
+from dctransformer.hub import pretrained
+from dctransformer.hub.card import TAGS, model_card
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
     VALUE_FEATURES,
@@ -50,6 +49,7 @@ from dctransformer.model.legality import (
     legal_positions,
     open_places,
 )
+from dctransformer.sequence.chunks import START, ChunkBatch
 
 POINTER = 64
 """Size of the pointer's queries and keys over encoder features."""
@@ -650,7 +650,7 @@ class DCTransformer(
         """Negative log-likelihood of every triple of some chunks, by field.
 
         Args:
-            batch: from `dctransformer.data.chunks.cut_chunks`.
+            batch: from `dctransformer.sequence.chunks.cut_chunks`.
 
         Returns:
             fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),

@@ -115,7 +115,7 @@ class Attention(nn.Module):
             memory: keys and values to attend to instead of ``x``'s own.
             causal: forbid looking ahead.
             rotary: tables whose row 0 is the index of ``x[:, 0]``.
-            cache: where to leave the keys and values, from the left, for `dctransformer.model.steps`.
+            cache: where to leave the keys and values, from the left, for `dctransformer.sampling.steps`.
 
         Returns:
             ``[B, L, D]``.

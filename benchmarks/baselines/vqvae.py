@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dctransformer.baselines.pictures import Batch
+from baselines.pictures import Batch
 
 SHRINK = 4
 """Pixels along a side of a code's square."""

@@ -8,5 +8,6 @@
 * `systems`: these and DCTransformer behind one interface: what is trained, sampled, reconstructed, counted.
 * `loop`: trains any of them for so many minutes, and finds their learning rates.
 
-Arrows: systems → image_gpt, vqvae → raster, palette, pictures. The training step is that of `dctransformer.train`.
+Arrows: systems → image_gpt, vqvae → raster, palette, pictures. The training step is that
+of `dctransformer.training.trainer`.
 """

@@ -8,9 +8,9 @@ from typing import Any
 
 from dctransformer.evaluate.evaluation import RESULT, weights_hash
 from dctransformer.evaluate.plots import read_curves
+from dctransformer.hub.pretrained import check_token, model_folder
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.pretrained import check_token, model_folder
-from dctransformer.train import METRICS
+from dctransformer.training.trainer import METRICS
 
 
 def push(model: str, repo: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dctransformer.baselines.image_gpt import ImageGPT
-from dctransformer.baselines.loop import RATES, Stage, mean_loss, parameters
-from dctransformer.baselines.palette import COLOURS, fit_palette
-from dctransformer.baselines.pictures import Batch, PictureSteps, PictureStore, flat_batch, shrink
-from dctransformer.baselines.raster import RasterConfig, RasterTransformer, sample_tokens
-from dctransformer.baselines.vqvae import SHRINK, VQVAE, VQVAEConfig
+from baselines.image_gpt import ImageGPT
+from baselines.loop import RATES, Stage, mean_loss, parameters
+from baselines.palette import COLOURS, fit_palette
+from baselines.pictures import Batch, PictureSteps, PictureStore, flat_batch, shrink
+from baselines.raster import RasterConfig, RasterTransformer, sample_tokens
+from baselines.vqvae import SHRINK, VQVAE, VQVAEConfig
 from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
+from dctransformer.hub.pretrained import read_weights, write_weights
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.pretrained import read_weights, write_weights
-from dctransformer.sample import Request, fill
-from dctransformer.sample_config import SampleConfig
-from dctransformer.train import Steps, validation_sequences
-from dctransformer.train_config import TrainConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Request, fill
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Steps, validation_sequences
 
 TOKENS_A_STEP = 2048
 """Predictions a step of every network (a row at least): what DCTransformer's 16 chunks of 128 triples are."""

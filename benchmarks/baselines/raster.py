@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dctransformer.baselines.pictures import Batch
+from baselines.pictures import Batch
 from dctransformer.model.config import Architecture
 from dctransformer.model.layers import KVCache, Stack
 from dctransformer.model.precision import resolve_precision
-from dctransformer.model.steps import Place, StepStack
-from dctransformer.sample import pick
-from dctransformer.sample_config import SampleConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import pick
+from dctransformer.sampling.steps import Place, StepStack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from dctransformer.codec import write_jpeg
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence
-from dctransformer.data.conditions import named
 from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
 from dctransformer.files import make_folder, written_beside
@@ -21,7 +19,9 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.sample import SampleConfig, Samples, Snapshot, check_sampling, sample
+from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot, check_sampling, sample
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.conditions import named
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 
 Model = str | Path | DCTransformer
@@ -168,7 +168,7 @@ def likelihood(
         split: which part of a prepared data set.
         num: score the first so many only.
         use_labels: give the model the pictures' labels where it has a class of the same name.
-        given: a condition (`dctransformer.data.conditions.NAMES`) under which the pictures are scored, too.
+        given: a condition (`dctransformer.sequence.conditions.NAMES`) under which the pictures are scored, too.
         batch: chunks at a time.
         device: cpu, cuda, … or auto.
         progress: called with the number of pictures so far.

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dctransformer.data.batches import Visits
 from dctransformer.data.images import load_image
 from dctransformer.data.info import DatasetInfo, shard_paths
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.batches import Visits
+from dctransformer.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PictureStore:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a network is shown; it has what `dctransformer.train.Trainer` asks of a batch.
+    """What a network is shown; it has what `dctransformer.training.trainer.Trainer` asks of a batch.
 
     Attributes:
         inputs: ``[B, ...]``, tokens or pictures.
@@ -97,7 +97,7 @@ def flat_batch(inputs: Tensor, labels: Tensor, predictions: int | None = None) -
 class PictureSteps:
     """The batches of a training, by step number: what step k sees depends on (seed, k) alone.
 
-    Flips and dropped labels are drawn as `dctransformer.train.Steps` draws them.
+    Flips and dropped labels are drawn as `dctransformer.training.trainer.Steps` draws them.
     """
 
     def __init__(self, store: PictureStore, config: TrainConfig, convert: Callable[[Tensor, Tensor], Batch]):

@@ -1,4 +1,4 @@
-"""Trains any system for so many minutes, by `dctransformer.train.Trainer`'s own step, and finds its learning rate.
+"""Trains any system for a number of minutes with the package's `Trainer`, and finds its learning rate.
 
 The clock runs while batches are made and steps are taken; validation and files don't count. It is the wall's, or, where
 other jobs share the processor, that of the time the processor gave to this process.
@@ -16,12 +16,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dctransformer.data.conditions import Conditions
-from dctransformer.train import Diverged, MetricsLog, Trainer
-from dctransformer.train_config import TrainConfig
+from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Diverged, MetricsLog, Trainer
 
 WARMUP = 0.05
-"""Part of the budget that the learning rate rises in, up to `dctransformer.train_config`'s number of steps."""
+"""Part of the budget that the learning rate rises in, up to `dctransformer.training.config`'s number of steps."""
 
 RATES = (1e-3, 3e-3, 9e-3)
 """Learning rates that are tried."""

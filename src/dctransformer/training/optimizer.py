@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dctransformer.model.context import LocalContext
 from dctransformer.model.layers import Stack
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:

@@ -10,9 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dctransformer.codec import DCTImage, order, read_jpeg
 from dctransformer.data.info import INFO, DatasetInfo
+from dctransformer.hub.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
 
 
 def describe(thing: str | Path) -> dict[str, Any]:

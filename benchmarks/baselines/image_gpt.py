@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dctransformer.baselines.palette import nearest_colour
-from dctransformer.baselines.pictures import enlarge, shrink
-from dctransformer.baselines.raster import RasterConfig, RasterTransformer
+from baselines.palette import nearest_colour
+from baselines.pictures import enlarge, shrink
+from baselines.raster import RasterConfig, RasterTransformer
 
 
 class ImageGPT(RasterTransformer):

@@ -10,9 +10,9 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from dctransformer.codec.grid import Grid, flip_triples
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.data.conditions import Conditions
 from dctransformer.data.store import TripleStore
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.conditions import Conditions
 
 Shuffle = Literal["all", "stretches"]
 Starts = Literal["uniform", "early"]

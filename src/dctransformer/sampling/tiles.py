@@ -19,7 +19,7 @@ from torch import Tensor
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sample import Request, SampleConfig, fill
+from dctransformer.sampling.engine import Request, SampleConfig, fill
 
 
 @dataclasses.dataclass

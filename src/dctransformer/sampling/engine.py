@@ -27,13 +27,13 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import ChunkBatch, Sequence, cut_chunks, partial_image
-from dctransformer.decoding import Decoding, step_stacks
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
-from dctransformer.sample_config import SampleConfig
-from dctransformer.spread import spread, useful_workers
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.decoder_state import Decoding, step_stacks
+from dctransformer.sampling.workers import spread, useful_workers
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks, partial_image
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)

@@ -7,7 +7,7 @@ A TOML file with up to four parts, each optional::
     [model]                   # changes to it: `dctransformer.model.config.Architecture`
     dropout = 0.1
 
-    [train]                   # the loop: `dctransformer.train_config.TrainConfig`
+    [train]                   # the loop: `dctransformer.training.config.TrainConfig`
     triples = 300_000_000_000
     conditions.low = 0.0
 
@@ -29,7 +29,7 @@ from typing import Any
 
 from dctransformer.data.info import DatasetInfo
 from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
-from dctransformer.train_config import TrainConfig
+from dctransformer.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.data.chunks import ChunkBatch
 from dctransformer.model.dctransformer import PLACE_POINTER, DCTransformer, Places
-from dctransformer.model.steps import Place, StepStack
+from dctransformer.sampling.steps import Place, StepStack
+from dctransformer.sequence.chunks import ChunkBatch
 
 
 def step_stacks(model: DCTransformer) -> tuple[StepStack, StepStack, StepStack]:
@@ -203,6 +203,7 @@ def _tensors(thing: Any) -> list[Tensor]:
         return [t for part in thing for t in _tensors(part)]
     if isinstance(thing, dict):
         return [t for key in sorted(thing) for t in _tensors(thing[key])]
-    if isinstance(thing, (torch.nn.Module, StepStack)) or not type(thing).__module__.startswith("dctransformer.model"):
+    ours = type(thing).__module__.startswith(("dctransformer.model", "dctransformer.sampling"))
+    if isinstance(thing, (torch.nn.Module, StepStack)) or not ours:
         return []  # weights, the grid, numbers
     return _tensors(vars(thing))

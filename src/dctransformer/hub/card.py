@@ -39,7 +39,7 @@ With `dctransformer` installed:
 
 ```python
 from dctransformer import DCTransformer
-from dctransformer.sample import SampleConfig, sample
+from dctransformer.sampling.engine import SampleConfig, sample
 
 model = DCTransformer.from_pretrained("{{ name }}")
 pixels = sample(model, 4, SampleConfig(seed=0)).pixels()  # uint8 [4, {{ size }}, {{ size }}, 3]

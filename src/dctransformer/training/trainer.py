@@ -12,9 +12,9 @@ With a budget in triples, a resumed run on a CPU ends with the same weights, to 
 stopped, because a step depends on nothing but its number: which chunks it sees, their flips, dropped labels and
 dropout all come from (seed, step). (Some sums on a GPU come out in no fixed order, resumed or not.)
 
-Several processes (`dctransformer.distributed`) take equal shares of every batch and of the validation pictures; the
-first of them writes and prints. What a run learns does not depend on how many they are, but for rounding and the
-dropout's noise, so it can be resumed on another number.
+Several processes (`dctransformer.training.distributed`) take equal shares of every batch and of the validation
+pictures; the first of them writes and prints. What a run learns does not depend on how many they are, but for rounding
+and the dropout's noise, so it can be resumed on another number.
 """
 
 from __future__ import annotations
@@ -39,10 +39,18 @@ from tqdm import tqdm
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.batches import ChunkBatches
-from dctransformer.data.chunks import ChunkBatch, Sequence
 from dctransformer.data.store import TripleStore
-from dctransformer.distributed import (
+from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
+from dctransformer.hub.pretrained import WEIGHTS, read_config, write_config
+from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
+from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.layers import Layer
+from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
+from dctransformer.sequence.batches import ChunkBatches
+from dctransformer.sequence.chunks import ChunkBatch, Sequence
+from dctransformer.training.config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
+from dctransformer.training.distributed import (
     Processes,
     choose,
     largest_fitting,
@@ -54,15 +62,7 @@ from dctransformer.distributed import (
     whole,
     whole_model,
 )
-from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
-from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
-from dctransformer.model.config import ModelConfig
-from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.layers import Layer
-from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
-from dctransformer.model.pretrained import WEIGHTS, read_config, write_config
-from dctransformer.optimizer import learning_rate, make_optimizer
-from dctransformer.train_config import DEFAULT_TRIPLES, MAY_CHANGE, TrainConfig
+from dctransformer.training.optimizer import learning_rate, make_optimizer
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "train.json", "metrics.jsonl"
 
@@ -596,7 +596,7 @@ def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog | None,
 
 
 def _sample_sheet(trainer: Trainer) -> None:
-    from dctransformer.sample import SampleConfig, sample
+    from dctransformer.sampling.engine import SampleConfig, sample
     from dctransformer.sheets import contact_sheet
 
     model = whole_model(trainer.average)

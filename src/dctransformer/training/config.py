@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dctransformer.data.conditions import Conditions
+from dctransformer.sequence.conditions import Conditions
 
 DEFAULT_TRIPLES = 20_000_000
 RATES = {"muon": 5e-3, "adamw": 2e-3}

@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from dctransformer.codec import order
 from dctransformer.codec.codec import Codec
 from dctransformer.codec.grid import Grid
-from dctransformer.data.chunks import Sequence
 from dctransformer.data.images import as_rgb, check_quality, check_size, crop_resize
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.data.store import TripleStore
+from dctransformer.sequence.chunks import Sequence
 
 
 class Example(TypedDict):

@@ -1,0 +1,1 @@
+"""Generating pictures with a trained model: the engine, the decoder state, worker processes and tiles."""

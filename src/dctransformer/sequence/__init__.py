@@ -1,0 +1,18 @@
+"""What a model reads: sequences of triples, chunks of them, conditions and the batches of a training."""
+
+from dctransformer.sequence.batches import ChunkBatches, ChunkSampler
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.conditions import Conditions
+from dctransformer.sequence.dataset import DCTImageDataset, ToTriples, collate
+
+__all__ = [
+    "ChunkBatch",
+    "ChunkBatches",
+    "ChunkSampler",
+    "Conditions",
+    "DCTImageDataset",
+    "Sequence",
+    "ToTriples",
+    "collate",
+    "cut_chunks",
+]

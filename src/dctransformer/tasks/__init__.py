@@ -1,0 +1,1 @@
+"""What users ask for, one function each: generate, edit, score and describe."""

@@ -1,0 +1,1 @@
+"""Training a model: the trainer, its settings, the optimisers and several processes."""
