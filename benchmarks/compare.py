@@ -37,7 +37,7 @@ from dctransformer.evaluate.evaluation import require_enough
 from dctransformer.evaluate.features import Extractor, open_extractor
 from dctransformer.evaluate.metrics import frechet_distance, precision_recall
 from dctransformer.evaluate.pictures import Pictures, open_reference
-from dctransformer.files import make_folder, write_tensors, write_text, written_beside
+from dctransformer.files import atomic_write, make_folder, write_tensors, write_text
 from dctransformer.model.config import preset
 from dctransformer.model.precision import resolve_device, resolve_precision
 from dctransformer.sampling.config import SampleConfig
@@ -273,7 +273,7 @@ def sheet(rows: list[dict[str, Any]], folder: Path) -> None:
     captions = [
         row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
     ]
-    with written_beside(folder / "sheet.png") as beside:
+    with atomic_write(folder / "sheet.png") as beside:
         contact_sheet(torch.cat(shown), columns=len(shown[0]), captions=captions).save(beside, "PNG", optimize=True)
 
 

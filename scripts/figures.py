@@ -14,7 +14,7 @@ from PIL import Image
 
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec
-from dctransformer.files import written_beside
+from dctransformer.files import atomic_write
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sheets import captioned_rows
@@ -37,7 +37,7 @@ class Args:
 
 def write(sheet: Image.Image, path: Path) -> None:
     """Write a PNG file."""
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         sheet.save(beside, format="PNG", optimize=True)
 
 

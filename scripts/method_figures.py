@@ -26,7 +26,7 @@ from dctransformer.codec import Codec, order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import FIELD_COLOURS, STAGES
-from dctransformer.files import written_beside
+from dctransformer.files import atomic_write
 from dctransformer.model.dctransformer import Context, Places
 from dctransformer.model.legality import NEVER
 from dctransformer.sampling.config import SampleConfig
@@ -58,7 +58,7 @@ def write(figure: Any, path: Path) -> None:
     """Write a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, facecolor="white")
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         Image.open(out).convert("RGB").save(beside, format="PNG", optimize=True)
 
 

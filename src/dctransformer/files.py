@@ -1,37 +1,88 @@
-"""Writing files so that nothing is ever half-written: beside, then renamed."""
+"""Atomic writes, exclusive temporary files and folder locks: nothing is ever half-written or written twice at once."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import socket
+import stat
+import time
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY = re.compile(r"\.dctransformer-[0-9a-f]{16}\.part")
+"""Names of temporary files and folders; nothing else is ever removed as litter."""
+
+LITTER_SECONDS = 3600
+"""Age at which a temporary file counts as left behind by a job that was killed."""
+
+_LOCK = ".dctransformer.lock"
+
+
+def temporary_name() -> str:
+    """A random name for a temporary file or folder, which matches `TEMPORARY`.
+
+    It holds no process id, because processes in different containers that share a folder can have the same one.
+    """
+    return f".dctransformer-{secrets.token_hex(8)}.part"
 
 
 @contextlib.contextmanager
-def written_beside(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that becomes ``path`` when the block ends well.
+def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of an empty temporary file in the same folder; it replaces ``path`` when the block ends well.
+
+    Args:
+        path: of the file to write; missing folders are made. A link at this place is replaced, not followed.
+        durable: wait until the disk holds the file, so that it also survives a power cut.
 
     Raises:
         ValueError: the disk is full or the folder can't be written; ``path`` is as it was before.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        os.replace(beside, path)
+        temporary = path.with_name(temporary_name())
+        # Unlike tempfile's, the file gets the permissions that the umask allows.
+        os.close(_create(temporary))
+    except OSError as error:
+        raise explained(error, path) from error
+    try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        yield temporary
+        temporary.chmod(mode)  # some libraries make their own file at this path, which only its owner can read
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
         raise explained(error, path) from error
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
+
+
+def _create(path: Path) -> int:
+    """Create a file that must not exist yet, not even as a link."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def explained(error: OSError, path: Path) -> ValueError:
@@ -42,45 +93,157 @@ def explained(error: OSError, path: Path) -> ValueError:
         return ValueError(f"{path} can't be written (no permission); choose another folder")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return ValueError(f"{path} can't be written: a file is in the way; choose another folder")
+    if error.errno == errno.ENAMETOOLONG:
+        return ValueError(f"{path} can't be written: the name is too long; choose a shorter one")
     return ValueError(f"{path} can't be written: {error.strerror or error}; choose another folder")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text beside and rename."""
-    with written_beside(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside and rename.
+    """Write a UTF-8 text file atomically.
 
     Raises:
         ValueError: the disk is full or the folder can't be written; the file is as it was before.
     """
-    umask = os.umask(0)
-    os.umask(umask)
-    with written_beside(path) as beside:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        ValueError: the disk is full or the folder can't be written; the file is as it was before.
+    """
+    import safetensors
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as temporary:
         try:
-            save_file(tensors, beside, metadata=metadata)
-            beside.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
+            save_file(tensors, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:
             # The library keeps the system's error number in its text only.
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def make_folder(path: str | Path) -> Path:
-    """Make a folder and see that it can be written, before the work whose results it is to hold.
+def make_folder(path: str | Path, names: Iterable[str] = ()) -> Path:
+    """Make a folder and check that it can be written, before the work whose results it is to hold.
+
+    Temporary files that a killed job left there more than an hour ago are removed.
+
+    Args:
+        path: of the folder.
+        names: of files that are to be written there; their length is checked.
 
     Raises:
-        ValueError: it can't be made or written.
+        ValueError: the folder can't be made or written, or a name is too long.
     """
     path = Path(path)
-    probe = path / f".{os.getpid()}.part"
+    probe = path / temporary_name()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        os.close(_create(probe))
         probe.unlink()
     except OSError as error:
         raise explained(error, path) from error
+    for name in names:
+        try:
+            os.lstat(path / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise explained(error, path / name) from error
+    sweep(path)
     return path
+
+
+def sweep(folder: str | Path, older_than: float = LITTER_SECONDS) -> None:
+    """Remove temporary files that killed jobs of this user left in a folder.
+
+    Only regular files whose names match `TEMPORARY` are removed; links and the files of others stay.
+
+    Args:
+        folder: where to look; folders inside are not searched.
+        older_than: seconds since the last write to a file.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not TEMPORARY.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                facts = entry.stat(follow_symlinks=False)
+                old = time.time() - facts.st_mtime > older_than
+                if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.getuid() and old:
+                    os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def locked_folder(path: str | Path) -> Iterator[Path]:
+    """Hold the exclusive lock of a folder that one process at a time may write, such as a run folder or a data set.
+
+    The lock is a `flock` on a file in the folder, so that it ends with its process however that ends. Where the file
+    system has no locks, a warning is issued and the block runs without one. Litter of killed jobs is removed.
+
+    Args:
+        path: of the folder; it is made if needed.
+
+    Yields:
+        The folder.
+
+    Raises:
+        ValueError: another process holds the lock (the sentence names its id, its host and since when), or the folder
+            can't be written.
+    """
+    folder = Path(path)
+    lock = folder / _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(lock)
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is in use by {_holder(lock)}; wait for it to end, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise explained(error, lock) from error
+    try:
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(facts).encode(), 0)
+        sweep(folder, older_than=60)
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers may still have the file open
+        os.close(descriptor)
+
+
+def _open_locked(lock: Path) -> int:
+    """Open a lock file and lock it; raises BlockingIOError if another process holds the lock."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder may have removed the file between the two calls.
+            if os.path.samestat(os.fstat(descriptor), os.lstat(lock)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            warnings.warn(f"{lock.parent} can't be locked ({error.strerror}); run one command at a time", stacklevel=4)
+            return descriptor
+        os.close(descriptor)
+
+
+def _holder(lock: Path) -> str:
+    """Describe who holds a lock."""
+    try:
+        holder = json.loads(lock.read_bytes()[:1000])
+        host = re.sub(r"[^\w.-]", "?", str(holder["host"]))
+        return f"process {int(holder['pid'])} on {host} since {re.sub(r'[^0-9:+ -]', '?', str(holder['since']))}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

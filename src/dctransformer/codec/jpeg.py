@@ -75,7 +75,7 @@ def write_jpeg(dct: DCTImage, path: str | os.PathLike[str]) -> None:
         ValueError: the batch is not 1, baseline JPEG can't hold a coefficient, or the file can't be written.
     """
     data = write_jpeg_bytes(dct)
-    with files.written_beside(Path(path)) as beside:
+    with files.atomic_write(Path(path)) as beside:
         beside.write_bytes(data)
 
 

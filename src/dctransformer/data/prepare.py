@@ -27,7 +27,7 @@ from dctransformer.data.info import FORMAT, INFO, SKIPPED, SPLITS, DatasetInfo
 from dctransformer.data.on_ray import on_ray
 from dctransformer.data.sources import Source, _text, is_url, open_source
 from dctransformer.data.workers import cores, in_parallel
-from dctransformer.files import write_text, written_beside
+from dctransformer.files import atomic_write, sweep, write_text
 
 PARTIAL = ".partial"
 """Folder of pieces, inside the output; gone when the data set is complete."""
@@ -230,8 +230,7 @@ def _finish(shards: list[_Shard], out: Path, info: DatasetInfo) -> DatasetInfo:
         reason = skipped[0]["reason"]
         (out / SKIPPED).unlink()
         raise ValueError(f"none of the {len(skipped)} pictures of {info.source} can be used; the first: {reason}")
-    for stale in out.glob(".*.part"):
-        stale.unlink(missing_ok=True)
+    sweep(out, older_than=0)
     info = dataclasses.replace(info, splits=counts, skipped=len(skipped))
     write_text(out / "README.md", _card(info))
     info.save(out)
@@ -357,7 +356,7 @@ class _Job:
 
     def keep(self, unit: _Unit, piece: bytes) -> None:
         """Write a piece."""
-        with written_beside(self.folder / unit.piece) as beside:
+        with atomic_write(self.folder / unit.piece) as beside:
             beside.write_bytes(piece)
 
     def _row(self, index: int) -> dict[str, Any]:
@@ -399,7 +398,7 @@ def _join(shard: _Shard, out: Path, info: DatasetInfo) -> None:
     metadata = {"huggingface": json.dumps(_features(info)), _SKIPPED_KEY: json.dumps(skipped, ensure_ascii=False)}
     table = table.replace_schema_metadata(metadata)
     path = _shard_path(out, shard)
-    with written_beside(path) as beside, beside.open("wb") as file:
+    with atomic_write(path) as beside, beside.open("wb") as file:
         # JPEG bytes neither compress nor repeat.
         pq.write_table(table, file, compression="none", use_dictionary=False, row_group_size=ROW_GROUP)
     for piece in pieces:

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +32,7 @@ from dctransformer.data.images import check_quality, check_size, encode_jpeg, pr
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.sources import open_source
 from dctransformer.data.workers import cores, in_parallel
-from dctransformer.files import explained
+from dctransformer.files import explained, temporary_name
 
 CACHE = ".cache"
 
@@ -306,8 +305,7 @@ def _key(info: DatasetInfo, shards: list[Path]) -> str:
 def _derive(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
     """Write the arrays as .npy files into a folder that appears only when they are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = path.with_name(temporary_name())
     beside.mkdir()
     try:
         with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes, write_j
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS, enlarged_corners
 from dctransformer.data.images import load_image
-from dctransformer.files import make_folder, written_beside
+from dctransformer.files import atomic_write, make_folder
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig
@@ -453,12 +453,12 @@ def save_edits(edits: list[Edited], out: str | Path) -> dict[str, Any]:
             path = out / f"{edit.name}-{k}.jpg"
             write_jpeg(dct, path)
             files.append(str(path))
-            with written_beside(path.with_suffix(".png")) as beside:
+            with atomic_write(path.with_suffix(".png")) as beside:
                 Image.fromarray(pixels).save(beside, format="PNG")
             pngs.append(str(path.with_suffix(".png")))
         rows.append([edit.before, *alternatives])
     sheet = out / "sheet.png"
     captions = ["known", *(f"-{k}" for k in range(len(rows[0]) - 1))]
-    with written_beside(sheet) as beside:
+    with atomic_write(sheet) as beside:
         captioned_rows(rows, captions).save(beside, format="PNG")
     return {"files": files, "pngs": pngs, "sheet": str(sheet)}

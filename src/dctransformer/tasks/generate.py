@@ -14,7 +14,7 @@ from dctransformer.codec import write_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
-from dctransformer.files import make_folder, written_beside
+from dctransformer.files import atomic_write, make_folder
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -135,14 +135,14 @@ def save_samples(samples: Samples, names: list[str], out: str | Path) -> dict[st
     for i, picture in enumerate(pixels.numpy()):
         name = out / f"sample-{i:04d}"
         write_jpeg(dct[i], name.with_suffix(".jpg"))
-        with written_beside(name.with_suffix(".png")) as beside:
+        with atomic_write(name.with_suffix(".png")) as beside:
             Image.fromarray(picture).save(beside, format="PNG")
         files.append(str(name.with_suffix(".jpg")))
         pngs.append(str(name.with_suffix(".png")))
     sheet, heat = out / "sheet.png", out / "heat-map.png"
-    with written_beside(sheet) as beside:
+    with atomic_write(sheet) as beside:
         contact_sheet(pixels, captions=names if any(names) else None).save(beside, format="PNG")
-    with written_beside(heat) as beside:
+    with atomic_write(heat) as beside:
         heat_map_sheet(pixels, samples.places()).save(beside, format="PNG")
     return {"files": files, "pngs": pngs, "sheet": str(sheet), "heat_map": str(heat)}
 

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
-from dctransformer.files import explained, make_folder, write_tensors, write_text, written_beside
+from dctransformer.files import atomic_write, explained, make_folder, write_tensors, write_text
 from dctransformer.hub.pretrained import WEIGHTS, read_config, write_config
 from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
@@ -604,7 +604,7 @@ def _sample_sheet(trainer: Trainer) -> None:
         classes = model.config.num_labels
         labels = [7 * i % classes for i in range(16)] if classes else None
         result = sample(model, 16, SampleConfig(seed=0), labels=labels)
-        with written_beside(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
+        with atomic_write(trainer.run / "samples" / f"step-{trainer.progress.step:07d}.png") as beside:
             contact_sheet(result.pixels(), columns=4).save(beside, format="PNG")
     trainer.processes.wait()
 
