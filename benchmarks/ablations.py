@@ -38,8 +38,8 @@ import tyro
 
 from dctransformer.data.store import TripleStore
 from dctransformer.files import write_text
+from dctransformer.hub.model import DCTransformer
 from dctransformer.model.config import ModelConfig, preset
-from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.training.config import TrainConfig

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import dctransformer
 from dctransformer import DCTransformer
+from dctransformer.model import dctransformer as network
 from dctransformer.model.config import preset
 
 
@@ -90,3 +93,15 @@ def test_no_such_model_lists_the_shipped_ones() -> None:
     """A name that is neither a folder nor shipped."""
     with pytest.raises(ValueError, match="no model 'flowers65'"):
         DCTransformer.from_pretrained("flowers65")
+
+
+def test_the_network_knows_nothing_of_files_and_hub() -> None:
+    """`model/` imports neither hub/ nor the libraries of files and hub; the public class adds those."""
+    package = Path(dctransformer.__file__).parent
+    banned = re.compile(
+        r"^\s*(import|from) (huggingface_hub|pyarrow|safetensors|dctransformer\.(hub|files|data|training|sampling))\b",
+        re.M,
+    )
+    found = {path.name for path in (package / "model").glob("*.py") if banned.search(path.read_text())}
+    assert not found
+    assert issubclass(DCTransformer, network.DCTransformer) and not hasattr(network.DCTransformer, "push_to_hub")

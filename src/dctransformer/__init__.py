@@ -1,7 +1,7 @@
 """DCTransformer: generating images with sparse representations."""
 
 from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
-from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.hub.model import DCTransformer
 
 __version__ = "0.1.0"
 

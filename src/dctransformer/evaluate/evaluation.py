@@ -27,7 +27,7 @@ from dctransformer.evaluate.metrics import (
 )
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.files import write_text
-from dctransformer.hub.pretrained import WEIGHTS, model_folder
+from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
@@ -70,7 +70,7 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be at least 1")
     device = resolve_device(config.device)
-    network = DCTransformer.from_pretrained(model, device=device)
+    network = load_model(model, device)
     extractor = open_extractor(config.features, device) if distances else None
     held_out = None
     if "bits" in wanted:

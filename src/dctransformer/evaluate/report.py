@@ -35,7 +35,7 @@ from dctransformer.evaluate.features import open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
 from dctransformer.files import make_folder, write_text
-from dctransformer.hub.pretrained import model_folder
+from dctransformer.hub.pretrained import load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.engine import SampleConfig, Samples
@@ -101,7 +101,7 @@ def write_report(
     if data is None and figures is not None and Path(figures["data"]).exists():
         data = figures["data"]
     sampling = SampleConfig(seed=seed, top_p=top_p)
-    network = DCTransformer.from_pretrained(run, device=resolve_device(device))
+    network = load_model(run, resolve_device(device))
     make_folder(Path(out).resolve().parent)
     work = _Work(str(run), folder, network, data, figures, num, sampling, features, progress)
     sections = list(tqdm(work.sections(), desc="report", unit="section", total=8, disable=not progress))

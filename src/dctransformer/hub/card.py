@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dctransformer.model.config import ModelConfig
 
+PAPER = "https://arxiv.org/abs/2103.03841"
 TAGS = ("image-generation", "dct", "jpeg", "likelihood")
 
 _TASKS = {

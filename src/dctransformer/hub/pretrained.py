@@ -1,12 +1,12 @@
-"""Models on disk and on the hub: ``config.json`` + ``model.safetensors``, and nothing that can run code."""
+"""Model folders: find, read and write ``config.json`` and ``model.safetensors``; neither can run code."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
 from dctransformer.model.config import ModelConfig
+from dctransformer.model.dctransformer import DCTransformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+Network = TypeVar("Network", bound=DCTransformer)
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 """Weights that come with the package, a folder each."""
@@ -32,7 +35,7 @@ def model_folder(name: str | Path, **hub: Any) -> Path:
 
     Args:
         name: a run folder, a saved model's folder, the name of shipped weights, or a hub id (``owner/name``).
-        hub: for a hub id, what `huggingface_hub.snapshot_download` takes: ``revision``, ``token``, ``cache_dir``, …
+        hub: for a hub id, arguments of `huggingface_hub.snapshot_download`: ``revision``, ``token``, ``cache_dir``, …
 
     Raises:
         ValueError: there is no such model, or the hub can't be reached.
@@ -139,13 +142,13 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def write_config(config: ModelConfig, folder: str | Path) -> None:
-    """Write ``config.json``, beside and renamed."""
+    """Write ``config.json`` as an atomic write."""
     text = json.dumps({"format": "dctransformer", "model": config.to_dict()}, indent=2, ensure_ascii=False)
     write_text(Path(folder) / CONFIG, text + "\n")
 
 
 def write_weights(tensors: dict[str, Tensor], folder: str | Path, dtype: torch.dtype | None) -> None:
-    """Write ``model.safetensors``, beside and renamed; ``dtype`` converts what is floating-point."""
+    """Write ``model.safetensors`` as an atomic write; ``dtype`` converts floating-point tensors."""
     tensors = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().cpu().contiguous()
         for name, t in tensors.items()
@@ -179,3 +182,41 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path} is damaged ({name} holds NaN or infinity); copy or download it again")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def load_model(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    make: Callable[[ModelConfig], Network] = DCTransformer,
+    **hub: Any,
+) -> Network:
+    """Load a model for use (fp32, eval mode).
+
+    Args:
+        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
+        device: where to put it.
+        make: builds the network from its config.
+        hub: for a hub id, arguments of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        ValueError: there is no such model, or its files are damaged or don't fit each other.
+    """
+    folder = model_folder(name, **hub)
+    model = make(read_config(folder))
+    model.load_state_dict(read_weights(folder, model.state_dict()))
+    return model.eval().to(device)
+
+
+def save_model(model: DCTransformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model's `WEIGHTS` and `CONFIG`, each as an atomic write.
+
+    Args:
+        model: on any device.
+        folder: created if needed.
+        dtype: of the stored floating-point weights; None keeps the present one.
+
+    Raises:
+        ValueError: the folder can't be written.
+    """
+    write_weights(model.state_dict(), folder, dtype)
+    write_config(model.config, folder)

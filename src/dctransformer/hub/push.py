@@ -8,8 +8,8 @@ from typing import Any
 
 from dctransformer.evaluate.evaluation import RESULT, weights_hash
 from dctransformer.evaluate.plots import read_curves
+from dctransformer.hub.model import DCTransformer
 from dctransformer.hub.pretrained import check_token, model_folder
-from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.training.trainer import METRICS
 
 

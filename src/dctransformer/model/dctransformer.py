@@ -15,20 +15,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
-from dctransformer.files import write_text
-from dctransformer.hub import pretrained
-from dctransformer.hub.card import TAGS, model_card
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
     VALUE_FEATURES,
@@ -116,15 +111,12 @@ class Places:
         return x[:, None] if self.one_each else x[self.of_triple]
 
 
-class DCTransformer(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="dctransformer",
-    pipeline_tag="unconditional-image-generation",
-    paper_url="https://arxiv.org/abs/2103.03841",
-    tags=list(TAGS),
-):
-    """The model. See the module's text; `config` says its shape."""
+class DCTransformer(nn.Module):
+    """The network: see the module's text; `config` holds its sizes.
+
+    `dctransformer.DCTransformer` is this class with `from_pretrained`, `save_pretrained` and `push_to_hub`
+    (`dctransformer.hub.model`).
+    """
 
     limits: Tensor
     """int64 ``[192]`` by rank: largest magnitude of each channel."""
@@ -241,126 +233,6 @@ class DCTransformer(
         self.nats = torch.compile(self.nats)
         if self.config.local_context:
             self.local.features = torch.compile(self.local.features)
-
-    # -- on disk and on the hub ---------------------------------------------------------------------------------
-
-    # The mixin's own `from_pretrained` asks the hub before shipped weights are thought of, and its `save_pretrained`
-    # deletes config.json before there is another: both are replaced, around the same two hooks.
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> DCTransformer:
-        """Load a model for use (fp32, eval mode).
-
-        Args:
-            name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
-            device: where to put it.
-            revision: branch, tag or commit, for a hub id; the other arguments are for hub ids, too.
-            token: of the hub; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-            cache_dir: where downloads are kept, if not in the library's own place.
-            local_files_only: take what was downloaded before (as ``HF_HUB_OFFLINE=1`` does everywhere).
-            force_download: download again what is there.
-
-        Raises:
-            ValueError: there is no such model, or its files are damaged or don't fit each other.
-        """
-        model = cls._from_pretrained(
-            model_id=str(name), revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token,
-        )  # fmt: skip
-        return model.to(device)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> DCTransformer:
-        folder = pretrained.model_folder(model_id, **hub)
-        model = cls(pretrained.read_config(folder))
-        model.load_state_dict(pretrained.read_weights(folder, model.state_dict()))
-        return model.eval()
-
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype | None = None,
-        model_card_kwargs: dict[str, Any] | None = None,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        config: None = None,
-        **push: Any,
-    ) -> str | None:
-        """Write ``config.json`` and ``model.safetensors``; nothing in them can run code.
-
-        Args:
-            folder: made if needed.
-            dtype: store the weights so (``torch.bfloat16`` halves the file); None keeps them.
-            model_card_kwargs: write a model card (``README.md``), too, if the folder has none: what
-                `generate_model_card` takes, ``{}`` for a card without figures; None for no card.
-            push_to_hub: upload the model, too.
-            repo_id: where to (``owner/name``); the folder's name if not given.
-            config: takes no other than the model's own; there because the mixin passes it.
-            push: what `push_to_hub` takes.
-
-        Returns:
-            The address of the upload, if there was one.
-
-        Raises:
-            ValueError: the folder can't be written, or what `push_to_hub` raises.
-        """
-        folder = Path(folder)
-        self._save_pretrained(folder, dtype)
-        if model_card_kwargs is not None and not (folder / "README.md").exists():
-            write_text(folder / "README.md", str(self.generate_model_card(**model_card_kwargs)))
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push)
-
-    def _save_pretrained(self, save_directory: Path, dtype: torch.dtype | None = None) -> None:
-        pretrained.write_weights(self.state_dict(), save_directory, dtype)
-        pretrained.write_config(self.config, save_directory)
-
-    def push_to_hub(self, repo_id: str, *, token: str | None = None, **options: Any) -> str:
-        """Upload config, weights and a model card to the Hugging Face hub, in one commit.
-
-        Args:
-            repo_id: ``owner/name``; made if it does not exist.
-            token: of the hub; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-            options: what `huggingface_hub.ModelHubMixin.push_to_hub` takes: ``private``, ``commit_message``,
-                ``branch``, ``create_pr``, ``model_card_kwargs`` and more.
-
-        Returns:
-            The address of the upload.
-
-        Raises:
-            ValueError: there is no token, or the hub does not take it.
-        """
-        pretrained.check_token(token)
-        options["model_card_kwargs"] = {"name": repo_id, **(options.get("model_card_kwargs") or {})}
-        with pretrained.hub_answers(repo_id):
-            return super().push_to_hub(repo_id, token=token, **options)
-
-    def generate_model_card(
-        self, *, name: str | None = None, figures: dict[str, float] | None = None, text: str | None = None
-    ) -> ModelCard:
-        """The model card: what it is, how to use it, its config, its figures.
-
-        Args:
-            name: under which it can be loaded (hub id or folder).
-            figures: scores by name, to be listed.
-            text: a whole card (front matter and text) to take instead.
-        """
-        if text is not None:
-            return ModelCard(text)
-        parameters = sum(p.numel() for p in self.parameters())
-        return model_card(self.config, parameters, name or "path/to/this/folder", figures or {}, self._hub_mixin_info)
 
     # -- what comes before a chunk ------------------------------------------------------------------------------
 

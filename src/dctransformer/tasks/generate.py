@@ -15,6 +15,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.info import INFO, SPLITS
 from dctransformer.data.store import TripleStore
 from dctransformer.files import atomic_write, make_folder
+from dctransformer.hub.pretrained import load_model
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -36,7 +37,7 @@ def loaded(model: Model, device: str = "auto") -> DCTransformer:
     """
     if isinstance(model, DCTransformer):
         return model
-    return DCTransformer.from_pretrained(model, device=resolve_device(device))
+    return load_model(model, resolve_device(device))
 
 
 def label_number(config: ModelConfig, label: str) -> int:
@@ -188,7 +189,7 @@ def likelihood(
             raise ValueError(f"{name} {number} must be at least 1")
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-    network = DCTransformer.from_pretrained(model, device=resolve_device(device))
+    network = load_model(model, resolve_device(device))
     config = network.config
     if (Path(data) / INFO).is_file():
         store = TripleStore.open(data, split, progress=show)

@@ -41,7 +41,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
 from dctransformer.files import atomic_write, explained, make_folder, write_tensors, write_text
-from dctransformer.hub.pretrained import WEIGHTS, read_config, write_config
+from dctransformer.hub.pretrained import WEIGHTS, load_model, read_config, save_model, write_config
 from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -160,7 +160,7 @@ class Trainer:
         Raises:
             ValueError: there is no such model, or its architecture or quality is another.
         """
-        other, own = DCTransformer.from_pretrained(name), self.model.config
+        other, own = load_model(name), self.model.config
         before, now = (dataclasses.asdict(c) for c in (other.config, own))
         free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap", "memory"}
         differ = [field for field in now if field not in free and before[field] != now[field]]
@@ -574,13 +574,13 @@ def _validate(trainer: Trainer, held_out: TripleStore, log: MetricsLog | None, b
     model, first = whole_model(trainer.average), trainer.processes.first
     if not len(held_out):
         if first:
-            model.save_pretrained(trainer.run)
+            save_model(model, trainer.run)
         return
     metrics = _score(model, held_out, trainer.config.eval_images, trainer.processes)
     if metrics["bytes_per_image"] < trainer.progress.best or not (trainer.run / WEIGHTS).exists():
         trainer.progress.best = metrics["bytes_per_image"]
         if first:
-            model.save_pretrained(trainer.run)
+            save_model(model, trainer.run)
     trainer.processes.wait()
     _report("validation", metrics, trainer, log, bar)
 
@@ -589,7 +589,7 @@ def _score_kept(trainer: Trainer, held_out: TripleStore, log: MetricsLog | None,
     """Score the weights that were kept on all validation pictures."""
     if not len(held_out):
         return {}
-    kept = DCTransformer.from_pretrained(trainer.run, device=trainer.device)
+    kept = load_model(trainer.run, trainer.device)
     metrics = _score(kept, held_out, None, trainer.processes)
     _report("final", metrics, trainer, log, bar)
     return metrics
