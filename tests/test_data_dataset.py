@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dctransformer.codec.jpeg import read_jpeg_bytes
 from dctransformer.data import TripleStore, prepare
 from dctransformer.sequence import ChunkBatches, ChunkSampler, DCTImageDataset, ToTriples, collate, cut_chunks
+from dctransformer.sequence.conditions import Conditions
 from pictures import photo, photo_folder
 
 
@@ -97,6 +98,33 @@ def test_sampler_and_batches_agree(data):
         cut = cut_chunks([dataset.sequence(p) for p, _ in pairs], [c for _, c in pairs], 32, 8)
         for name in ("coefficients", "settled", "closed", "ranks", "positions", "values", "context", "labels"):
             assert torch.equal(getattr(cut, name), getattr(batches[step], name)), name
+
+
+@pytest.mark.parametrize("corner", [1, 2])
+def test_the_chunks_of_conditioned_pictures_are_drawn_uniformly(data, monkeypatch, corner):
+    """Each of a picture's chunks as often as any other; without a condition, exactly the sampler's chunk."""
+    stride, factor = 48, {1: 8, 2: 4}[corner]
+    drawn: list[tuple[int, int]] = []
+
+    def record(sequences, index, *_):
+        drawn.extend((k, s.chunks(stride)) for s, k in zip(sequences, index, strict=True))
+
+    monkeypatch.setattr("dctransformer.sequence.batches.cut_chunks", record)
+    store = TripleStore.open(data, "train", progress=False)
+    conditioned = Conditions(none=0, low=1, luma=0, region=0, factors=(factor,), tiled=0, first=0)
+    batches = ChunkBatches(store, stride, 0, 64, flip=False, conditions=conditioned)
+    for step in range(60):
+        batches[step]
+    several = np.array([(k, count) for k, count in drawn if count > 1])
+    assert len(several) > 2000 and several[:, 0].min() >= 0
+    for end in (several[:, 0] == 0, several[:, 0] == several[:, 1] - 1):
+        expected = (1 / several[:, 1]).sum()
+        assert abs(end.sum() / expected - 1) < 0.08
+    drawn.clear()
+    plain = ChunkBatches(store, stride, 0, 64, flip=False)
+    for step in range(5):
+        plain[step]
+    assert [k for k, _ in drawn] == [int(k) for step in range(5) for k in plain.chosen(step)[:, 1]]
 
 
 def test_early_starts_are_drawn_by_their_weights(data):

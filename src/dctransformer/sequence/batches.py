@@ -194,6 +194,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         """The batch of one step."""
         sampler, stride = self.sampler, self.chunk - self.overlap
         draw = np.random.default_rng([sampler.seed, 2, step]).random((sampler.batch, 2))
+        spread = np.random.default_rng([sampler.seed, 6, step]).random(sampler.batch)
         noise = np.random.default_rng([sampler.seed, 3, step])
         # Drawn for all rows, so that no row depends on which others are made here.
         masks = [self.conditions.draw(self.grid, noise) for _ in range(sampler.batch)]
@@ -209,6 +210,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
             mask = {"hidden": ~given} if given is not None and first else {"given": given}
             sequence = Sequence.from_triples(triples, self.grid, label, **mask)
             sequences.append(sequence)
-            # A condition leaves fewer chunks: the drawn one's place among them is kept.
-            index.append(int(chunk) * sequence.chunks(stride) // int(sampler.chunks[picture]))
+            # A condition changes the number of chunks; a uniform draw of the old ones stays uniform over the new ones.
+            count = sequence.chunks(stride)
+            index.append(min(int((int(chunk) + spread[row]) * count / int(sampler.chunks[picture])), count - 1))
         return cut_chunks(sequences, index, self.chunk, self.overlap)
