@@ -43,7 +43,9 @@ from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import Steps, Trainer, train
+from dctransformer.training.loop import train
+from dctransformer.training.setup import Steps, new_model
+from dctransformer.training.trainer import Trainer
 
 BASE = "as it is"
 SETTLE, ROUNDS = 2, 10
@@ -175,7 +177,7 @@ def cost(args: Args, variant: Variant) -> float:
             model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names
         )
         steps = Steps(store, model, config)
-        return Trainer(args.out, model, config), [steps[i] for i in range(SETTLE + ROUNDS)]
+        return Trainer(new_model(model, config.seed), config), [steps[i] for i in range(SETTLE + ROUNDS)]
 
     def seconds(trainer: Trainer, batch: ChunkBatch) -> float:
         start = time.perf_counter()

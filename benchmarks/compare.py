@@ -166,7 +166,7 @@ def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
     short = args.minutes / 6 if args.tune_minutes is None else args.tune_minutes
     facts: dict[str, Any] = {}
     for stage in system.stages():
-        pace = step_seconds(stage, base, folder, args.clock)
+        pace = step_seconds(stage, base, args.clock)
         rate, losses = tune(stage, stage.share * short, base, folder / "tuning" / stage.name, pace, args.clock)
         _tell(f"{system.name}, {stage.name}: {pace:.2f} s a step; held-out loss by rate {losses}")
         trained = fit(stage, stage.share * args.minutes, rate, base, folder / stage.name, pace, args.clock)

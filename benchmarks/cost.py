@@ -26,7 +26,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from dctransformer.sampling import engine as sampling_engine
 from dctransformer.sampling.engine import Engine, Request, Row, SampleConfig
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 from measure import chunks, machine, seconds, sequences
 
@@ -64,7 +64,7 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     of = sequences(arguments.pictures, size, config.quality, config.null_label)
     triples = statistics.mean(len(s) for s in of)
     settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")
-    trainer = Trainer(Path(tempfile.gettempdir()), config, settings)
+    trainer = Trainer(new_model(config, settings.seed), settings)
     batches = [chunks(of, config, arguments.batch, seed=i) for i in range(arguments.steps + 1)]
     before = peak_mib(device)
     times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]

@@ -15,8 +15,6 @@ import functools
 import gc
 import json
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import out_of_memory
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops
 
@@ -52,7 +51,7 @@ def measure(config: ModelConfig, micro: int, steps: int, device: torch.device, c
     settings = TrainConfig(
         batch=micro, micro_batch=None, device=str(device), checkpoint_activations=checkpoint, optimizer="adamw"
     )
-    trainer = Trainer(Path(tempfile.gettempdir()), config, settings)
+    trainer = Trainer(new_model(config, settings.seed), settings)
     of = sequences(8, config.size, config.quality, config.null_label)
     batches = [chunks(of, config, micro, seed=i) for i in range(steps)]
     for batch in batches[:4]:

@@ -20,10 +20,8 @@ import argparse
 import contextlib
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -36,6 +34,7 @@ from dctransformer.model.config import preset
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.optimizer import Optimizers
+from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops
 
@@ -99,7 +98,7 @@ def main() -> None:
         settings = TrainConfig(
             batch=arguments.batch, device="cpu", precision=precision, compile=compile, optimizer=arguments.optimizer
         )
-        return Trainer(Path(tempfile.gettempdir()), config, settings)
+        return Trainer(new_model(config, settings.seed), settings)
 
     ours, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
     plain.optimizer = plain_optimizer(plain)  # type: ignore[assignment]

@@ -21,7 +21,7 @@ from dctransformer.sequence.chunks import START, Sequence, cut_chunks
 from dctransformer.sequence.conditions import NAMES, named
 from dctransformer.tasks.generate import likelihood
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import train
+from dctransformer.training.loop import train
 from pictures import photo_folder
 
 

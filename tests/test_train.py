@@ -24,8 +24,11 @@ from dctransformer.data import prepare
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
 from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import Steps, Trainer, train
+from dctransformer.training.loop import train
+from dctransformer.training.setup import Steps, new_model
+from dctransformer.training.trainer import Trainer
 from pictures import photo_folder
 
 QUICK = {"precision": "fp32", "batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
@@ -167,7 +170,7 @@ def test_a_full_disk_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: py
     def full(*_args, **_kwargs) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("dctransformer.files.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(ValueError, match="disk is full"):
         train(data, run, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
     assert (run / "checkpoint.safetensors").read_bytes() == before
@@ -292,15 +295,14 @@ def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
     store, model = TripleStore.open(data, "train"), preset("tiny", quality=30, size=32, num_labels=2)
     config = TrainConfig(triples=6000, optimizer="muon", lr=5e-3, warmup=5, batch=8, precision="fp32")
     steps = Steps(store, model, config)
-    once, twice = (Trainer(tmp_path / name, model, config) for name in ("once", "twice"))
+    once, twice = (Trainer(new_model(model, 0), config) for _ in range(2))
     nats = [float(once.step(steps[k % 3]).sum()) for k in range(30)]
     assert nats[-1] < 0.8 * nats[2]
     for k in range(20):
         twice.step(steps[k % 3])
-    twice.run.mkdir()
-    twice.save()
-    resumed = Trainer(twice.run, model, config)
-    resumed.load()
+    twice.save(tmp_path / "checkpoint.safetensors")
+    resumed = Trainer(new_model(model, 1), config)
+    resumed.load(tmp_path / "checkpoint.safetensors")
     for k in range(20, 30):
         resumed.step(steps[k % 3])
     assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), resumed.model.parameters(), strict=True))
@@ -335,25 +337,24 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     first = DCTransformer.from_pretrained(tmp_path / "first")
     config = TrainConfig(triples=300, batch=2, init=str(tmp_path / "first"))
     shape = dataclasses.replace(first.config, num_labels=2, label_names=(first.config.label_names[1], "new"))
-    trainer = Trainer(tmp_path / "second", shape, config)
-    trainer.start_from(str(tmp_path / "first"))
-    before, now = first.label.weight, trainer.model.label.weight
+    model = new_model(shape, 1)
+    start_from(model, str(tmp_path / "first"))
+    before, now = first.label.weight, model.label.weight
     assert torch.equal(now[0], before[1]) and torch.equal(now[1], before[-1]) and torch.equal(now[2], before[-1])
-    assert torch.equal(trainer.model.value_out.weight, first.value_out.weight)
-    assert torch.equal(trainer.average.value_out.weight, first.value_out.weight)
+    assert torch.equal(model.value_out.weight, first.value_out.weight)
+    assert torch.equal(Trainer(model, config).ema.value_out.weight, first.value_out.weight)
     with pytest.raises(ValueError, match="width"):
         train(data, tmp_path / "third", preset("tiny", width=48), config, progress=False)
     assert not (tmp_path / "third").exists()
 
 
-def test_compiled_stacks_take_the_same_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_stacks_take_the_same_steps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to rounding. Traced, differentiated, but not turned into machine code, which takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     store, losses = TripleStore.open(data, "train"), []
     for mode in ("off", "on"):
-        trainer = Trainer(
-            tmp_path, preset("tiny", quality=30, size=32), TrainConfig(batch=4, compile=mode, precision="fp32")
-        )
-        steps = Steps(store, trainer.model.config, trainer.config)
+        model = new_model(preset("tiny", quality=30, size=32), 0)
+        trainer = Trainer(model, TrainConfig(batch=4, compile=mode, precision="fp32"))
+        steps = Steps(store, model.config, trainer.config)
         losses.append(torch.stack([trainer.step(steps[k]) for k in range(3)]))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-3)

@@ -13,7 +13,8 @@ from dctransformer.model import precision
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.distributed import largest_fitting
+from dctransformer.training.memory import largest_fitting, too_large
+from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 
 CONFIG = preset("tiny", size=32, quality=30, dropout=0.1)
@@ -29,7 +30,7 @@ def batch_of(rows: int, config: ModelConfig = CONFIG) -> ChunkBatch:
 
 def trainer(folder: Path, **settings) -> Trainer:
     """A trainer of a tiny model."""
-    return Trainer(folder, CONFIG, TrainConfig(**{"batch": 4, "device": "cpu", "precision": "fp32", **settings}))
+    return Trainer(new_model(CONFIG, 0), TrainConfig(**{"batch": 4, "device": "cpu", "precision": "fp32", **settings}))
 
 
 class Small(nn.Module):
@@ -74,11 +75,11 @@ def test_a_batch_too_large_for_memory_is_one_sentence(tmp_path: Path, monkeypatc
     whole.replica = Small(whole.model)
     with pytest.raises(ValueError, match=r"^4 chunks at once do not fit into the memory of cpu; .*--micro-batch \(2"):
         whole.step(batch_of(4))
-    monkeypatch.setattr(Trainer, "_fitting", lambda *_: 3)
+    monkeypatch.setattr("dctransformer.training.memory.largest_micro_batch", lambda *_: 3)
     monkeypatch.setattr(whole, "device", torch.device("cuda"))
-    assert whole._too_large(batch_of(4)).endswith("--micro-batch 3 does")
+    assert too_large(whole, batch_of(4)).endswith("--micro-batch 3 does")
     single = trainer(tmp_path, micro_batch=1)
-    assert "--checkpoint-activations" in single._too_large(batch_of(4))
+    assert "--checkpoint-activations" in too_large(single, batch_of(4))
     parts = trainer(tmp_path, micro_batch=2)
     parts.replica = Small(parts.model)
     assert torch.isfinite(parts.step(batch_of(4))).all()
@@ -106,7 +107,7 @@ def test_activation_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
 def test_on_a_cpu_the_whole_batch_is_taken_at_once(tmp_path: Path) -> None:
     """No memory is measured there."""
     automatic = trainer(tmp_path)
-    automatic.fit(batch_of(4))
+    automatic.fit_memory(batch_of(4))
     assert automatic.config.micro_batch == "auto" and automatic.micro_batch is None
 
 

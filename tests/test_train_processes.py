@@ -21,7 +21,7 @@ from dctransformer.data import prepare
 from dctransformer.model.config import preset
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
-from dctransformer.training.trainer import train
+from dctransformer.training.loop import train
 from pictures import photo_folder
 
 SETTINGS = {

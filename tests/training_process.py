@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from dctransformer.model.config import preset
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import train
+from dctransformer.training.loop import train
 
 
 def main() -> None:

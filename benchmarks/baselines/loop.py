@@ -18,7 +18,9 @@ from torch import nn
 
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import Diverged, MetricsLog, Trainer
+from dctransformer.training.log import MetricsLog
+from dctransformer.training.run_folder import RunFolder
+from dctransformer.training.trainer import Diverged, Trainer
 
 WARMUP = 0.05
 """Part of the budget that the learning rate rises in, up to `dctransformer.training.config`'s number of steps."""
@@ -101,11 +103,11 @@ def fit(
     config = dataclasses.replace(
         base, minutes=minutes, lr=rate, batch=stage.batch, warmup=min(max(steps, 1), base.warmup)
     )
-    trainer = _trainer(stage, config, run)
+    trainer = _trainer(stage, config)
     batches, state = stage.batches(config), trainer.progress
-    trainer.fit(batches[0])
+    trainer.fit_memory(batches[0])
     run.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(run, -1)
+    log = MetricsLog(RunFolder(run), -1)
     total, counted = 0.0, 0
     now, began = CLOCKS[clock], time.perf_counter()
     while state.done(config) < 1:
@@ -124,7 +126,7 @@ def fit(
         "images_per_second": images / state.seconds,
         "learning_rate": rate, "warmup": config.warmup, "batch": stage.batch, "precision": trainer.precision,
     }  # fmt: skip
-    return Trained(trainer.average, facts)
+    return Trained(trainer.ema, facts)
 
 
 def tune(
@@ -159,11 +161,11 @@ def tune(
     return best, {f"{rate:g}": loss for rate, loss in losses.items()}
 
 
-def step_seconds(stage: Stage, base: TrainConfig, run: Path, clock: str = "wall") -> float:
+def step_seconds(stage: Stage, base: TrainConfig, clock: str = "wall") -> float:
     """How long a step of a stage takes: the quickest of some, with a network that is thrown away."""
-    trainer = _trainer(stage, dataclasses.replace(base, minutes=1.0, batch=stage.batch), run)
+    trainer = _trainer(stage, dataclasses.replace(base, minutes=1.0, batch=stage.batch))
     batches = stage.batches(trainer.config)
-    trainer.fit(batches[0])
+    trainer.fit_memory(batches[0])
     times: list[float] = []
     for k in range(_PROBES):
         start = CLOCKS[clock]()
@@ -172,9 +174,9 @@ def step_seconds(stage: Stage, base: TrainConfig, run: Path, clock: str = "wall"
     return min(times[1:])
 
 
-def _trainer(stage: Stage, config: TrainConfig, run: Path) -> Trainer:
-    # The trainer only asks a network for its nats and its parameters, whichever it is.
-    return Trainer(run, cast(Any, None), config, make=cast(Any, lambda _: stage.make()))
+def _trainer(stage: Stage, config: TrainConfig) -> Trainer:
+    torch.manual_seed(config.seed)
+    return Trainer(stage.make(), config)
 
 
 def parameters(network: nn.Module) -> int:

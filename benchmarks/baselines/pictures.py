@@ -97,7 +97,7 @@ def flat_batch(inputs: Tensor, labels: Tensor, predictions: int | None = None) -
 class PictureSteps:
     """The batches of a training, by step number: what step k sees depends on (seed, k) alone.
 
-    Flips and dropped labels are drawn as `dctransformer.training.trainer.Steps` draws them.
+    Flips and dropped labels are drawn as `dctransformer.training.setup.Steps` draws them.
     """
 
     def __init__(self, store: PictureStore, config: TrainConfig, convert: Callable[[Tensor, Tensor], Batch]):

@@ -30,7 +30,8 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Request, fill
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.trainer import Steps, validation_sequences
+from dctransformer.training.setup import Steps
+from dctransformer.training.validation import validation_sequences
 
 TOKENS_A_STEP = 2048
 """Predictions a step of every network (a row at least): what DCTransformer's 16 chunks of 128 triples are."""

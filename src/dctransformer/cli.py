@@ -82,7 +82,7 @@ class Train:
 
     def run(self) -> None:
         """Train."""
-        from dctransformer.training.trainer import train
+        from dctransformer.training.loop import train
 
         if self.config is not None:
             read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)

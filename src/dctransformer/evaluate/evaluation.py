@@ -33,7 +33,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.engine import SampleConfig, Samples, sample
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.training.trainer import SETTINGS
+from dctransformer.training.run_folder import SETTINGS
 
 RESULT = "evaluation.json"
 """What `evaluate` leaves in a run folder."""

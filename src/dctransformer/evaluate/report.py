@@ -41,7 +41,7 @@ from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.engine import SampleConfig, Samples
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 from dctransformer.tasks.info import describe_model
-from dctransformer.training.trainer import METRICS as CURVES
+from dctransformer.training.run_folder import METRICS as CURVES
 
 SHEET = 64
 """Pictures in the sheet of samples."""

@@ -10,7 +10,7 @@ from dctransformer.evaluate.evaluation import RESULT, weights_hash
 from dctransformer.evaluate.plots import read_curves
 from dctransformer.hub.model import DCTransformer
 from dctransformer.hub.pretrained import check_token, model_folder
-from dctransformer.training.trainer import METRICS
+from dctransformer.training.run_folder import METRICS
 
 
 def push(model: str, repo: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -1,11 +1,11 @@
-"""Several processes that train one model together: who they are, what they tell each other, who holds which weights.
+"""Several processes that train one model together: their ranks, their messages, and which of them holds which weights.
 
 The processes are started by ``torchrun``, ``accelerate launch`` or anything else that sets RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR and MASTER_PORT. One process alone needs none of that: everything here then does nothing.
 
 * ``ddp``: every process holds all weights; gradients are averaged while they are computed.
-* ``fsdp``: each holds its share of every layer (PyTorch's `fully_shard`) and borrows the rest when a layer's turn
-  comes, so that weights, gradients, the optimiser's state and the average of the weights are divided by the processes.
+* ``fsdp``: each holds its share of every layer (PyTorch's `fully_shard`) and gathers the rest when the layer runs, so
+  that weights, gradients, the optimiser's state and the EMA are divided by the number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import datetime
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -120,33 +120,33 @@ class Processes:
         share = batch // self.count
         return range(self.rank * share, (self.rank + 1) * share)
 
-    def told(self, numbers: Sequence[float]) -> list[list[float]]:
-        """What each process says: a list of numbers from each, in order of rank, the same everywhere."""
+    def all_gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every process, in order of rank (as many from each)."""
         if self.count == 1:
             return [list(numbers)]
-        mine = torch.tensor(numbers, dtype=torch.float64)
-        theirs = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(theirs, mine)
-        return [t.tolist() for t in theirs]
+        sent = torch.tensor(numbers, dtype=torch.float64)
+        gathered = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(gathered, sent)
+        return [t.tolist() for t in gathered]
 
-    def as_first(self, choice: str, choices: Sequence[str]) -> str:
-        """What the first process chose."""
-        return choices[int(self.told([choices.index(choice)])[0][0])]
+    def same_as_first(self, choice: str, choices: Sequence[str]) -> str:
+        """The first process's choice among some, in every process."""
+        return choices[int(self.all_gather([choices.index(choice)])[0][0])]
 
-    def total(self, x: Tensor) -> Tensor:
-        """Sum of the processes' tensors (on the CPU, one shape), the same everywhere."""
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of the processes' tensors (on the CPU, one shape), in every process."""
         if self.count > 1:
             x = x.clone()
             dist.all_reduce(x)
         return x
 
     def wait(self) -> None:
-        """Go on when everybody is here."""
-        self.told([0])
+        """Go on when every process has come to this point."""
+        self.all_gather([0])
 
     @contextlib.contextmanager
-    def one_after_the_other(self) -> Iterator[None]:
-        """The first process of each machine runs the block before the others do: what it stores, they find."""
+    def one_after_another(self) -> Iterator[None]:
+        """The first process of each machine runs the block before the others do, and they find the files it wrote."""
         if self.local_rank:
             self.wait()
         try:
@@ -156,7 +156,7 @@ class Processes:
                 self.wait()
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Go on only if all processes can: where one raises `ValueError`, all end, and one of them says why.
 
         Raises:
@@ -171,7 +171,7 @@ class Processes:
             yield
         except ValueError as error:
             failed = error
-        failures = [rank for rank, (bad,) in enumerate(self.told([failed is not None])) if bad]
+        failures = [rank for rank, (bad,) in enumerate(self.all_gather([failed is not None])) if bad]
         if failures:
             raise SystemExit(2) if failed is None or self.rank != failures[0] else failed
 
@@ -200,10 +200,10 @@ def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel
         return DistributedDataParallel(model, device_ids=numbers, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def shard(model: DCTransformer, processes: Processes, device: torch.device) -> None:
+def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     """Leave each process its share of every parameter, a layer at a time (in place).
 
-    A cross-attention's keys and values are made before its layer runs, so what makes them is a unit of its own.
+    A cross-attention's keys and values are computed before its layer runs, so those projections are units of their own.
     """
     mesh = init_device_mesh(device.type, (processes.count,))
     processes.meshes.append(mesh)
@@ -230,58 +230,31 @@ def last_pass(module: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def own(x: Tensor) -> Tensor:
+def local(x: Tensor) -> Tensor:
     """The process's share of a tensor (all of one that is not sharded)."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def whole(x: Tensor) -> Tensor:
-    """The whole of a tensor; every process must ask for it."""
+def full(x: Tensor) -> Tensor:
+    """The whole tensor, gathered from its shares; every process must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def like(full: Tensor, x: Tensor) -> Tensor:
-    """A whole tensor, known to every process, laid out and placed as ``x`` is."""
-    full = full.to(x.device, x.dtype)
+def placed_like(whole: Tensor, x: Tensor) -> Tensor:
+    """A whole tensor that every process has, sharded and placed as ``x`` is."""
+    whole = whole.to(x.device, x.dtype)
     if isinstance(x, DTensor):
-        return distribute_tensor(full, x.device_mesh, x.placements, src_data_rank=None)
-    return full
+        return distribute_tensor(whole, x.device_mesh, x.placements, src_data_rank=None)
+    return whole
 
 
-def whole_model(model: DCTransformer) -> DCTransformer:
-    """The model with all its weights in this process; every process must ask for it."""
+def full_model(model: nn.Module) -> DCTransformer:
+    """The model with all its weights in this process; every process must call it."""
+    assert isinstance(model, DCTransformer), "only a DCTransformer is validated and sampled"
     parameters = dict(model.named_parameters())
     if not any(isinstance(p, DTensor) for p in parameters.values()):
         return model
-    state = {name: whole(p.detach()) for name, p in parameters.items()}
+    state = {name: full(p.detach()) for name, p in parameters.items()}
     copy = DCTransformer(model.config)
     copy.load_state_dict(state)
     return copy.to(model.device).eval().requires_grad_(False)
-
-
-# How many chunks at once fit ------------------------------------------------------------------------------------------
-
-
-def largest_fitting(peak: Callable[[int], float], limit: float, most: int) -> int:
-    """The largest size whose peak memory stays under a limit, found by measuring growing sizes.
-
-    Sizes double as long as the line through the last two peaks says that the double fits, so that none is tried that
-    does not; the answer is where that line meets the limit.
-
-    Args:
-        peak: bytes at the peak of a pass over so many chunks; over 0 chunks, what is taken anyway.
-        limit: bytes that there are.
-        most: largest size that is of use.
-
-    Returns:
-        1 to ``most``.
-    """
-    size, last, before, here = 1, 0, peak(0), peak(1)
-    while size < most:
-        slope = max((here - before) / (size - last), 1.0)
-        fits = min(int(size + max(limit - here, 0.0) / slope), most)
-        if fits < min(2 * size, most):
-            return fits
-        size, last, before = min(2 * size, most), size, here
-        here = peak(size)
-    return size

@@ -1,0 +1,102 @@
+"""Checkpoints: everything that a resumed run needs, in one safetensors file; and weights to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from dctransformer.files import write_tensors
+from dctransformer.hub.pretrained import load_model
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.training.distributed import full, placed_like
+from dctransformer.training.optimizer import Optimizers
+
+STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
+"""What the optimisers remember of a parameter."""
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizers, progress: dict[str, Any], *, write: bool
+) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: of the file.
+        model: the weights in training; every process gathers them, where each has a share.
+        ema: their moving average.
+        optimizer: of the model.
+        progress: JSON-ready.
+        write: whether this process writes the file.
+
+    Raises:
+        ValueError: the disk is full or the folder can't be written; the file is as it was before.
+    """
+    tensors: dict[str, Tensor] = {}
+    for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
+        states = {f"optimizer.{key}.{name}": value for key, value in optimizer.state_of(p).items()}
+        for key, value in {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}.items():
+            value = full(value)
+            if write:
+                tensors[key] = value.cpu().contiguous()
+    if write:
+        write_tensors(path, tensors, {"progress": json.dumps(progress)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
+    """Read a checkpoint into a model, its EMA and its optimiser.
+
+    Returns:
+        The progress that was saved with it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            progress = json.loads((file.metadata() or {})["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
+            p.data.copy_(placed_like(tensors[f"weights.{name}"], p))
+            mean.copy_(placed_like(tensors[f"average.{name}"], mean))
+            for key in STATES:
+                value = tensors.get(f"optimizer.{key}.{name}")
+                if value is not None:  # the number of steps is one for all processes, the rest lies as p does
+                    optimizer.state_of(p)[key] = value.to(p.device) if key == "step" else placed_like(value, p)
+    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start the run again from its beginning") from error
+    return progress
+
+
+def start_from(model: DCTransformer, name: str) -> None:
+    """Copy the weights of another model; classes are matched by name, new ones start as "no label".
+
+    Args:
+        model: the model to be trained, on the CPU.
+        name: run folder, saved model's folder, hub id or shipped weights.
+
+    Raises:
+        ValueError: there is no such model, or its architecture or quality is another.
+    """
+    source = load_model(name)
+    before, now = (dataclasses.asdict(c) for c in (source.config, model.config))
+    free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap", "memory"}
+    differ = [field for field in now if field not in free and before[field] != now[field]]
+    if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
+        raise ValueError(
+            f"{name} can't be started from: its {', '.join(differ or ['chunk'])} differs; "
+            f"give the settings and the quality it was trained with, or leave --init out"
+        )
+    state = source.state_dict()
+    numbers = {n: i for i, n in enumerate(source.config.label_names)}
+    null = source.config.null_label
+    rows = [numbers.get(n, null) for n in model.config.label_names]
+    state["label.weight"] = state["label.weight"][[*rows, null]]
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            p.copy_(state[key])

@@ -1,0 +1,126 @@
+"""The curves of a run: ``metrics.jsonl``, TensorBoard and the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dctransformer.files import write_text
+from dctransformer.likelihood import FIELDS
+from dctransformer.training.config import DEFAULT_TRIPLES
+from dctransformer.training.run_folder import RunFolder
+from dctransformer.training.trainer import Progress, Trainer
+
+EVERY = 20
+"""Steps between two lines of training metrics."""
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard; lines after the step that a run resumes at are dropped."""
+
+    def __init__(self, folder: RunFolder, step: int):
+        self.path = folder.metrics
+        kept: list[str] = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("TensorBoard is not installed; curves go to metrics.jsonl only (pip install 'dctransformer[train]')")
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+
+    def write(self, state: Progress, metrics: dict[str, float]) -> None:
+        """Append one line."""
+        line = {"step": state.step, "triples": state.triples, "seconds": round(state.seconds, 2), **metrics}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, state.step)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.board is not None:
+            self.board.close()
+
+
+class Log:
+    """What a training reports: sums of a few steps go to the metrics and to a progress bar."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, show: bool):
+        """Args: trainer; folder: where the metrics go (those of the first process); show: draw a progress bar."""
+        self.trainer = trainer
+        config, state = trainer.config, trainer.progress
+        self.metrics = MetricsLog(folder, state.step) if trainer.processes.first else None
+        self.total = 1.0 if config.minutes is not None else config.triples or DEFAULT_TRIPLES
+        self.bar = tqdm(total=self.total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
+        if config.minutes is not None:
+            self.bar.bar_format = "{percentage:3.0f}%|{bar}| {elapsed} {postfix}"
+        self.bar.n = min(state.done(config), 1.0) * self.total
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        state = self.trainer.progress
+        self.since = (state.seconds, state.triples)
+        self.bits, self.counted = torch.zeros(len(FIELDS)), 0
+
+    def add(self, nats: Tensor, count: int) -> None:
+        """Add a step to the sums.
+
+        Args:
+            nats: from `Trainer.step`.
+            count: triples that all processes predicted in it.
+        """
+        self.bits += nats.cpu() / math.log(2)
+        self.counted += count
+
+    def report(self) -> None:
+        """Move the progress bar; every few steps, write the means of the training metrics since the last time."""
+        state = self.trainer.progress
+        self.bar.n = min(state.done(self.trainer.config), 1.0) * self.total  # set: summing would round past the end
+        self.bar.update(0)
+        if state.step % EVERY == 0:
+            self._write_means()
+            self._begin_window()
+
+    def _write_means(self) -> None:
+        state = self.trainer.progress
+        speed = (state.triples - self.since[1]) / (state.seconds - self.since[0])
+        bits = self.trainer.processes.all_reduce(self.bits) / self.counted
+        fields = dict(zip(FIELDS, bits.tolist(), strict=True))
+        total = sum(fields.values())
+        if self.metrics is not None:
+            training = {**{f"train/{k}": v for k, v in fields.items()}, "train/bits_per_triple": total}
+            self.metrics.write(state, {**training, "triples_per_second": speed, "lr": self.trainer.rate})
+        parts = " ".join(f"{k} {v:.3f}" for k, v in fields.items())
+        self.bar.set_postfix_str(f"{parts} = {total:.3f} bits/triple, {speed:,.0f} triples/s")
+
+    def scores(self, name: str, scores: dict[str, Any]) -> None:
+        """Report the scores of a validation."""
+        if self.metrics is None:
+            return
+        state = self.trainer.progress
+        self.metrics.write(state, {f"{name}/{k}": v for k, v in scores.items()})
+        self.bar.write(
+            f"step {state.step}: {name} {scores['bytes_per_image']:.1f} bytes per image "
+            f"(libjpeg's optimised Huffman {scores['huffman_bytes_per_image']:.1f}), "
+            f"{scores['bits_per_triple']:.3f} bits per triple, {scores['images']} images"
+        )
+
+    def close(self) -> None:
+        """End the progress bar and flush TensorBoard."""
+        self.bar.close()
+        if self.metrics is not None:
+            self.metrics.close()

@@ -1,0 +1,149 @@
+"""The training loop: a data set and settings go in, a run folder comes out; the same command again resumes it.
+
+With a budget in triples, a resumed run on a CPU ends with the same weights, to the last bit, as one that was never
+stopped, because chunks, flips, dropped labels and dropout all come from (seed, step). (Some sums on a GPU come out in
+no fixed order, resumed or not.) Several processes (`dctransformer.training.distributed`) take equal shares of every
+batch and of validation. What a run learns depends on their number only by rounding and by the dropout's noise.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dctransformer.data.store import TripleStore
+from dctransformer.files import explained
+from dctransformer.model.config import ModelConfig
+from dctransformer.sequence.batches import ChunkBatches
+from dctransformer.training.checkpoint import start_from
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.distributed import Processes
+from dctransformer.training.log import Log
+from dctransformer.training.run_folder import RunFolder
+from dctransformer.training.setup import Steps, new_model, shape_for
+from dctransformer.training.signals import StopSignal
+from dctransformer.training.trainer import Trainer
+from dctransformer.training.validation import draw_sheet, score_kept, validate
+
+
+def train(
+    data: str | Path, run: str | Path, model: ModelConfig, config: TrainConfig, *, progress: bool = True
+) -> dict[str, Any]:
+    """Train a model, or go on with a run.
+
+    Args:
+        data: a folder made by `dctransformer.data.prepare`.
+        run: the run folder; made if it does not exist, resumed if it does.
+        model: shape of the model; its quality, size and labels are taken from the data.
+        config: settings of the loop.
+        progress: show a progress bar.
+
+    Returns:
+        The final validation's metrics; ``finished`` is False, and ``signal`` its number, if a signal ended the run.
+
+    Raises:
+        ValueError: the data set is missing or empty, the run folder belongs to another config, the disk is full.
+    """
+    config.check()
+    processes, folder = Processes.join(), RunFolder(Path(run))
+    show = progress and processes.first
+    try:
+        # Set up. A mistake that one process finds ends all.
+        with processes.fail_together():
+            rows = processes.rows(config.batch)
+            with processes.one_after_another():
+                store, held_out = (TripleStore.open(data, s, progress=show) for s in ("train", "validation"))
+            if not len(store):
+                raise ValueError(f"{data} has no training pictures; prepare a larger folder or less --val-fraction")
+            network, resumed = new_model(shape_for(store.info, model, config), config.seed), folder.resumable
+            if config.init is not None and not resumed:
+                start_from(network, config.init)
+            trainer = Trainer(network, config, processes)
+            steps = Steps(store, network.config, config, rows)
+        with processes.fail_together():
+            if processes.first:
+                folder.prepare(network.config, trainer.config, store.info.fingerprint)
+        with processes.fail_together():
+            if resumed:
+                trainer.load(folder.checkpoint)
+        state = trainer.progress
+        if state.finished and state.done(config) >= 1:
+            if processes.first:
+                print(f"{run} is finished; give more --triples or --minutes to go on")
+            return {"step": state.step, "triples": state.triples, "finished": True}
+        result = training_loop(trainer, steps, held_out, folder, show)
+        processes.wait()  # nobody leaves while another still sends it messages
+        return result
+    except OSError as error:
+        raise explained(error, folder.path) from error
+    finally:
+        processes.leave()
+
+
+def training_loop(
+    trainer: Trainer, steps: ChunkBatches, held_out: TripleStore, folder: RunFolder, show: bool
+) -> dict[str, Any]:
+    """Take steps until the budget is used or a signal comes; validate, draw samples and save on the way."""
+    config, state, processes = trainer.config, trainer.progress, trainer.processes
+    state.finished = False
+    trainer.fit_memory(steps[state.step])
+    log = Log(trainer, folder, show)
+    endless: Any = range(state.step, 1 << 62)  # the budget ends it
+    loader = DataLoader(
+        steps, batch_size=None, sampler=endless, num_workers=config.loaders, persistent_workers=config.loaders > 0
+    )
+    signal, saved = 0, state.seconds
+    with StopSignal() as stop:
+        clock = time.perf_counter()
+        for batch in loader:
+            # What a clock or a signal decides, all processes decide alike.
+            gathered = processes.all_gather([state.seconds, stop.number, int(batch.predicted.sum())])
+            state.seconds, signal = gathered[0][0], int(max(number for _, number, _ in gathered))
+            count = int(sum(predicted for *_, predicted in gathered))
+            if state.done(config) >= 1 or signal:
+                break
+
+            # Save a checkpoint.
+            if state.seconds - saved >= 60 * config.checkpoint_every:
+                saved = state.seconds
+                trainer.save(folder.checkpoint)
+
+            # Take a step.
+            nats = trainer.step(batch, count)
+            log.add(nats, count)
+            state.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+            log.report()
+
+            # Validate and draw samples: counted in triples, so that a resumed run keeps the same best weights.
+            if passed(config.eval_every, state.triples, count):
+                if not folder.checkpoint.exists():
+                    trainer.save(folder.checkpoint)  # so that a run with saved weights can always be resumed
+                validate(trainer, held_out, folder, log)
+            if passed(config.sample_every, state.triples, count):
+                draw_sheet(trainer, folder)
+            clock = time.perf_counter()
+
+    # Finish, or leave the rest to the next call.
+    trainer.save(folder.checkpoint)
+    if state.done(config) < 1:
+        log.close()
+        if processes.first:
+            print(f"stopped at step {state.step}; run the same command again to go on")
+        return {"step": state.step, "finished": False, "signal": signal}
+    validate(trainer, held_out, folder, log)
+    scores = score_kept(trainer, held_out, folder, log)
+    if config.sample_every:
+        draw_sheet(trainer, folder)
+    state.finished = True
+    trainer.save(folder.checkpoint)
+    log.close()
+    return {"step": state.step, "triples": state.triples, "finished": True, **scores}
+
+
+def passed(every: int, now: int, last: int) -> bool:
+    """Whether a multiple of ``every`` lies in the last ``last`` of ``now`` triples."""
+    return every > 0 and now // every > (now - last) // every

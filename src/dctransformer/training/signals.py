@@ -1,0 +1,29 @@
+"""Signals that ask a training to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from types import TracebackType
+from typing import Any
+
+
+class StopSignal:
+    """Remembers a SIGINT or SIGTERM, so that the step in progress is finished and saved."""
+
+    number = 0
+    """Of the last signal; 0 for none."""
+
+    def __enter__(self) -> StopSignal:
+        self._before: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay with their owner
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number: int, _: object) -> None:
+        self.number = number
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
