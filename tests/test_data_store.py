@@ -23,9 +23,16 @@ from dctransformer.data.images import prepare_image
 from pictures import photo, real_photographs
 
 store_module = importlib.import_module("dctransformer.data.store")
+cache_module = importlib.import_module("dctransformer.data.triple_cache")
 preparing = importlib.import_module("dctransformer.data.prepare")
 
 SIZE, QUALITY = 32, 50
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch) -> None:
+    """A cache folder of the user for every test."""
+    monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "user cache"))
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +189,119 @@ def png_bytes() -> bytes:
     return out.getvalue()
 
 
-def test_a_damaged_cache_is_reported(data):
-    open_quietly(data)
-    for file in (data / ".cache").rglob("values.npy"):
+def change(file: Path, place: int, by: int) -> None:
+    """Change one byte of a file."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= by
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "offsets", "missing", "link"])
+def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
+    expected = open_quietly(data)
+    (folder,) = (data / ".cache").iterdir()
+    wanted = [np.array(getattr(expected, name)) for name in ("values", "offsets")]
+    file = folder / "values.npy"
+    if damage == "cut":
         file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"\.cache.+ is damaged .+ delete that folder, it is made anew"):
-        open_quietly(data)
+    elif damage == "bit":
+        change(file, -1, 1)
+    elif damage == "offsets":
+        change(folder / "offsets.npy", -9, 0x40)  # huge in the middle
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.rename(tmp_path / "values.npy")
+        file.symlink_to(tmp_path / "values.npy")
+        with pytest.warns(UserWarning, match="not a regular file"):
+            store = open_quietly(data)
+        assert file.is_symlink() and "user cache" in str(store.values.filename)  # left alone; the triples lie elsewhere
+        return
+    with pytest.warns(UserWarning, match="derived anew"):
+        store = open_quietly(data)
+    assert np.array_equal(store.values, wanted[0]) and np.array_equal(store.offsets, wanted[1])
+    open_quietly(data)
+
+
+def test_a_cache_that_came_with_a_data_set_is_checked(data, tmp_path, monkeypatch):
+    """A sound one is kept; one whose triples are not those of the shards is never used."""
+    wanted = np.array(open_quietly(data).values)
+    (folder,) = (data / ".cache").iterdir()
+    monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "another user"))
+    before = (folder / "values.npy").stat()
+    assert np.array_equal(open_quietly(data).values, wanted)
+    assert (folder / "values.npy").stat().st_ino == before.st_ino
+
+    change(folder / "values.npy", -1, 0x10)
+    monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "a third"))
+    with pytest.warns(UserWarning, match="does not hold what the shards give"):
+        store = open_quietly(data)
+    assert np.array_equal(store.values, wanted)
+
+
+def test_the_cache_follows_the_content_of_the_shards(data):
+    """Other contents of the same length under the same name are another data set."""
+    old = np.array(open_quietly(data).labels)
+    shard = data / "train-00000.parquet"
+    table = pq.read_table(shard)
+    labels = pa.array([1 - value for value in table["label"].to_pylist()], pa.int64())
+    size = shard.stat().st_size
+    table = table.set_column(1, "label", labels)
+    pq.write_table(table, shard, compression="none", use_dictionary=False, row_group_size=1024)
+    assert shard.stat().st_size == size
+    assert np.array_equal(open_quietly(data).labels, 1 - old)
+
+
+@pytest.mark.parametrize("kind", ["cache", "entry"])
+def test_links_are_not_followed_when_the_cache_is_cleared(data, tmp_path, kind):
+    """A foreign data set whose cache folder is a link, or holds one, removes nothing elsewhere."""
+    home = tmp_path / "home"
+    for name in ("train-runs", "train-0123456789abcdef", "train-00000000000000000000000000000000"):
+        (home / name).mkdir(parents=True)
+        (home / name / "values.npy").write_text("precious")
+    if kind == "cache":
+        (data / ".cache").symlink_to(home)
+    else:
+        (data / ".cache").mkdir()
+        for path in home.iterdir():
+            (data / ".cache" / path.name).symlink_to(path)
+    if kind == "cache":
+        with pytest.warns(UserWarning, match=r"\.cache can't be used, so the triples are kept in"):
+            assert len(open_quietly(data)) > 0
+    else:
+        assert len(open_quietly(data)) > 0
+    assert len(list(home.rglob("values.npy"))) == 3 and all(p.read_text() for p in home.rglob("values.npy"))
+
+
+def test_only_what_was_derived_here_is_removed(data):
+    """Folders of similar names, or with anything else in them, stay."""
+    cache = data / ".cache"
+    kept = ["train-runs", "train-0123456789abcdef", "train-0123456789abcde", "validation-0123456789abcdef"]
+    for name in kept:
+        (cache / name).mkdir(parents=True)
+        (cache / name / "values.npy").write_text("x")
+    (cache / kept[1] / "notes.txt").write_text("x")
+    stale = cache / ("train-" + "0" * 32)
+    stale.mkdir()
+    (stale / "values.npy").write_text("x")
+    open_quietly(data)
+    assert {path.name for path in cache.iterdir()} >= set(kept) and not stale.exists()
+    assert (cache / kept[1] / "notes.txt").exists()
+
+
+def test_another_users_cache_folder_is_not_used(data, monkeypatch):
+    """What another user can change at any time is neither read nor removed."""
+    (data / ".cache").mkdir()
+    lstat = Path.lstat
+
+    def foreign(path: Path) -> os.stat_result:
+        facts = lstat(path)
+        return os.stat_result([*facts[:4], 54321, *facts[5:10]]) if path.name == ".cache" else facts
+
+    monkeypatch.setattr(Path, "lstat", foreign)
+    with pytest.warns(UserWarning, match="can't be used"):
+        store = open_quietly(data)
+    assert len(store) and not list((data / ".cache").iterdir()) and isinstance(store.values, np.memmap)
 
 
 def test_full_disk(data, monkeypatch):
@@ -195,7 +309,7 @@ def test_full_disk(data, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module._Column, "append", full)
+        patch.setattr(cache_module._Column, "append", full)
         with pytest.raises(ValueError, match=r"the disk is full: .+ free some space"):
             open_quietly(data)
     assert not list((data / ".cache").iterdir())

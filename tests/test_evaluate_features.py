@@ -201,30 +201,58 @@ def test_the_cache_is_used_and_follows_the_pixels(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2 and not list(tmp_path.rglob("*.part"))
 
 
-def test_a_foreign_or_damaged_cache_is_refused(tmp_path: Path) -> None:
-    """Features of another extractor, of other pictures, NaN, or half a file: one sentence that says what to delete."""
+def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
+    """Features of another extractor, of other pictures, NaN, or half a file: a warning, and they are computed anew."""
     pictures = photos(6, 16)
-    cached(counting(pictures)[0], listed(pictures), tmp_path)
+    wanted = cached(counting(pictures)[0], listed(pictures), tmp_path)
     (path,) = tmp_path.rglob("*.safetensors")
-    with pytest.raises(ValueError, match=r"holds features of another extractor \(mean, weights 1, not mean, 2\)"):
-        cached(counting(pictures, "2")[0], listed(pictures), tmp_path)
     whole = path.read_bytes()
     tensors = safetensors.torch.load(whole)
     with safetensors.safe_open(path, framework="pt") as file:
         facts = file.metadata()
-    for changed, told in (
-        ({"features": torch.full((6, 3), torch.nan)}, facts),
-        ({"features": tensors["features"][:4]}, facts),
-        (tensors, {"dctransformer": json.dumps({**json.loads(facts["dctransformer"]), "pictures": "0"})}),
-        (tensors, {"dctransformer": "[]"}),
-        (tensors, None),
+    foreign = {"dctransformer": json.dumps({**json.loads(facts["dctransformer"]), "fingerprint": "2"})}
+    for changed, metadata, message in (
+        ({}, foreign, r"holds features of another extractor \(mean, weights 2\)"),
+        ({"features": torch.full((6, 3), torch.nan)}, facts, "is damaged"),
+        ({"features": tensors["features"][:4]}, facts, "is damaged"),
+        ({"features": tensors["features"].flatten()}, facts, "is damaged"),
+        (
+            {},
+            {"dctransformer": json.dumps({**json.loads(facts["dctransformer"]), "pictures": "0"})},
+            "is damaged",
+        ),
+        ({}, {"dctransformer": "[]"}, "is damaged"),
+        ({}, None, "is damaged"),
+        (None, None, "is damaged"),
     ):
-        safetensors.torch.save_file({**tensors, **changed}, path, metadata=told)
-        with pytest.raises(ValueError, match=r"is damaged.*delete it"):
-            cached(counting(pictures)[0], listed(pictures), tmp_path)
-    path.write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match=r"is damaged.*delete it"):
-        cached(counting(pictures)[0], listed(pictures), tmp_path)
+        if changed is None:
+            path.write_bytes(whole[:-9])
+        else:
+            safetensors.torch.save_file({**tensors, **changed}, path, metadata=metadata)
+        extractor, batches = counting(pictures)
+        with pytest.warns(UserWarning, match=message):
+            found = cached(extractor, listed(pictures), tmp_path)
+        assert batches == [4, 2] and torch.equal(found.features, wanted.features)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("where", ["/proc/nope", "/dev/null/x", "no home"])
+def test_a_cache_that_cannot_be_written_costs_only_time(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features are there, with a warning that names the variable to set."""
+    pictures = photos(6, 16)
+    if where == "no home":
+
+        def no_home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setenv("DCTRANSFORMER_CACHE", "")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", no_home)
+    else:
+        monkeypatch.setenv("DCTRANSFORMER_CACHE", where)
+    with pytest.warns(UserWarning, match="set DCTRANSFORMER_CACHE to a folder that can be written"):
+        found = cached(counting(pictures)[0], listed(pictures))
+    assert torch.equal(found.features, extract(counting(pictures)[0], listed(pictures)).features)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -247,3 +247,14 @@ def _holder(lock: Path) -> str:
         return f"process {int(holder['pid'])} on {host} since {re.sub(r'[^0-9:+ -]', '?', str(holder['since']))}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def cache_folder() -> Path | None:
+    """Folder for what can be computed again: ``$DCTRANSFORMER_CACHE``, or the user's; None where there is no home."""
+    chosen = os.environ.get("DCTRANSFORMER_CACHE")
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dctransformer")
+    except RuntimeError:
+        return None

@@ -1,18 +1,12 @@
 """The triples of a prepared data set: derived once from its JPEG files, then memory-mapped.
 
-The arrays lie in the hidden folder ``.cache`` of the data set, under a name that changes with the shards; deleting it
-costs nothing but the time to derive them again.
+Where the arrays lie is up to `dctransformer.data.triple_cache`; deleting them costs nothing but the time to derive them
+again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import hashlib
-import io
-import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,10 +25,8 @@ from dctransformer.codec.tables import quant_tables
 from dctransformer.data.images import check_quality, check_size, encode_jpeg, prepare_image
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.sources import open_source
+from dctransformer.data.triple_cache import cached_arrays, content_key, in_memory
 from dctransformer.data.workers import cores, in_parallel
-from dctransformer.files import explained, temporary_name
-
-CACHE = ".cache"
 
 _BATCH = 32
 """Pictures whose coefficients are listed at a time."""
@@ -106,34 +98,19 @@ class TripleStore:
             raise ValueError(f"there is no split {split}; choose train or validation")
         info = DatasetInfo.load(folder)
         shards = shard_paths(folder, split)
-        name = f"{split}-{_key(info, shards)}"
-        path = Path(folder) / CACHE / name
-        if path.is_dir():
-            return cls._of(info, _load(path))
-        groups = _Groups(info, shards)
-        if groups.rows != info.splits.get(split, 0):
-            raise ValueError(
-                f"the {split} shards in {folder} hold {groups.rows} pictures, not {info.splits.get(split, 0)}; "
-                "restore the missing files or prepare the data again into a new folder"
-            )
-        batches = tqdm(
-            groups.batches(),
-            total=len(groups),
-            desc=f"{split} triples",
-            unit="group",
-            disable=not progress or not shards,
-        )
-        try:
-            _derive(path, batches)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise explained(error, path) from error
-            warnings.warn(f"{path} can't be written, so the triples are kept in memory", stacklevel=2)
-            return cls._of(info, _in_memory(groups.batches()))
-        for old in path.parent.glob(f"{split}-*"):
-            if old != path:
-                shutil.rmtree(old, ignore_errors=True)
-        return cls._of(info, _load(path))
+
+        def batches(work: str) -> Iterable[dict[str, np.ndarray]]:
+            groups = _Groups(info, shards)
+            if groups.rows != info.splits.get(split, 0):
+                raise ValueError(
+                    f"the {split} shards in {folder} hold {groups.rows} pictures, not {info.splits.get(split, 0)}; "
+                    "restore the missing files or prepare the data again into a new folder"
+                )
+            hide = not progress or not shards
+            return tqdm(groups.batches(), total=len(groups), desc=f"{split} {work}", unit="group", disable=hide)
+
+        key = content_key([FORMAT, info.size, info.quality, bool(info.labels)], shards)
+        return cls._of(info, cached_arrays(Path(folder), split, key, _DTYPES, batches))
 
     @classmethod
     def from_images(
@@ -184,7 +161,7 @@ class TripleStore:
         info = DatasetInfo(size=size, quality=quality, splits={}, labels=labels, source=str(paths))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
-            arrays = _in_memory(_columns(pairs, info) for pairs in _grouped(encoded(), 1024))
+            arrays = in_memory(_DTYPES, (_columns(pairs, info) for pairs in _grouped(encoded(), 1024)))
         count = len(arrays["labels"])
         if not count:
             why = f"; the first: {skipped[0][1]}" if skipped else ""
@@ -291,95 +268,3 @@ class _Groups:
 
 def _damaged(shard: Path, error: Exception) -> str:
     return f"{shard} is damaged ({error}); restore it or prepare the data again into a new folder"
-
-
-# Arrays on disk -------------------------------------------------------------------------------------------------------
-
-
-def _key(info: DatasetInfo, shards: list[Path]) -> str:
-    """Changes with whatever the arrays depend on."""
-    facts = [FORMAT, info.size, info.quality, bool(info.labels), [(p.name, p.stat().st_size) for p in shards]]
-    return hashlib.blake2b(json.dumps([info.fingerprint, *facts]).encode(), digest_size=8).hexdigest()
-
-
-def _derive(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
-    """Write the arrays as .npy files into a folder that appears only when they are complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(temporary_name())
-    beside.mkdir()
-    try:
-        with contextlib.ExitStack() as stack:
-            files = {name: stack.enter_context((beside / f"{name}.npy").open("wb")) for name in _DTYPES}
-            columns = {name: _Column(files[name], np.dtype(dtype)) for name, dtype in _DTYPES.items()}
-            total = 0
-            columns["offsets"].append(np.zeros(1))
-            for batch in batches:
-                columns["offsets"].append(total + np.cumsum(batch.pop("lengths")))
-                total += len(batch["channels"])
-                for name, array in batch.items():
-                    columns[name].append(array)
-            for column in columns.values():
-                column.finish()
-        try:
-            beside.rename(path)
-        except OSError:
-            if not path.is_dir():  # unless another process was faster
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-class _Column:
-    """A one-dimensional .npy file that grows."""
-
-    def __init__(self, file: io.BufferedWriter, dtype: np.dtype):
-        self.file, self.dtype, self.length = file, dtype, 0
-        self.file.write(self.header(self.dtype, 0))
-
-    @staticmethod
-    def header(dtype: np.dtype, length: int) -> bytes:
-        """The start of the file; numpy pads it so that its size does not depend on the length."""
-        out = io.BytesIO()
-        description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(out, description)
-        return out.getvalue()
-
-    def append(self, array: np.ndarray) -> None:
-        """Add values at the end."""
-        self.file.write(array.astype(self.dtype, copy=False).tobytes())
-        self.length += len(array)
-
-    def finish(self) -> None:
-        """Put the final length into the header."""
-        self.file.seek(0)
-        self.file.write(self.header(self.dtype, self.length))
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        arrays = {}
-        for name, dtype in _DTYPES.items():
-            file = path / f"{name}.npy"
-            # An empty array is a header alone, which can't be mapped.
-            is_empty = file.stat().st_size <= len(_Column.header(np.dtype(dtype), 0))
-            array = np.load(file, mmap_mode=None if is_empty else "r", allow_pickle=False)
-            if array.dtype != dtype or array.ndim != 1:
-                raise ValueError("unexpected contents")
-            arrays[name] = array
-        if int(arrays["offsets"][-1]) != len(arrays["values"]):
-            raise ValueError("unexpected lengths")
-        return arrays
-    except (OSError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete that folder, it is made anew") from error
-
-
-def _in_memory(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of `_derive`, kept in memory."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*_DTYPES, "lengths") if name != "offsets"}
-    for batch in batches:
-        for name, array in batch.items():
-            parts[name].append(array)
-    nothing = np.empty(0, np.uint8)  # so that an empty list joins too; uint8 widens to any of the types
-    arrays = {name: np.concatenate([nothing, *arrays]) for name, arrays in parts.items()}
-    arrays["offsets"] = np.concatenate([[0], np.cumsum(arrays.pop("lengths"))])
-    return {name: arrays[name].astype(dtype, copy=False) for name, dtype in _DTYPES.items()}

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import os
+import warnings
 from pathlib import Path
 
 import safetensors
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from dctransformer.evaluate.features import Extractor
 from dctransformer.evaluate.metrics import Moments
 from dctransformer.evaluate.pictures import Pictures
-from dctransformer.files import write_tensors
+from dctransformer.files import cache_folder, write_tensors
 
 FORMAT = 1
 
@@ -96,12 +97,6 @@ def extract(extractor: Extractor, pictures: Pictures, *, progress: bool = False)
     return FeatureSet(torch.cat(rows), sums.moments() if sums is not None else None)
 
 
-def cache_folder() -> Path:
-    """Where features of real pictures are kept: ``$DCTRANSFORMER_CACHE``, or the user's cache folder."""
-    own = os.environ.get("DCTRANSFORMER_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dctransformer")
-
-
 def cached(
     extractor: Extractor, pictures: Pictures, folder: Path | None = None, *, progress: bool = False
 ) -> FeatureSet:
@@ -113,13 +108,20 @@ def cached(
         folder: of the cache; None for `cache_folder`.
         progress: show a bar.
 
+    A file that is damaged or holds another extractor's features is replaced with a warning; where the folder can't be
+    written, a warning is all that happens.
+
     Raises:
-        ValueError: the cached file is damaged or holds another extractor's features, or the folder can't be written.
+        ValueError: as `extract`.
     """
     digest = pictures.digest()
-    path = (folder or cache_folder()) / "features" / f"{extractor.name}-{digest}.safetensors"
-    if path.exists():
-        return _read(path, extractor, digest, len(pictures))
+    home = folder or cache_folder()
+    path = None if home is None else home / "features" / f"{extractor.name}-{digest}.safetensors"
+    if path is not None and os.path.exists(path):  # unlike pathlib's, False where access is denied
+        try:
+            return _read(path, extractor, digest, len(pictures))
+        except ValueError as error:
+            warnings.warn(f"{error}; the features are computed anew", stacklevel=2)
     found = extract(extractor, pictures, progress=progress)
     tensors = {"features": found.features}
     if found.spatial is not None:
@@ -131,27 +133,39 @@ def cached(
         "pictures": digest,
         "resize": extractor.resize,
     }
-    write_tensors(path, tensors, {"dctransformer": json.dumps(facts)})
+    try:
+        if path is None:
+            raise ValueError("there is no home folder")
+        write_tensors(path, tensors, {"dctransformer": json.dumps(facts)})
+    except ValueError as error:
+        warnings.warn(
+            f"{error}: the features will be computed again next time; "
+            "set DCTRANSFORMER_CACHE to a folder that can be written",
+            stacklevel=2,
+        )
     return dataclasses.replace(found, digest=digest)
 
 
 def _read(path: Path, extractor: Extractor, digest: str, count: int) -> FeatureSet:
+    """Features from a file.
+
+    Raises:
+        ValueError: the file is damaged, or holds features of another extractor or of other pictures.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["dctransformer"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         features = tensors["features"]
-        whose = (facts["extractor"], facts["fingerprint"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, it is made anew") from error
-    if whose != (extractor.name, extractor.fingerprint):
-        raise ValueError(
-            f"{path} holds features of another extractor ({whose[0]}, weights {whose[1]}, not {extractor.name}, "
-            f"{extractor.fingerprint}); delete it, it is made anew"
-        )
-    if facts.get("pictures") != digest or len(features) != count or not torch.isfinite(features).all():
-        raise ValueError(f"{path} is damaged (its features are not those of the pictures); delete it, it is made anew")
-    spatial = None
-    if "spatial.mean" in tensors:
-        spatial = Moments(tensors["spatial.mean"], tensors["spatial.covariance"], count)
+        source = (facts["extractor"], facts["fingerprint"])
+        spatial = None
+        if "spatial.mean" in tensors:
+            spatial = Moments(tensors["spatial.mean"], tensors["spatial.covariance"], count)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if source != (extractor.name, extractor.fingerprint):
+        raise ValueError(f"{path} holds features of another extractor ({source[0]}, weights {source[1]})")
+    sound = features.ndim == 2 and len(features) == count and torch.isfinite(features).all()
+    if facts.get("pictures") != digest or not sound:
+        raise ValueError(f"{path} is damaged (its features are not those of the pictures)")
     return FeatureSet(features, spatial, digest)
