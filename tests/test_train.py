@@ -233,7 +233,7 @@ def test_divergence_is_one_sentence(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    """SIGTERM ends the step in hand, writes the checkpoint and leaves with a hint."""
+    """SIGTERM ends the step in hand, writes the checkpoint and leaves with a hint and status 143; SIGINT with 130."""
     command = [sys.executable, "-m", "dctransformer.cli", "train", "--data", str(data), "--run", str(tmp_path / "run")]
     command += ["--preset", "tiny", "--minutes", "10", "--batch", "8", "--loaders", "1", "--checkpoint-every", "0.001"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -241,12 +241,22 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
     while not (tmp_path / "run/checkpoint.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
+    with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .* since 20"):
+        train(data, tmp_path / "run", preset("tiny"), TrainConfig(minutes=10.0, batch=8), progress=False)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    assert process.returncode == 143
     assert "run the same command again" in out
     state = json.loads(safe_progress(tmp_path / "run/checkpoint.safetensors"))
     assert state["step"] == json.loads(out.splitlines()[-1])["step"]
+    again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = (tmp_path / "run/metrics.jsonl").read_text()
+    while (tmp_path / "run/metrics.jsonl").read_text() == lines:
+        assert again.poll() is None
+        time.sleep(0.05)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=120)
+    assert again.returncode == 130
 
 
 def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:

@@ -88,7 +88,9 @@ class Train:
             read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)
         metrics = train(self.data, self.run_, ModelConfig(**dataclasses.asdict(self.model)), self.options)
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
-            print(json.dumps(metrics))
+            print(json.dumps(metrics), flush=True)
+        if metrics.get("signal"):  # unfinished: whatever started the command must not take the model for done
+            raise SystemExit(128 + metrics["signal"])
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ batch and of validation. What a run learns depends on their number only by round
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dctransformer.data.store import TripleStore
-from dctransformer.files import explained
+from dctransformer.files import explained, locked_folder
 from dctransformer.model.config import ModelConfig
 from dctransformer.sequence.batches import ChunkBatches
 from dctransformer.training.checkpoint import start_from
@@ -26,7 +27,7 @@ from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import Steps, new_model, shape_for
 from dctransformer.training.signals import StopSignal
 from dctransformer.training.trainer import Trainer
-from dctransformer.training.validation import draw_sheet, score_kept, validate
+from dctransformer.training.validation import draw_sheet, is_due, score_kept, validate
 
 
 def train(
@@ -45,42 +46,49 @@ def train(
         The final validation's metrics; ``finished`` is False, and ``signal`` its number, if a signal ended the run.
 
     Raises:
-        ValueError: the data set is missing or empty, the run folder belongs to another config, the disk is full.
+        ValueError: the data set is missing or empty, the run folder is in use or of another config, the disk is full.
     """
     config.check()
     processes, folder = Processes.join(), RunFolder(Path(run))
-    show = progress and processes.first
     try:
-        # Set up. A mistake that one process finds ends all.
-        with processes.fail_together():
-            rows = processes.rows(config.batch)
-            with processes.one_after_another():
-                store, held_out = (TripleStore.open(data, s, progress=show) for s in ("train", "validation"))
-            if not len(store):
-                raise ValueError(f"{data} has no training pictures; prepare a larger folder or less --val-fraction")
-            network, resumed = new_model(shape_for(store.info, model, config), config.seed), folder.resumable
-            if config.init is not None and not resumed:
-                start_from(network, config.init)
-            trainer = Trainer(network, config, processes)
-            steps = Steps(store, network.config, config, rows)
-        with processes.fail_together():
-            if processes.first:
-                folder.prepare(network.config, trainer.config, store.info.fingerprint)
-        with processes.fail_together():
-            if resumed:
-                trainer.load(folder.checkpoint)
-        state = trainer.progress
-        if state.finished and state.done(config) >= 1:
-            if processes.first:
-                print(f"{run} is finished; give more --triples or --minutes to go on")
-            return {"step": state.step, "triples": state.triples, "finished": True}
-        result = training_loop(trainer, steps, held_out, folder, show)
-        processes.wait()  # nobody leaves while another still sends it messages
+        with contextlib.ExitStack() as lock:
+            result = _train(data, folder, model, config, processes, progress and processes.first, lock)
+            processes.wait()  # nobody leaves while another still sends it messages
         return result
     except OSError as error:
         raise explained(error, folder.path) from error
     finally:
         processes.leave()
+
+
+def _train(
+    data: str | Path, folder: RunFolder, model: ModelConfig, config: TrainConfig, processes: Processes, show: bool,
+    lock: contextlib.ExitStack,
+) -> dict[str, Any]:  # fmt: skip
+    # A mistake that one process finds ends all.
+    with processes.fail_together():
+        rows = processes.rows(config.batch)
+        with processes.one_after_another():
+            store, held_out = (TripleStore.open(data, split, progress=show) for split in ("train", "validation"))
+        if not len(store):
+            raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
+        network, resumed = new_model(shape_for(store.info, model, config), config.seed), folder.resumable
+        if config.init is not None and not resumed:
+            start_from(network, config.init)
+        trainer = Trainer(network, config, processes)
+        steps = Steps(store, network.config, config, rows)
+    with processes.fail_together():
+        if processes.first:
+            lock.enter_context(locked_folder(folder.path))
+            folder.prepare(network.config, trainer.config, store.info.fingerprint)
+    with processes.fail_together():
+        if resumed:
+            trainer.load(folder.checkpoint)
+    if trainer.progress.finished and trainer.progress.done(config) >= 1:
+        if processes.first:
+            print(f"{folder.path} is finished; give more --triples or --minutes to go on")
+        return {"step": trainer.progress.step, "triples": trainer.progress.triples, "finished": True}
+    return training_loop(trainer, steps, held_out, folder, show)
 
 
 def training_loop(
@@ -119,11 +127,11 @@ def training_loop(
             log.report()
 
             # Validate and draw samples: counted in triples, so that a resumed run keeps the same best weights.
-            if passed(config.eval_every, state.triples, count):
+            if is_due(config.eval_every, state.triples, count):
                 if not folder.checkpoint.exists():
                     trainer.save(folder.checkpoint)  # so that a run with saved weights can always be resumed
                 validate(trainer, held_out, folder, log)
-            if passed(config.sample_every, state.triples, count):
+            if is_due(config.sample_every, state.triples, count):
                 draw_sheet(trainer, folder)
             clock = time.perf_counter()
 
@@ -142,8 +150,3 @@ def training_loop(
     trainer.save(folder.checkpoint)
     log.close()
     return {"step": state.step, "triples": state.triples, "finished": True, **scores}
-
-
-def passed(every: int, now: int, last: int) -> bool:
-    """Whether a multiple of ``every`` lies in the last ``last`` of ``now`` triples."""
-    return every > 0 and now // every > (now - last) // every

@@ -76,11 +76,14 @@ class RunFolder:
         now = {**json.loads(json.dumps(dataclasses.asdict(config))), "data": data}
         if self.resumable and self.settings.exists():
             self._compare(model, now)
-        elif not self.settings.exists() and self.path.is_dir() and any(self.path.iterdir()):
+        elif not self.settings.exists() and self.path.is_dir() and self._other_files():
             raise ValueError(f"{self.path} is a folder with other files in it; choose another run folder")
         make_folder(self.path)
         write_config(model, self.path)
         write_text(self.settings, json.dumps(now, indent=2) + "\n")
+
+    def _other_files(self) -> bool:
+        return any(not path.name.startswith(".dctransformer") for path in self.path.iterdir())  # our lock, our litter
 
     def _compare(self, model: ModelConfig, now: dict[str, object]) -> None:
         try:

@@ -33,6 +33,11 @@ def validation_sequences(store: TripleStore, model: ModelConfig, pictures: Itera
         yield Sequence.from_triples(store.triples(i), grid, label)
 
 
+def is_due(every: int, now: int, last: int) -> bool:
+    """Whether a multiple of ``every`` (0 for never) lies in the last ``last`` of ``now`` triples."""
+    return every > 0 and now // every > (now - last) // every
+
+
 def validate(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: Log) -> None:
     """Score the EMA weights on the first held-out pictures; keep them in the run folder if they are the best so far."""
     model, first = full_model(trainer.ema), trainer.processes.first
