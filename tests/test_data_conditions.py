@@ -1,5 +1,7 @@
 """Conditions: which coefficients they settle, and what a sequence is under them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from dctransformer.codec import order
 from dctransformer.codec.codec import Codec
 from dctransformer.codec.grid import Grid
-from dctransformer.sequence import conditions
+from dctransformer.codec.resize import FACTORS
+from dctransformer.sequence import conditions, masks
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.sequence.conditions import Conditions
 from pictures import photo
@@ -18,7 +21,7 @@ GRID = Grid(3, 4)
 def test_low_is_the_corner_of_low_frequencies_of_each_block() -> None:
     """A picture of its own frequencies alone loses nothing but those outside the corner."""
     for corner in (1, 2, 4):
-        mask = conditions.low(corner, GRID)
+        mask = masks.low(corner, GRID)
         assert mask.shape == (GRID.mcus, 6, 64)
         raster = torch.zeros(64, dtype=torch.bool)
         raster[torch.from_numpy(order.ZIGZAG)] = mask[0, 0]
@@ -30,16 +33,16 @@ def test_low_is_the_corner_of_low_frequencies_of_each_block() -> None:
 
 def test_luma_and_outside() -> None:
     """Luma is four blocks of six; outside is whole MCUs."""
-    assert conditions.luma(GRID).sum((1, 2)).tolist() == [4 * 64] * GRID.mcus
+    assert masks.luma(GRID).sum((1, 2)).tolist() == [4 * 64] * GRID.mcus
     hole = torch.zeros(3, 4, dtype=torch.bool)
     hole[1, 2] = True
-    assert (~conditions.outside(hole)).nonzero()[:, 0].unique().tolist() == [1 * 4 + 2]
+    assert (~masks.outside(hole)).nonzero()[:, 0].unique().tolist() == [1 * 4 + 2]
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 3), Grid(4, 4), Grid(5, 2)])
 def test_the_centre_hole_lies_inside_and_is_never_empty(grid: Grid) -> None:
     """Also in pictures of one MCU."""
-    hole = conditions.centre_hole(grid)
+    hole = masks.centre_hole(grid)
     assert bool(hole.any())
     if min(grid.rows, grid.cols) >= 3:
         assert not bool(hole.all())
@@ -50,7 +53,7 @@ def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
     mixture = Conditions(none=0.4, low=0.3, luma=0.1, region=0.2, tiled=0, first=0.25)
     noise = np.random.default_rng(0)
     counts = dict.fromkeys(("none", "low1", "low2", "low4", "luma", "region"), 0)
-    masks = {name: conditions.named(name, GRID) for name in counts if name not in ("none", "region")}
+    fixed = {name: conditions.named(name).mask(GRID) for name in counts if name not in ("none", "region")}
     listed_first = 0
     for _ in range(2000):
         given, first = mixture.draw(GRID, noise)
@@ -59,7 +62,7 @@ def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
             counts["none"] += 1
             continue
         assert bool((~given).any())
-        for name, mask in masks.items():
+        for name, mask in fixed.items():
             if mask is not None and torch.equal(mask, given):
                 counts[name] += 1
                 break
@@ -70,6 +73,16 @@ def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
     for name, share in expected.items():
         assert abs(shares[name] - share) < 0.035, (name, shares)
     assert abs(listed_first / 2000 - 0.6 * 0.25) < 0.03
+
+
+def test_the_registry_is_complete() -> None:
+    """Every share is a field of the mixture, every condition is one that training draws, every task has one."""
+    fields = {f.name for f in dataclasses.fields(Conditions)}
+    assert set(conditions.SHARES) == fields - {"factors", "tiled", "first"}
+    assert {task.condition for task in conditions.TASKS} == set(conditions.NAMES)
+    assert list(conditions.BY_FACTOR) == list(FACTORS)
+    with pytest.raises(ValueError, match="low3"):
+        conditions.named("low3")
 
 
 def test_names_say_what_is_drawn() -> None:
@@ -100,7 +113,7 @@ def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
     """Given part first (the rest hidden), then the rest (that part given): together, all triples, in order each."""
     dct = Codec(quality=30).encode(photo(48, 64, seed=3))
     triples = dct.to_triples()[0]
-    mask = conditions.named(name, GRID)
+    mask = conditions.named(name).mask(GRID)
     assert mask is not None
     first = Sequence.from_triples(triples, GRID, 0, hidden=~mask)
     rest = Sequence.from_triples(triples, GRID, 0, given=mask)
@@ -120,7 +133,7 @@ def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
 def test_what_is_hidden_is_neither_settled_nor_open() -> None:
     """In no chunk of the sequence."""
     triples = Codec(quality=30).encode(photo(48, 64, seed=3)).to_triples()[0]
-    mask = conditions.luma(GRID)
+    mask = masks.luma(GRID)
     sequence = Sequence.from_triples(triples, GRID, 0, hidden=mask)
     for k in range(sequence.chunks(32)):
         batch = cut_chunks([sequence], [k], 32, 0)

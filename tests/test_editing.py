@@ -20,7 +20,7 @@ from dctransformer.codec.resize import enlarged_corners, shrink
 from dctransformer.model.config import preset
 from dctransformer.sampling.engine import SampleConfig
 from dctransformer.sampling.tiles import tiles, waves
-from dctransformer.sequence import conditions
+from dctransformer.sequence import conditions, masks
 from dctransformer.tasks.edit import (
     Edited,
     Options,
@@ -70,7 +70,7 @@ def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tu
     """Also over several tiles; the rest is new."""
     small = [p[: size[0] // factor, : size[1] // factor] for p in pictures(2, size)]
     edits = upscale(model, small, factor, Options(num=2))
-    corner = conditions.low(8 // factor, Grid.of_size(*size))
+    corner = masks.low(8 // factor, Grid.of_size(*size))
     for edit, picture in zip(edits, small, strict=True):
         asked = enlarged_corners(torch.from_numpy(picture.copy())[None], factor, Codec(QUALITY))
         for result in edit.results:
@@ -271,7 +271,7 @@ def test_a_task_that_a_model_was_not_trained_for_is_refused(model: Path, tmp_pat
         lambda: colorize(tmp_path, small),
         lambda: inpaint(tmp_path, [photo(32, 32, 0)], box=(0, 0, 16, 16)),
     ):
-        with pytest.raises(ValueError, match="generate or continue, upscale by 2"):
+        with pytest.raises(ValueError, match="generate, continue, upscale by 2"):
             refused()
 
 

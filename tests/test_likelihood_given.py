@@ -53,7 +53,7 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
     """Counted by brute force, decision by decision."""
     network = DCTransformer.from_pretrained(run[0])
     triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 4)
-    mask = named(given, grid)
+    mask = named(given).mask(grid)
     assert mask is not None
     planes = rank_planes(mask[None], grid)[0]
     places = rank_planes(torch.ones_like(mask)[None], grid)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.evaluate.evaluation import weights_hash
 from dctransformer.model.config import preset
+from dctransformer.sequence.conditions import NAMES, TASKS
+from dctransformer.tasks.edit import colorize, continue_, inpaint, upscale
+from dctransformer.tasks.generate import generate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -71,8 +75,30 @@ def test_an_upload_holds_config_weights_and_card(model: DCTransformer, uploads: 
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "dctransformer" and {"jpeg", "model_hub_mixin"} <= set(card.data.tags)
-    assert 'from_pretrained("me/flowers")' in card.text and "generate, colorize" in card.text
+    assert 'from_pretrained("me/flowers")' in card.text and "generate, continue, colorize" in card.text
     assert "| width | 32 |" in card.text and "None were measured" in card.text
+
+
+@pytest.mark.parametrize("condition", NAMES)
+def test_the_card_lists_exactly_the_tasks_that_run(condition: str) -> None:
+    """Each task is refused in a sentence unless the model's card lists it; the refusal lists the same."""
+    model = DCTransformer(preset("tiny", conditions=(condition,)))
+    line = next(x for x in model.generate_model_card().text.splitlines() if x.startswith("It was trained to: "))
+    listed = line.removeprefix("It was trained to: ").rstrip(".").split(", ")
+    calls = {
+        "generate": lambda: generate(model, 0),
+        "continue": lambda: continue_(model, [], bands=1),
+        "colorize": lambda: colorize(model, []),
+        "inpaint": lambda: inpaint(model, [], box=(0, 0, 1, 1)),
+        **{f"upscale by {factor}": lambda factor=factor: upscale(model, [], factor) for factor in (2, 4, 8)},
+    }
+    assert set(listed) <= set(calls) == {task.phrase for task in TASKS}
+    for phrase, call in calls.items():
+        with pytest.raises(ValueError) as error:  # with no pictures asked for, what runs is refused for that
+            call()
+        refused = re.search(r"was not trained to (.*) \(it can: (.*)\);", str(error.value))
+        assert (refused is None) == (phrase in listed), (phrase, str(error.value))
+        assert refused is None or refused[2].split(", ") == listed
 
 
 def test_saving_may_write_a_card_and_upload(model: DCTransformer, uploads: list[dict], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dctransformer.data.info import DatasetInfo
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.model.config import PRESETS, Architecture, ModelConfig
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sequence.conditions import CONDITIONS
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.config_file import ConfigFile, read_config_file
 
@@ -251,6 +252,11 @@ class Continue(_Edit):
         return continue_(self.model, self.images, self.bands, self.from_triples, options)
 
 
+_GIVEN = "Score the rest when a part is given, too: " + ", ".join(
+    f"{c.name} ({c.given})" for c in CONDITIONS.values() if c.name != "none"
+)
+
+
 @dataclasses.dataclass
 class Likelihood:
     """Count the exact bits that a model needs for pictures: a lossless code length of their DCT images.
@@ -268,8 +274,7 @@ class Likelihood:
     """Score the first so many pictures only."""
     labels: bool = True
     """Tell the model the pictures' labels where their names fit its own."""
-    given: str = "none"
-    """Score the rest when a part is given, too: low1, low2, low4 (low-frequency corners), luma or region."""
+    given: Annotated[str, tyro.conf.arg(help=_GIVEN)] = "none"
     batch: int = 32
     """Chunks at a time."""
     device: str = "auto"

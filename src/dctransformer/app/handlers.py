@@ -41,7 +41,6 @@ from dctransformer.sheets import heat_map
 from dctransformer.tasks.edit import (
     Edited,
     Options,
-    check_condition,
     colorize,
     continue_,
     inpaint,
@@ -129,14 +128,14 @@ class Studio:
     def missing(self, condition: str) -> str | None:
         """Why a task can't be done with this model; None if it can."""
         try:
-            check_condition(self.config, condition, self.name)
+            conditions.check_trained(self.config.conditions, condition, self.name)
         except ValueError as error:
             return str(error)
         return None
 
     def factors(self) -> list[int]:
         """By which it enlarges."""
-        return [f for f in FACTORS if f"low{conditions.CORNERS[f]}" in self.config.conditions]
+        return [f for f, c in conditions.BY_FACTOR.items() if c.name in self.config.conditions]
 
     def labels(self) -> list[str]:
         """Names of the classes, sorted; none for a model without classes."""

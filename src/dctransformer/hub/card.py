@@ -8,18 +8,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dctransformer.model.config import ModelConfig
+from dctransformer.sequence.conditions import abilities
 
 PAPER = "https://arxiv.org/abs/2103.03841"
 TAGS = ("image-generation", "dct", "jpeg", "likelihood")
-
-_TASKS = {
-    "none": "generate",
-    "low4": "upscale ×2",
-    "low2": "upscale ×4",
-    "low1": "upscale ×8",
-    "luma": "colorize",
-    "region": "inpaint, continue",
-}
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -86,5 +78,5 @@ def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[st
     return ModelCard.from_template(
         data, template_str=_TEMPLATE, name=name, paper_url=info.paper_url, millions=f"{parameters / 1e6:.3g}",
         size=config.size, quality=config.quality, classes=classes, figures=figures, config=shown,
-        tasks=", ".join(_TASKS[c] for c in config.conditions),
+        tasks=abilities(config.conditions),
     )  # fmt: skip

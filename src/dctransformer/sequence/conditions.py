@@ -1,78 +1,156 @@
-"""Conditions: which coefficients of a picture are settled from the start, and how training draws them.
+"""The registry of conditions and tasks: which coefficients are given from the start, and what that is good for.
 
 One mask of *given* coefficients carries every task: nothing is given (generate), the low-frequency corner of each
 block (upscale), all of luma (colorize), every MCU outside a hole (inpaint). The order, the code and the weights are
 the same for all; only what is left to list differs.
 
-Shapes: N MCUs; a mask is bool ``[N, 6, 64]``, blocks and zigzag frequencies as in `DCTImage.to_mcus`.
+To add a condition, add an entry to `CONDITIONS` and, if training draws it by a share of its own, a field to
+`Conditions`. To add a task, add an entry to `TASKS`, a function to `dctransformer.tasks.edit` and a command to
+`dctransformer.cli`. The model card, the help texts, the error sentences and the web page follow from the registry.
+
+The module imports no torch, so that ``dctransformer --help`` can list the conditions at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
-from dctransformer.codec import order
-from dctransformer.codec.grid import Grid
-
-CORNERS = {2: 4, 4: 2, 8: 1}
-"""Upscaling factor to the side of the low-frequency corner that the small picture holds of each 8×8 block."""
-
-NAMES = ("none", "low1", "low2", "low4", "luma", "region")
-"""Conditions by name; ``lowK`` gives the K×K corner of every block."""
+    from dctransformer.codec.grid import Grid
 
 
-def low(corner: int, grid: Grid) -> Tensor:
-    """The low-frequency ``corner`` × ``corner`` of every block, luma and chroma.
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A part of a picture's coefficients that is settled before anything is listed.
 
-    Raises:
-        ValueError: the corner is not 1, 2 or 4.
+    Attributes:
+        name: as in a model's config and after ``--given``.
+        given: the given part in words.
+        share: the field of `Conditions` that decides how often training draws it.
+        mask: the given coefficients of a grid, bool ``[N, 6, 64]``; None for nothing.
+        drawn: the same as training draws it, where a draw is random.
+        factor: upscaling factor, for those that give a low-frequency corner.
+        tiled: whether some training chunks give finished neighbours, too, as in the tiles of a large picture.
     """
-    if corner not in CORNERS.values():
-        raise ValueError(f"a low-frequency corner of {corner} is not known; choose 1, 2 or 4")
-    raster = torch.from_numpy(order.ZIGZAG)
-    inside = (raster // 8 < corner) & (raster % 8 < corner)
-    return inside.expand(grid.mcus, order.BLOCKS_PER_MCU, 64).clone()
+
+    name: str
+    given: str
+    share: str
+    mask: Callable[[Grid], Tensor | None]
+    drawn: Callable[[Grid, np.random.Generator], Tensor] | None = None
+    factor: int | None = None
+    tiled: bool = False
 
 
-def luma(grid: Grid) -> Tensor:
-    """All of Y."""
-    given = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
-    given[:, :4] = True
-    return given
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A thing that users ask for, and the condition on which a model must have been trained for it.
+
+    Attributes:
+        name: of its command and its tab on the web page.
+        phrase: in sentences and on the model card ("trained to …").
+        condition: a name in `CONDITIONS`.
+    """
+
+    name: str
+    phrase: str
+    condition: str
 
 
-def outside(hole: Tensor) -> Tensor:
-    """Every MCU outside a hole: bool ``[rows, cols]`` (true where something is to be generated) to a mask."""
-    return ~hole.flatten()[:, None, None].expand(-1, order.BLOCKS_PER_MCU, 64)
+def _masks() -> ModuleType:
+    from dctransformer.sequence import masks  # brings torch
+
+    return masks
 
 
-def centre_hole(grid: Grid) -> Tensor:
-    """The hole that ``--given region`` means: the middle half of the rows and columns, bool ``[rows, cols]``."""
-    hole = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
-    rows, cols = ((n // 4, max(n // 4 + 1, n - n // 4)) for n in (grid.rows, grid.cols))
-    hole[slice(*rows), slice(*cols)] = True
-    return hole
+CONDITIONS = {
+    condition.name: condition
+    for condition in (
+        Condition("none", "nothing", share="none", mask=lambda grid: None),
+        Condition(
+            "low1", "the lowest frequency (DC) of each block", share="low", factor=8, tiled=True,
+            mask=lambda grid: _masks().low(1, grid),
+        ),
+        Condition(
+            "low2", "the 2×2 lowest frequencies of each block", share="low", factor=4, tiled=True,
+            mask=lambda grid: _masks().low(2, grid),
+        ),
+        Condition(
+            "low4", "the 4×4 lowest frequencies of each block", share="low", factor=2, tiled=True,
+            mask=lambda grid: _masks().low(4, grid),
+        ),
+        Condition("luma", "all of luma", share="luma", tiled=True, mask=lambda grid: _masks().luma(grid)),
+        Condition(
+            "region", "all MCUs outside a hole", share="region",
+            mask=lambda grid: _masks().outside(_masks().centre_hole(grid)),
+            drawn=lambda grid, noise: _masks().outside(_masks().random_hole(grid, noise)),
+        ),
+    )
+}  # fmt: skip
+"""All conditions by name."""
+
+TASKS = (
+    Task("generate", "generate", "none"),
+    Task("continue", "continue", "none"),
+    Task("upscale", "upscale by 2", "low4"),
+    Task("upscale", "upscale by 4", "low2"),
+    Task("upscale", "upscale by 8", "low1"),
+    Task("colorize", "colorize", "luma"),
+    Task("inpaint", "inpaint", "region"),
+)
+"""All tasks; upscaling has a row per factor."""
+
+NAMES = tuple(CONDITIONS)
+"""Names of the conditions."""
+
+BY_FACTOR = {c.factor: c for c in reversed(CONDITIONS.values()) if c.factor is not None}
+"""The condition of each upscaling factor: 2, 4, 8."""
 
 
-def named(name: str, grid: Grid) -> Tensor | None:
-    """The mask of a condition by name; None for ``none``.
+def named(name: str) -> Condition:
+    """The condition called ``name``.
 
     Raises:
         ValueError: there is no such condition.
     """
-    if name not in NAMES:
+    if name not in CONDITIONS:
         raise ValueError(f"there is no condition {name!r}; choose one of {', '.join(NAMES)}")
-    if name == "none":
-        return None
-    if name == "luma":
-        return luma(grid)
-    if name == "region":
-        return outside(centre_hole(grid))
-    return low(int(name[3:]), grid)
+    return CONDITIONS[name]
+
+
+def abilities(conditions: Iterable[str]) -> str:
+    """The tasks of a model that was trained on some conditions, in words: "generate, continue, colorize"."""
+    trained = set(conditions)
+    return ", ".join(task.phrase for task in TASKS if task.condition in trained)
+
+
+def check_trained(conditions: Iterable[str], condition: str, model: str) -> None:
+    """Check that a model was trained on the condition of a task.
+
+    Args:
+        conditions: on which the model was trained (`ModelConfig.conditions`).
+        condition: the task's.
+        model: the model in words, as the sentence's subject.
+
+    Raises:
+        ValueError: it was not; the sentence lists what the model can do.
+    """
+    if condition not in conditions:
+        wanted = " or ".join(task.phrase for task in TASKS if task.condition == condition)
+        raise ValueError(
+            f"{model} was not trained to {wanted} (it can: {abilities(conditions)}); train a model on the condition "
+            f"{condition}, which `dctransformer train` includes by default"
+        )
+
+
+SHARES = tuple(dict.fromkeys(condition.share for condition in CONDITIONS.values()))
+"""Names of the shares in `Conditions`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +179,22 @@ class Conditions:
         Raises:
             ValueError: a share can't be what it is.
         """
-        shares = (self.none, self.low, self.luma, self.region)
+        shares = [getattr(self, share) for share in SHARES]
         if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
             raise ValueError("the conditions' shares must be 0 or more, and one of them greater")
         if not 0 <= self.tiled <= 1 or not 0 <= self.first <= 1:
             raise ValueError("the conditions' tiled and first must be from 0 to 1")
-        if not set(self.factors) <= set(CORNERS) or (self.low and not self.factors):
-            raise ValueError(f"the conditions' factors must be among {', '.join(map(str, CORNERS))}")
+        if not set(self.factors) <= set(BY_FACTOR) or (self.low and not self.factors):
+            raise ValueError(f"the conditions' factors must be among {', '.join(map(str, BY_FACTOR))}")
+
+    def members(self, share: str) -> list[Condition]:
+        """The conditions among which a share is divided equally."""
+        found = [c for c in CONDITIONS.values() if c.share == share]
+        return [BY_FACTOR[f] for f in self.factors] if found[0].factor is not None else found
 
     def names(self) -> tuple[str, ...]:
-        """The conditions that are drawn at all, as in `NAMES`."""
-        drawn = {"none"} if self.none else set()
-        drawn |= {f"low{CORNERS[f]}" for f in self.factors} if self.low else set()
-        drawn |= {name for name in ("luma", "region") if getattr(self, name)}
+        """The conditions that are drawn at all, in the order of `NAMES`."""
+        drawn = {c.name for share in SHARES if getattr(self, share) for c in self.members(share)}
         return tuple(name for name in NAMES if name in drawn)
 
     def draw(self, grid: Grid, noise: np.random.Generator) -> tuple[Tensor | None, bool]:
@@ -124,35 +205,15 @@ class Conditions:
             noise: decides.
 
         Returns:
-            The mask (None for nothing), and whether it is the given part that is to be listed, the rest unknown.
+            The mask (None for nothing), and whether the given part is to be listed instead of the rest, which then
+            stays unknown.
         """
-        shares = np.array([self.none, self.low, self.luma, self.region])
-        kind = ("none", "low", "luma", "region")[int(noise.choice(4, p=shares / shares.sum()))]
-        if kind == "none":
+        weights = [getattr(self, share) for share in SHARES]
+        members = self.members(SHARES[int(noise.choice(len(SHARES), p=[w / sum(weights) for w in weights]))])
+        condition = members[int(noise.choice(len(members)))] if len(members) > 1 else members[0]
+        given = condition.drawn(grid, noise) if condition.drawn is not None else condition.mask(grid)
+        if given is None:
             return None, False
-        if kind == "region":
-            given = outside(_hole(grid, noise))
-        else:
-            given = luma(grid) if kind == "luma" else low(CORNERS[int(noise.choice(self.factors))], grid)
-            if noise.random() < self.tiled:
-                given |= outside(_hole(grid, noise))
+        if condition.tiled and noise.random() < self.tiled:
+            given |= _masks().outside(_masks().random_hole(grid, noise))
         return given, bool(noise.random() < self.first)
-
-
-def _hole(grid: Grid, noise: np.random.Generator) -> Tensor:
-    """A box anywhere (at an edge it is a tile with finished neighbours), now and then scattered MCUs: bool."""
-    hole = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
-    if noise.random() < 0.25:
-        hole = torch.from_numpy(noise.random((grid.rows, grid.cols)) < noise.random())
-    else:
-        rows, cols = (_stretch(n, noise) for n in (grid.rows, grid.cols))
-        hole[slice(*rows), slice(*cols)] = True
-    if not hole.any():
-        hole[int(noise.integers(grid.rows)), int(noise.integers(grid.cols))] = True
-    return hole
-
-
-def _stretch(n: int, noise: np.random.Generator) -> tuple[int, int]:
-    length = int(noise.integers(1, n + 1))
-    start = int(noise.integers(0, n - length + 1))
-    return start, start + length

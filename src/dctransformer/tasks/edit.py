@@ -26,11 +26,11 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS, enlarged_corners
 from dctransformer.data.images import load_image
 from dctransformer.files import atomic_write, make_folder
-from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig
 from dctransformer.sampling.tiles import Job, complete
-from dctransformer.sequence import conditions
+from dctransformer.sequence import masks as given_masks
+from dctransformer.sequence.conditions import BY_FACTOR, check_trained
 from dctransformer.sheets import captioned_rows
 from dctransformer.tasks.generate import Model, label_number, loaded
 
@@ -111,7 +111,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     """
     if factor not in FACTORS:
         raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
-    network, options = _model(model, options, f"low{conditions.CORNERS[factor]}")
+    network, options = _model(model, options, BY_FACTOR[factor].name)
     codec = Codec(network.config.quality)
     canvases, masks, before = [], [], []
     for name, pixels in zip(_names(images), map(_pixels, images), strict=True):
@@ -119,7 +119,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
         grid = Grid.of_size(low.height, low.width)
         height, width = pixels.shape[0] * factor, pixels.shape[1] * factor
         canvases.append(_Canvas(name, low.to_mcus()[0], grid, height, width))
-        masks.append((conditions.low(conditions.CORNERS[factor], grid), None))
+        masks.append((BY_FACTOR[factor].mask(grid), None))
         before.append(pixels)
     return _run(network, canvases, masks, before, options)
 
@@ -140,7 +140,7 @@ def colorize(model: Model, images: Sequence[Source], options: Options | None = N
     canvases = [_canvas(image, name, codec) for image, name in zip(images, _names(images), strict=True)]
     masks, before = [], []
     for canvas in canvases:
-        given = conditions.luma(canvas.grid)
+        given = given_masks.luma(canvas.grid)
         canvas.mcus = torch.where(given, canvas.mcus, 0)
         canvas.file = None  # its chroma is not wanted
         masks.append((given, None))
@@ -177,7 +177,7 @@ def inpaint(
     masks, before = [], []
     for canvas in canvases:
         hole = _hole(canvas, bright, box)
-        masks.append((conditions.outside(hole), None))
+        masks.append((given_masks.outside(hole), None))
         pixels = codec.decode(canvas.file or _picture(canvas, canvas.mcus, codec))[0].numpy().copy()
         blank = hole.repeat_interleave(order.MCU, 0).repeat_interleave(order.MCU, 1)[: canvas.height, : canvas.width]
         pixels[blank.numpy()] = 128
@@ -238,26 +238,10 @@ def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTran
     if options.num < 1:
         raise ValueError(f"num {options.num} must be at least 1")
     network = loaded(name, options.device)
-    check_condition(network.config, condition, "this model" if network is name else str(name))
+    check_trained(network.config.conditions, condition, "this model" if network is name else str(name))
     if options.label is not None:
         label_number(network.config, options.label)
     return network, options
-
-
-_MEANING = {
-    "none": "generate or continue", "low4": "upscale by 2", "low2": "upscale by 4", "low1": "upscale by 8",
-    "luma": "colorize", "region": "inpaint",
-}  # fmt: skip
-
-
-def check_condition(config: ModelConfig, condition: str, name: str) -> None:
-    """Raise ValueError unless the model was trained on a condition."""
-    if condition not in config.conditions:
-        able = ", ".join(_MEANING[c] for c in config.conditions)
-        raise ValueError(
-            f"{name} was not trained to {_MEANING[condition]} (it can: {able}); train a model on that condition, "
-            "as `dctransformer train` does unless told otherwise"
-        )
 
 
 def _names(images: Sequence[Source]) -> list[str]:

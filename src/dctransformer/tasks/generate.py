@@ -22,7 +22,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot, check_sampling, sample
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.conditions import named
+from dctransformer.sequence.conditions import check_trained, named
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 
 Model = str | Path | DCTransformer
@@ -89,13 +89,14 @@ def generate(
         The samples and the name of each one's class ("" for an unconditional model).
 
     Raises:
-        ValueError: the model, the label or a number is impossible.
+        ValueError: the model, the label or a number is impossible, or the model was not trained for this.
     """
     sampling = sampling or SampleConfig()
-    if num < 1:
-        raise ValueError(f"num {num} must be at least 1")
     network = loaded(model, device)
     shape = network.config
+    check_trained(shape.conditions, "none", "this model" if network is model else str(model))
+    if num < 1:
+        raise ValueError(f"num {num} must be at least 1")
     if label is not None:
         labels = [label_number(shape, label)] * num
     elif shape.num_labels:
@@ -211,7 +212,7 @@ def likelihood(
     ]
     grid = Grid.of_size(store.info.size, store.info.size)
 
-    mask = named(given, grid)
+    mask = named(given).mask(grid)
     if mask is not None and not bool((~mask).any()):
         raise ValueError(f"pictures of {store.info.size} pixels are too small for the condition {given}; leave it out")
 
