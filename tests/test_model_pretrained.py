@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dctransformer
 from dctransformer import DCTransformer
@@ -68,7 +69,25 @@ def _unknown_field(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def _as_type(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["value_out.bias"] = tensors["value_out.bias"].to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _too_large(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["value_out.bias"] = tensors["value_out.bias"].double() + 1e300
+    save_file(tensors, folder / "model.safetensors")
+
+
 DAMAGE = {
+    "integer weights": (lambda f: _as_type(f, torch.int8), "value_out.bias as I8; weights must be floating-point"),
+    "complex weights": (
+        lambda f: _as_type(f, torch.complex64),
+        "value_out.bias as C64; weights must be floating-point",
+    ),
+    "weights that overflow when converted": (_too_large, "too large for fp32"),
     "a truncated weights file": (_truncate, "is damaged"),
     "weights that are not numbers": (_not_a_number, "NaN"),
     "a config of another shape": (_other_width, "does not fit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import shutil
@@ -198,3 +199,53 @@ def test_compiled_steps(model: DCTransformer) -> None:
             fill(model, requests, GRID, dataclasses.replace(config, workers=1, compile=c)) for c in (False, True)
         )
         assert torch.equal(plain.mcus, compiled.mcus)
+
+
+def _overflowing(model: DCTransformer, name: str, value: float) -> DCTransformer:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_parameter(name).fill_(value)
+    return broken
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["value_out.weight", "channel_out.weight", "rank.weight"])
+def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, name: str, guidance: float) -> None:
+    """Finite weights whose products are not: the first chunk ends the work."""
+    for temperature in (0, 1):
+        config = SampleConfig(workers=1, temperature=temperature, guidance=guidance)
+        with pytest.raises(ValueError, match="predictions are not finite, or far too large"):
+            sample(_overflowing(model, name, 3e38), 2, config, labels=[0, 1], size=(32, 32))
+
+
+def test_weights_that_overflow_when_converted_are_refused_before_the_work(model: DCTransformer) -> None:
+    """3.4e38 is a number in fp32 and infinity in bf16."""
+    broken = _overflowing(model, "value_out.weight", torch.finfo(torch.float32).max)
+    with pytest.raises(ValueError, match="weights are not finite in bf16"):
+        Engine(broken, GRID, SampleConfig(precision="bf16"))
+
+
+def test_no_list_of_triples_is_longer_than_the_open_coefficients(
+    model: DCTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the network predicts, sampling ends."""
+    given = torch.ones(1, 6, 64, dtype=torch.bool)
+    given[0, 0, :30] = False
+    request = Request(0, 0, given=given, known=torch.zeros(1, 6, 64, dtype=torch.int16))
+    monkeypatch.setattr(Engine, "_decode", lambda self, batch, noise, steps: torch.zeros(1, steps, 3).long())
+    with pytest.raises(ValueError, match="more triples than the picture has coefficients"):
+        fill(model, [request], Grid(1, 1), SampleConfig(workers=1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": t} for t in (1e-310, 1e-30, 9e-4, -1.0, float("nan"), float("inf"))]
+    + [{"guidance": g} for g in (1e300, -1.0, float("nan"))]
+    + [{"top_p": p} for p in (0.0, 1.1, float("nan"))],
+)
+def test_settings_that_overflow_are_refused(settings: dict[str, float]) -> None:
+    """Temperature 0 is the limit; close to it, logits overflow."""
+    SampleConfig(temperature=0)
+    SampleConfig(temperature=1e-3, guidance=1000)
+    with pytest.raises(ValueError, match="must be"):
+        SampleConfig(**settings)  # pyright: ignore[reportArgumentType]

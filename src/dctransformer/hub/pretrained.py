@@ -19,6 +19,9 @@ from dctransformer.model.dctransformer import DCTransformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
+_FLOATING = ("F64", "F32", "F16", "BF16")
+"""Types of weights that can be read, as safetensors names them."""
+
 Network = TypeVar("Network", bound=DCTransformer)
 
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -167,21 +170,47 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
         ValueError: the file is damaged or does not fit.
     """
     path = Path(folder) / WEIGHTS
+    check_header(folder, expected)
     try:
-        tensors = load_file(path)
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (OSError, MemoryError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{path} is damaged ({name} holds NaN, infinity or numbers too large for fp32); "
+                "copy or download it again"
+            )
+    return tensors
+
+
+def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
+    """Compare the header of ``model.safetensors`` with what the config needs; no weights are read.
+
+    Args:
+        folder: of a saved model.
+        expected: the state that the config needs, on any device (``meta`` allocates nothing).
+
+    Raises:
+        ValueError: names, shapes or kinds of numbers differ, or the header is damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            slices = {name: file.get_slice(name) for name in names & expected.keys()}
+            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+            types = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
-    wrong = sorted(
-        name
-        for name in expected.keys() | tensors.keys()
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape
-    )
-    if wrong:
-        raise ValueError(f"{path} does not fit its {CONFIG} (at {wrong[0]}); copy or download both again")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{path} is damaged ({name} holds NaN or infinity); copy or download it again")
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    for name in sorted(names | expected.keys()):
+        if name not in shapes or shapes[name] != list(expected[name].shape):
+            raise ValueError(f"{path} does not fit its {CONFIG} (at {name}); copy or download both again")
+        if types[name] not in _FLOATING:
+            raise ValueError(
+                f"{path} holds {name} as {types[name]}; weights must be floating-point numbers "
+                f"({', '.join(_FLOATING)}): save the model again"
+            )
 
 
 def load_model(
@@ -202,7 +231,10 @@ def load_model(
         ValueError: there is no such model, or its files are damaged or don't fit each other.
     """
     folder = model_folder(name, **hub)
-    model = make(read_config(folder))
+    config = read_config(folder)
+    with torch.device("meta"):
+        check_header(folder, make(config).state_dict())
+    model = make(config)
     model.load_state_dict(read_weights(folder, model.state_dict()))
     return model.eval().to(device)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+MIN_TEMPERATURE = 1e-3
+MAX_GUIDANCE = 1000.0
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -13,7 +16,8 @@ class SampleConfig:
     seed: int = 0
     """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
     temperature: float = 1.0
-    """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest."""
+    """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest.
+    Either 0 or at least 0.001: logits divided by less overflow."""
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability."""
     guidance: float = 1.0
@@ -33,12 +37,15 @@ class SampleConfig:
         """Check what no type can say."""
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature} must be 0 or more; 1 samples from the model as it is")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature {self.temperature} must be 0 or at least {MIN_TEMPERATURE}; "
+                "1 samples from the model as it is"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance {self.guidance} must be 0 or more; 1 switches it off")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ValueError(f"guidance {self.guidance} must be from 0 to {MAX_GUIDANCE}; 1 switches it off")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} must be at least 1")
         if self.workers is not None and self.workers < 1:

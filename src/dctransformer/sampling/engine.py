@@ -332,6 +332,11 @@ class Row:
         ask, (rank, position, value) = self.request, self.listed.unbind(1)
         return Sequence(rank, position, value, ask.given, ask.known, ask.label, self.grid)
 
+    def open_coefficients(self) -> int:
+        """The number of coefficients that are not settled from the start; no list of triples is longer."""
+        settled = 0 if self.request.given is None else int(self.request.given.sum())
+        return self.grid.mcus * order.BLOCKS_PER_MCU * 64 - settled
+
     def mcus(self) -> Tensor:
         """The picture so far: int16 ``[N, 6, 64]``."""
         return partial_image(self.sequence(), len(self.listed))[0]
@@ -374,10 +379,15 @@ def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
     """A copy of a model for many small products: in its precision, and on a CPU with matrices stored by columns.
 
     With few rows a product is bound by reading the matrix; by columns that is half as long again as fast.
+
+    Raises:
+        ValueError: a weight is not finite in that precision.
     """
     model = copy.deepcopy(model)
     if precision == "bf16":
         model = model.bfloat16()
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ValueError(f"the model's weights are not finite in {precision}; use other weights or another precision")
     if model.device.type == "cpu":
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
@@ -423,6 +433,8 @@ class Engine:
             row.stopped = len(ends) > 0
             triples = triples[: int(ends[0])] if row.stopped else triples
             row.listed = torch.cat([row.listed, triples])
+            if len(row.listed) > row.open_coefficients():
+                raise ValueError("the model lists more triples than the picture has coefficients; use other weights")
             total += len(triples)
         return total
 
@@ -452,6 +464,13 @@ class Engine:
                 if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
                     steps = k + 1
                     break
+        # NaN, infinity, and numbers so large that legal outcomes look like impossible ones all fail this comparison.
+        if not bool((self.stepper.peak < (NEVER / 2) ** 2).all()):
+            hint = "; try --precision fp32" if self.precision == "bf16" else ""
+            raise ValueError(
+                "the model's predictions are not finite, or far too large (its weights are damaged, or overflow here"
+                f"{' or guidance' if self.guided else ''}){hint or '; use other weights'}"
+            )
         return self.stepper.made[:rows, :steps].cpu()
 
 
@@ -491,10 +510,13 @@ class Stepper:
         if self.graph is None:
             self.decoding, self.noise = decoding, noise
             self.made = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
+            # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
+            self.peak = torch.zeros(len(noise), device=noise.device)
         else:
             self.decoding.load(decoding)
             self.noise.copy_(noise)
         self.turn.zero_()
+        self.peak.zero_()
 
     def capture(self) -> None:
         """Record a step as a CUDA graph, which replays without the host's help."""
@@ -529,9 +551,10 @@ class Stepper:
         c, uniform = self.config, self.noise.index_select(1, self.turn)[:, 0]
         both = self.decoding.decided_rank
         rank, places = both[: len(uniform)], self.decoding.position(both, entered=True)
-        position = pick(self._mix(places), uniform[:, 1], c.temperature, c.top_p)
+        live = rank != order.STOP
+        position = pick(self._mix(places, live), uniform[:, 1], c.temperature, c.top_p)
         values = self.decoding.value(self._both(position))
-        chosen = pick(self._mix(values), uniform[:, 2], c.temperature, c.top_p)
+        chosen = pick(self._mix(values, live), uniform[:, 2], c.temperature, c.top_p)
         value = self.decoding.model.alphabet.decode(chosen)
         self.decoding.settle(self._both(value))
         self.made.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
@@ -541,11 +564,16 @@ class Stepper:
         """Decisions for the labelled rows and, with guidance, for their unlabelled twins."""
         return torch.cat([x, x]) if self.guided else x
 
-    def _mix(self, logits: Tensor) -> Tensor:
-        """With guidance, extrapolate from the twins' log-probabilities; masks survive as they are."""
-        if not self.guided:
-            return logits
-        labelled, plain = logits.log_softmax(-1).chunk(2)
-        legal = logits.chunk(2)[0] > NEVER / 2
-        mixed = plain + self.config.guidance * (labelled - plain)
-        return torch.where(legal, mixed, logits.chunk(2)[0])
+    def _mix(self, logits: Tensor, live: Tensor | None = None) -> Tensor:
+        """With guidance, extrapolate from the twins' log-probabilities; masks survive as they are.
+
+        The largest logits are noted in `peak`, for rows that have not stopped (``live``, bool ``[B]``).
+        """
+        if self.guided:
+            labelled, plain = logits.log_softmax(-1).chunk(2)
+            legal = logits.chunk(2)[0] > NEVER / 2
+            mixed = plain + self.config.guidance * (labelled - plain)
+            logits = torch.where(legal, mixed, logits.chunk(2)[0])
+        largest = logits.amax(-1)
+        self.peak.addcmul_(largest, largest if live is None else largest * live)
+        return logits
