@@ -75,12 +75,32 @@ class Architecture:
     settled_input: bool = True
     """Tell the encoder which absent coefficients are known to be zero; off, it sees coefficients only."""
 
+    texture_from: int = len(order.BANDS)
+    """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided a channel at a time; 4: none is."""
+    texture_state: int = 64
+    """Width of what a place's settled coefficients are projected to (of the texture's network, as all of these)."""
+    texture_width: int = 96
+    """Width of a place's features."""
+    texture_hidden: int = 192
+    """Width of the feed-forward layers."""
+    texture_blocks: int = 2
+    """Blocks of a 3×3 convolution and a feed-forward layer over the places."""
+
     def check(self) -> None:
         """Check what no type can say.
 
         Raises:
             ValueError: a field can't be what it is.
         """
+        if not 1 <= self.texture_from <= len(order.BANDS):
+            raise ValueError(
+                f"texture_from {self.texture_from} must be 1 (bands 1–3 and up), 2 (4–15 and up), 3 (16–63) or 4 (off)"
+            )
+        if self.texture_blocks < 0:
+            raise ValueError(f"texture_blocks {self.texture_blocks} must be at least 0")
+        for name in ("texture_state", "texture_width", "texture_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
         if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
         if self.block not in ("modern", "paper"):
@@ -99,6 +119,11 @@ class Architecture:
         for name in ("encoder", "channel", "position", "value"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must list at least one layer, each with 1 or more feed-forward layers")
+
+    @property
+    def texture_rank(self) -> int:
+        """Rank of the first channel that is decided as a whole; `order.NUM_CHANNELS` if none is."""
+        return int((self.texture_from > order.BAND_OF_CHANNEL).sum())
 
     @property
     def stride(self) -> int:

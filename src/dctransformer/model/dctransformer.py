@@ -44,7 +44,9 @@ from dctransformer.model.legality import (
     legal_positions,
     open_places,
 )
+from dctransformer.model.texture import Texture
 from dctransformer.sequence.chunks import START, ChunkBatch
+from dctransformer.sequence.texture import TextureBatch
 
 POINTER = 64
 """Size of the pointer's queries and keys over encoder features."""
@@ -179,6 +181,8 @@ class DCTransformer(nn.Module):
                 self.neighbour_gate = nn.Linear(d, 4)
                 self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
             self.value_context = nn.Sequential(nn.Linear(w + 8, d), nn.SiLU(), nn.Linear(d, d))
+        if c.texture_rank < order.NUM_CHANNELS:
+            self.texture = Texture(c, c.num_labels, limits)
         self._initialise()
         self._neighbours: dict[tuple[int, int], Tensor] = {}
 
@@ -210,6 +214,8 @@ class DCTransformer(nn.Module):
             nn.init.constant_(self.place_bias.weight, -1.0)
             nn.init.zeros_(self.neighbour_bias.weight)
             nn.init.normal_(self.neighbour_gate.weight, std=0.1 / math.sqrt(self.config.width))
+        if self.config.texture_rank < order.NUM_CHANNELS:
+            self.texture.initialise()
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +279,7 @@ class DCTransformer(nn.Module):
             keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
             keys = keys[:, (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(keys.device)]
         opened = open_places(rank_planes(closed, grid), grid)
+        opened[:, self.config.texture_rank :] = False  # these are not listed: see `Texture`
         return Context(
             grid=grid,
             labels=labels,
@@ -518,16 +525,23 @@ class DCTransformer(nn.Module):
         """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
         return [s.new_cache(batch, like) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)]
 
-    def forward(self, batch: ChunkBatch) -> Tensor:
-        """Negative log-likelihood of every triple of some chunks, by field.
+    def forward(self, batch: ChunkBatch, texture: TextureBatch | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Negative log-likelihood of every triple of some chunks, by field, and of some textures.
 
         Args:
             batch: from `dctransformer.sequence.chunks.cut_chunks`.
+            texture: from `dctransformer.sequence.texture`, for a model that has texture.
 
         Returns:
             fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),
-            and position and value are 0 at the stop.
+            and position and value are 0 at the stop. With ``texture``, also what `Texture.forward` returns.
         """
+        if texture is not None:
+            return self.triple_nats(batch), self.texture(texture)
+        return self.triple_nats(batch)
+
+    def triple_nats(self, batch: ChunkBatch) -> Tensor:
+        """−log p of every triple of some chunks: see `forward`."""
         context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
         places = self.places_of_chunk(batch, context)
         streams = self.streams(batch, context, places)

@@ -34,6 +34,8 @@ class Sequence:
         hidden: bool ``[N, 6, 64]``, coefficients that are neither known nor to be listed, or None for none.
         label: class number.
         grid: where the positions lie.
+        coefficients: int16 ``[N, 6, 64]``, the whole picture, texture too, but for what is hidden; None if it is not
+            known (a picture being generated).
     """
 
     ranks: Tensor
@@ -44,13 +46,33 @@ class Sequence:
     label: int
     grid: Grid
     hidden: Tensor | None = None
+    coefficients: Tensor | None = None
 
     @classmethod
     def from_triples(
-        cls, triples: Tensor, grid: Grid, label: int, given: Tensor | None = None, hidden: Tensor | None = None
+        cls,
+        triples: Tensor,
+        grid: Grid,
+        label: int,
+        given: Tensor | None = None,
+        hidden: Tensor | None = None,
+        texture: int = order.NUM_CHANNELS,
     ) -> Sequence:
-        """List what ``given`` and ``hidden`` leave open of a picture's triples (int ``[L, 3]``, generation order)."""
+        """List what masks and texture leave open of a picture's triples.
+
+        Args:
+            triples: int ``[L, 3]`` (channel, position, value) in generation order.
+            grid: where the positions lie.
+            label: class number.
+            given: bool ``[N, 6, 64]``, coefficients that are settled from the start; None for none.
+            hidden: bool ``[N, 6, 64]``, coefficients that are neither known nor to be listed; None for none.
+            texture: first rank that is not listed, because the model decides on whole channels from there on.
+        """
         channel, position, value = triples.long().unbind(1)
+        coefficients = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
+        coefficients.view(-1)[grid.slot(channel, position)] = value.to(torch.int16)
+        if hidden is not None:
+            coefficients[hidden] = 0
         known = None
         if hidden is not None:
             shown = ~hidden.flatten()[grid.slot(channel, position)]
@@ -62,6 +84,9 @@ class Sequence:
             known[slot[settled]] = value[settled].to(torch.int16)
             known = known.view(given.shape)
             channel, position, value = channel[~settled], position[~settled], value[~settled]
+        if texture < order.NUM_CHANNELS:
+            structure = _RANK[channel] < texture
+            channel, position, value = channel[structure], position[structure], value[structure]
         stop, zero = torch.tensor([order.STOP]), torch.tensor([0])
         return cls(
             torch.cat([_RANK[channel], stop]),
@@ -72,6 +97,7 @@ class Sequence:
             label,
             grid,
             hidden,
+            coefficients,
         )
 
     @property

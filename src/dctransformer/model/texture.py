@@ -1,0 +1,497 @@
+"""Texture: high-frequency coefficients, decided one channel at a time instead of one triple at a time.
+
+The channels of the bands from `Architecture.texture_from` on follow the structure. For each of them, in generation
+order, three things are decided, given everything before:
+
+1. *Use*: whether the channel holds anything at all. With ``d`` the expected number of coefficients per open place,
+   p(in use) = 1 − exp(−d · open places), so that a rate learned on small pictures holds for large ones.
+2. *Occupancy*: which open places hold a coefficient: a Bernoulli per place, all places of a checkerboard colour at
+   once. The second colour sees the first. The last colour with open places must not leave the channel empty:
+   P(o) = ∏ a^o (1 − a)^(1 − o) / (1 − ∏ (1 − a)).
+3. *Values* at the occupied places, again one colour after the other; all see the channel's whole occupancy. The
+   magnitude is a sequence of hazards ("1?", "2?", …) with a constant hazard from `MAGNITUDES` on, up to the codec's
+   limit; then comes the sign.
+
+Every term is normalised, so the likelihood stays exact. The network is convolutional over luma blocks, sees no
+positions, and runs on a picture of any size. Training, likelihood and sampling call the same methods.
+
+Shapes: B pictures, T channel decisions (of any of the pictures), N MCUs, P positions, H = P / 2 places of one colour,
+C = 192 ranks, S state width, W place width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.model.config import Architecture
+from dctransformer.model.context import rank_planes, value_features
+from dctransformer.model.legality import open_places
+from dctransformer.sequence.texture import TextureBatch
+
+MAGNITUDES = 8
+"""Magnitudes with a hazard of their own; beyond, the hazard is constant."""
+
+_VALUE_OUTPUTS = MAGNITUDES + 2
+"""Hazards of the magnitudes; the sign's log-odds, and their slope over the log magnitude."""
+
+_PLACE_INPUTS = 5
+"""Inputs per coefficient: `value_features`, and whether the coefficient is settled."""
+
+_AROUND = 4
+"""Planes of the channel in hand: settled, non-zero, log magnitude, signed log magnitude."""
+
+_SUMMARY = 4
+"""Statistics per channel: two of the density, the mean log magnitude, the settled part."""
+
+
+@dataclasses.dataclass
+class Picture:
+    """What is settled of B pictures, and what is open, for the decisions about their texture.
+
+    Attributes:
+        coefficients: int16 ``[B, N, 6, 64]``; may hold coefficients that a decision must not see: each decision sees
+            the given ones and those of lower ranks.
+        given: bool ``[B, N, 6, 64]``, settled from the start, zeros too.
+        hidden: bool ``[B, N, 6, 64]``, neither known nor to be generated (their coefficients are 0).
+        labels: int64 ``[B]``.
+        grid: the MCU grid.
+    """
+
+    coefficients: Tensor
+    given: Tensor
+    hidden: Tensor
+    labels: Tensor
+    grid: Grid
+
+    @classmethod
+    def of(cls, batch: TextureBatch) -> Picture:
+        """The pictures of a batch."""
+        return cls(batch.coefficients, batch.given, batch.hidden, batch.labels, batch.grid)
+
+    @functools.cached_property
+    def opened(self) -> Tensor:
+        """Places that may hold a coefficient to be generated: bool ``[B, C, P]``."""
+        return open_places(rank_planes(self.given | self.hidden, self.grid), self.grid)
+
+    @functools.cached_property
+    def planes(self) -> Tensor:
+        """All coefficients by rank: int16 ``[B, C, P]``."""
+        return rank_planes(self.coefficients, self.grid)
+
+    @functools.cached_property
+    def given_planes(self) -> Tensor:
+        """Given coefficients, zeros included, by rank: bool ``[B, C, P]``."""
+        return rank_planes(self.given, self.grid)
+
+    @functools.cached_property
+    def used(self) -> Tensor:
+        """Channels with a coefficient at an open place: bool ``[B, C]``."""
+        return (self.opened & (self.planes != 0)).any(-1)
+
+
+@dataclasses.dataclass
+class Channels:
+    """T channels in hand: their place features, and what is settled of the channels themselves.
+
+    Attributes:
+        rank: int64 ``[T]``.
+        features: ``[T, P, W]``.
+        opened: bool ``[T, P]``, places to be decided.
+        settled: bool ``[T, P]``, places whose occupancy is known; it grows from pass to pass.
+        values: fp32 ``[T, P]``, known values; 0 where a place is empty or its value is not known.
+        occupied: bool ``[T, P]``, places known to hold a coefficient.
+    """
+
+    rank: Tensor
+    features: Tensor
+    opened: Tensor
+    settled: Tensor
+    values: Tensor
+    occupied: Tensor
+
+
+@functools.lru_cache(maxsize=16)
+def checkerboard(grid: Grid, device: torch.device) -> Tensor:
+    """Positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
+
+    Chroma has a quarter of the places. Other positions, where chroma never has a coefficient, fill up the rest, so
+    that no position occurs twice.
+    """
+    half = grid.positions // 2
+    luma = (grid.row + grid.col) % 2
+    chroma = torch.where(grid.is_chroma_place, (grid.row // 2 + grid.col // 2) % 2, -1)
+    filling = (chroma < 0).nonzero()[:, 0]
+    index = torch.empty(2, 2, half, dtype=torch.int64)
+    for kind, colour_of_place in enumerate((luma, chroma)):
+        for colour in (0, 1):
+            places = (colour_of_place == colour).nonzero()[:, 0]
+            index[kind, colour] = torch.cat([places, filling])[:half] if kind else places
+    return index.to(device)
+
+
+def _log_at_least_one(rate: Tensor) -> Tensor:
+    """log(1 − exp(−rate)) for rates ≥ 0, accurate for small and for large ones."""
+    rate = rate.clamp_min(1e-30)
+    return torch.where(rate < 0.7, (-torch.expm1(-rate)).log(), torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
+
+
+class _GatedMLP(nn.Module):
+    """Pre-normalised gated feed-forward layer with a residual: ``[..., W]`` to the same."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, bias=False)
+        self.up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.up(self.norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class _Block(nn.Module):
+    """Depthwise 3×3 convolution over places, then a gated feed-forward layer, both with residuals."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.mlp = _GatedMLP(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, rows, cols, W]`` to the same."""
+        return self.mlp(x + self.around(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Texture(nn.Module):
+    """The network of all texture decisions. See the module's text."""
+
+    limits: Tensor
+    """int64 ``[C]`` by rank: largest magnitude of each channel."""
+    is_chroma: Tensor
+    """int64 ``[C]`` by rank: 0 for luma, 1 for chroma."""
+    band: Tensor
+    """int64 ``[C]`` by rank: index into `order.BANDS`."""
+
+    def __init__(self, config: Architecture, num_labels: int, limits: Tensor):
+        """Initialise.
+
+        Args:
+            config: its ``texture_*`` fields and `Architecture.texture_rank`.
+            num_labels: classes; one more, the null label, is added.
+            limits: int64 ``[C]`` by rank, largest magnitude of each channel.
+        """
+        super().__init__()
+        s, w, hidden = config.texture_state, config.texture_width, config.texture_hidden
+        self.first = config.texture_rank
+        self.register_buffer("limits", limits.clone(), persistent=False)
+        chroma = torch.from_numpy(order.GENERATION_ORDER >= order.CB).long()
+        self.register_buffer("is_chroma", chroma, persistent=False)
+        band = torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER])
+        self.register_buffer("band", band, persistent=False)
+
+        self.luma_state = nn.Linear(64 * _PLACE_INPUTS, s)
+        self.chroma_state = nn.Linear(2 * 64 * _PLACE_INPUTS, s)
+        self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
+        self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
+        self.channel = nn.Embedding(order.NUM_CHANNELS, 2 * w)
+        self.label = nn.Embedding(num_labels + 1, 2 * w)
+        self.blocks = nn.ModuleList(_Block(w, hidden) for _ in range(config.texture_blocks))
+
+        # Luma channels see 5 × 5 blocks of themselves, chroma channels 5 × 5 MCUs.
+        self.occupancy_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
+        self.value_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
+        self.occupancy_mlp = _GatedMLP(w, hidden)
+        self.value_mlp = _GatedMLP(w, hidden)
+        self.occupancy_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
+        self.value_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
+        self.occupancy_out = nn.Embedding(order.NUM_CHANNELS, w)
+        self.occupancy_bias = nn.Embedding(order.NUM_CHANNELS, 1)
+        self.value_out = nn.Linear(w, _VALUE_OUTPUTS, bias=False)
+        self.value_bias = nn.Embedding(order.NUM_CHANNELS, _VALUE_OUTPUTS)
+
+        self.summary = nn.Parameter(torch.empty(order.NUM_CHANNELS, _SUMMARY, w))
+        self.use_channel = nn.Embedding(order.NUM_CHANNELS, w)
+        self.use_label = nn.Embedding(num_labels + 1, w)
+        self.use_mlp = _GatedMLP(w, hidden)
+        self.use_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
+        self.use_out = nn.Embedding(order.NUM_CHANNELS, w)
+        self.use_bias = nn.Embedding(order.NUM_CHANNELS, 1)
+
+    def initialise(self) -> None:
+        """Set the start of training: unit-scale streams, and heads that predict rare, small coefficients."""
+        w = self.channel.weight.shape[1] // 2
+        for table in (self.channel, self.use_channel):
+            nn.init.normal_(table.weight, std=0.5)
+        for table in (self.label, self.use_label):
+            nn.init.zeros_(table.weight)
+        nn.init.normal_(self.summary, std=0.3)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            nn.init.normal_(block.around.weight, std=0.1)
+            assert block.around.bias is not None
+            nn.init.zeros_(block.around.bias)
+        for mlp in (self.occupancy_mlp, self.value_mlp, self.use_mlp, *(b.mlp for b in self.blocks)):  # type: ignore
+            mlp.down.weight.data.mul_(0.3)
+        for table in (self.occupancy_out, self.use_out):
+            nn.init.normal_(table.weight, std=0.1 / w**0.5)
+        nn.init.constant_(self.occupancy_bias.weight, -1.5)
+        nn.init.constant_(self.use_bias.weight, -5.0)
+        nn.init.normal_(self.value_out.weight, std=0.1 / w**0.5)
+        nn.init.zeros_(self.value_bias.weight)
+        self.value_bias.weight.data[:, :MAGNITUDES] = 1.0
+
+    # -- use ----------------------------------------------------------------------------------------------------
+
+    def use_rates(self, picture: Picture) -> Tensor:
+        """Expected numbers of coefficients of all channels, each given the channels before it.
+
+        Args:
+            picture: what is settled; the entry of a channel depends on given coefficients and lower ranks alone.
+
+        Returns:
+            fp32 ``[B, C]``, rates λ of p(channel in use) = 1 − exp(−λ); 0 where no place is open and for structure.
+        """
+        open_count = picture.opened.sum(-1)
+        known = self._statistics(picture, picture.given_planes)
+        all_of = self._statistics(picture, ~self._hidden_planes(picture))
+        known, all_of = (torch.einsum("bcf,cfw->bcw", x, self.summary) for x in (known, all_of))
+        # Before rank c: everything of lower ranks, and of the others what is given.
+        before = all_of.cumsum(1) - all_of + known.sum(1, keepdim=True) - known.cumsum(1) + known
+        x = before + self.use_channel.weight + self.use_label(picture.labels)[:, None]
+        x = self.use_norm(self.use_mlp(x))
+        score = ((x * self.use_out.weight).sum(-1, dtype=torch.float32) + self.use_bias.weight[:, 0]).float()
+        rate = (score.clamp(max=12.0)).exp() * open_count
+        index = torch.arange(order.NUM_CHANNELS, device=rate.device)
+        return torch.where((open_count > 0) & (index >= self.first), rate, 0.0)
+
+    @staticmethod
+    def _hidden_planes(picture: Picture) -> Tensor:
+        return rank_planes(picture.hidden, picture.grid)
+
+    def _statistics(self, picture: Picture, settled: Tensor) -> Tensor:
+        """What is known of every channel as a whole, where ``settled`` (bool ``[B, C, P]``): fp32 ``[B, C, 4]``."""
+        grid = picture.grid
+        places = torch.where(self.is_chroma > 0, float(grid.mcus), float(grid.positions))
+        size = torch.where(settled, picture.planes, 0).abs().float()
+        density = (size > 0).sum(-1) / places
+        return torch.stack(
+            [density.sqrt(), torch.log1p(1000 * density) / 7, size.log1p().sum(-1) / places,
+             (settled & self._is_place(grid)).sum(-1) / places], dim=-1,
+        )  # fmt: skip
+
+    def _is_place(self, grid: Grid) -> Tensor:
+        """Whether a channel has a coefficient at a position at all: bool ``[C, P]``."""
+        chroma_place = grid.is_chroma_place.to(self.is_chroma.device)
+        return (self.is_chroma == 0)[:, None] | chroma_place
+
+    def use_nats(self, picture: Picture) -> Tensor:
+        """−log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
+        rate = self.use_rates(picture)
+        nats = torch.where(picture.used, -_log_at_least_one(rate), rate)
+        return torch.where(rate > 0, nats, 0.0)
+
+    # -- place features -----------------------------------------------------------------------------------------
+
+    def begin(self, picture: Picture, row: Tensor, rank: Tensor) -> Channels:
+        """Features of every place for channels about to be decided.
+
+        Args:
+            picture: the pictures.
+            row: int64 ``[T]``, which picture each channel belongs to.
+            rank: int64 ``[T]``, the channels.
+        """
+        grid = picture.grid
+        device = rank.device
+        hidden, given = picture.hidden[row], picture.given[row]
+        settled = ((RANK_OF_SLOT.to(device) < rank[:, None, None, None]) & ~hidden) | given
+        values = torch.where(settled, picture.coefficients[row], 0)
+        limits = self.limits[RANK_OF_SLOT.to(device)]
+        inputs = torch.cat([value_features(values, limits), settled[..., None].float()], dim=-1)
+        luma = self.luma_state(inputs[:, :, :4].flatten(1, 2)[:, _luma_index(grid, device)].flatten(2))
+        chroma = self.chroma_state(inputs[:, :, 4:].flatten(2))
+        luma = self.luma_mix(luma.unflatten(1, (2 * grid.rows, grid.width)).permute(0, 3, 1, 2))
+        chroma = self.chroma_mix(chroma.unflatten(1, (grid.rows, grid.cols)).permute(0, 3, 1, 2))
+        x = luma + F.interpolate(chroma, scale_factor=2, mode="nearest")
+        x = x.permute(0, 2, 3, 1) + (self.channel(rank) + self.label(picture.labels[row]))[:, None, None]
+        gate, up = x.chunk(2, dim=-1)
+        x = F.silu(gate) * up
+        for block in self.blocks:
+            x = block(x)
+        known = picture.given_planes[row, rank]
+        value = torch.where(known, picture.planes[row, rank], 0).float()
+        return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0)
+
+    def _half(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Positions of one colour for each channel, int64 ``[T, H]``, and which of them are open, bool ``[T, H]``."""
+        where = checkerboard(grid, channels.rank.device)[self.is_chroma[channels.rank], colour]
+        return where, channels.opened.gather(1, where)
+
+    def _look_around(self, channels: Channels, convolutions: nn.ModuleList, where: Tensor, grid: Grid) -> Tensor:
+        """Features at the places ``where`` (int64 ``[T, H]``) with what is settled around: ``[T, H, W]``."""
+        size = channels.values.abs().log1p()
+        planes = torch.stack(
+            [channels.settled.float(), channels.occupied.float(), size, size * channels.values.sign()], dim=1
+        ).unflatten(2, (2 * grid.rows, grid.width))
+        kind = self.is_chroma[channels.rank]
+        around = torch.where(
+            (kind == 0)[:, None, None, None], convolutions[0](planes), convolutions[1](planes)
+        ).flatten(2).transpose(1, 2)  # fmt: skip
+        index = where[..., None].expand(-1, -1, channels.features.shape[-1])
+        return (channels.features + around).gather(1, index)
+
+    # -- occupancy ----------------------------------------------------------------------------------------------
+
+    def occupancy_logits(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-odds that places hold a coefficient.
+
+        Args:
+            channels: with the occupancy of the colour before, if this is the second.
+            colour: 0 or 1.
+            grid: the MCU grid.
+
+        Returns:
+            fp32 ``[T, H]`` log-odds, int64 ``[T, H]`` positions and bool ``[T, H]``: which of them are open.
+        """
+        where, opened = self._half(channels, colour, grid)
+        x = self._look_around(channels, self.occupancy_around, where, grid)
+        x = self.occupancy_norm(self.occupancy_mlp(x))
+        score = torch.bmm(x, self.occupancy_out(channels.rank)[..., None].to(x.dtype))[..., 0].float()
+        return score + self.occupancy_bias(channels.rank), where, opened
+
+    @staticmethod
+    def must_be_occupied(channels: Channels, colour: int, opened: Tensor) -> Tensor:
+        """Whether this colour must hold a coefficient, because no other can: bool ``[T]``.
+
+        Args:
+            channels: with the occupancy of the colour before, if this is the second.
+            colour: 0 or 1.
+            opened: open places of this colour, bool ``[T, H]``.
+        """
+        if colour == 0:
+            return opened.sum(-1) == channels.opened.sum(-1)
+        return ~(channels.occupied & channels.opened).any(-1)
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def value_scores(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the values at places, for `value_log_p` and `value_logits`.
+
+        Args:
+            channels: with the whole occupancy, and the values of the colour before, if this is the second.
+            colour: 0 or 1.
+            grid: the MCU grid.
+
+        Returns:
+            fp32 ``[T, H, MAGNITUDES + 2]``, int64 ``[T, H]`` positions and bool ``[T, H]``: where a value is due.
+        """
+        where, opened = self._half(channels, colour, grid)
+        x = self._look_around(channels, self.value_around, where, grid)
+        x = self.value_norm(self.value_mlp(x))
+        scores = self.value_out(x).float() + self.value_bias(channels.rank)[:, None]
+        return scores, where, opened & channels.occupied.gather(1, where)
+
+    def value_log_p(self, scores: Tensor, limit: Tensor, value: Tensor) -> Tensor:
+        """Log p(value): scores fp32 ``[…, MAGNITUDES + 2]``; limit and value (not 0) int64 ``[…]``; fp32 ``[…]``."""
+        hazards = scores[..., :MAGNITUDES]
+        magnitude = value.abs()
+        capped = magnitude.clamp(1, MAGNITUDES)
+        passed = F.softplus(hazards)
+        before = F.pad(passed.cumsum(-1), (1, 0)).gather(-1, capped[..., None] - 1)[..., 0]
+        before = before + (magnitude - MAGNITUDES).clamp_min(0) * passed[..., -1]
+        here = hazards.gather(-1, capped[..., None] - 1)[..., 0]
+        log_p = -before + torch.where(magnitude < limit, F.logsigmoid(here), 0.0)
+        odds = scores[..., MAGNITUDES] + scores[..., MAGNITUDES + 1] * magnitude.float().log()
+        sign = F.logsigmoid(torch.where(value > 0, odds, -odds))
+        # A file holds −1,024 … 1,023: the sign of 1,024 is not free.
+        return log_p + torch.where(magnitude <= 1023, sign, 0.0)
+
+    # -- negative log-likelihood --------------------------------------------------------------------------------
+
+    def forward(self, batch: TextureBatch) -> Tensor:
+        """−log p of the textures, by band and field.
+
+        Args:
+            batch: from `dctransformer.sequence.texture`.
+
+        Returns:
+            fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel as often as its weight says.
+        """
+        picture = Picture.of(batch)
+        count, channels = batch.rank.shape
+        rank = batch.rank.flatten()
+        row = torch.arange(count, device=rank.device).repeat_interleave(channels)
+        occupancy, values, saved = self.channel_nats(picture, row, rank)
+        held = torch.stack([occupancy.sum(-1) + saved, values.sum(-1)], dim=-1) * batch.weight.flatten()[:, None]
+        use = self.use_nats(picture) * batch.use_weight[:, None]
+        bands = len(order.BANDS)
+        result = use.new_zeros(count * bands, 3)
+        result = result.index_add(0, row * bands + self.band[rank], F.pad(held, (1, 0)))
+        use_row = (torch.arange(count, device=rank.device)[:, None] * bands + self.band).flatten()
+        return result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2))).view(count, bands, 3)
+
+    def channel_nats(self, picture: Picture, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """−log p of what channels in use hold.
+
+        Args:
+            picture: the pictures.
+            row: int64 ``[T]``, which picture each channel belongs to.
+            rank: int64 ``[T]``, channels in use.
+
+        Returns:
+            fp32 ``[T, P]`` nats of the occupancy and of the value at each place, and fp32 ``[T]``: what the
+            channel's being in use saves on its occupancy (log(1 − ∏(1 − a)), negative or 0).
+        """
+        grid = picture.grid
+        channels = self.begin(picture, row, rank)
+        truth = picture.planes[row, rank].float()
+        limit = self.limits[rank][:, None]
+        occupancy, values = torch.zeros_like(truth), torch.zeros_like(truth)
+        saved = torch.zeros_like(truth[:, 0])
+        open_truth = torch.where(channels.opened, truth, 0.0)
+        for colour in (0, 1):
+            logits, where, opened = self.occupancy_logits(channels, colour, grid)
+            holds = open_truth.gather(1, where) != 0
+            empty = torch.where(opened, F.softplus(logits), 0.0)
+            must = self.must_be_occupied(channels, colour, opened)
+            occupancy = occupancy.scatter_add(1, where, empty - torch.where(opened & holds, logits, 0.0))
+            saved = saved + torch.where(must, _log_at_least_one(empty.sum(-1)), 0.0)
+            channels = _settle(channels, where, opened, occupied=holds)
+        for colour in (0, 1):
+            scores, where, due = self.value_scores(channels, colour, grid)
+            value = torch.where(due, open_truth.gather(1, where), 1.0)
+            log_p = self.value_log_p(scores, limit, value.long())
+            values = values.scatter_add(1, where, torch.where(due, -log_p, 0.0))
+            channels = _settle(channels, where, due, values=value)
+        return occupancy, values, saved
+
+
+def _settle(
+    channels: Channels, where: Tensor, chosen: Tensor, *, occupied: Tensor | None = None, values: Tensor | None = None
+) -> Channels:
+    """Channels with the occupancy or the values of some places (``[T, H]``, where ``chosen``) known."""
+
+    def put(into: Tensor, what: Tensor) -> Tensor:
+        old = into.gather(1, where)
+        return into.scatter(1, where, torch.where(chosen, what.to(into.dtype), old))
+
+    if occupied is not None:
+        return dataclasses.replace(
+            channels,
+            settled=put(channels.settled, torch.ones_like(chosen)),
+            occupied=put(channels.occupied, occupied),
+        )
+    assert values is not None
+    return dataclasses.replace(channels, values=put(channels.values, values))
+
+
+@functools.lru_cache(maxsize=16)
+def _luma_index(grid: Grid, device: torch.device) -> Tensor:
+    """Index into the ``N·4`` luma blocks of the one at each position: int64 ``[P]``."""
+    return (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(device)
