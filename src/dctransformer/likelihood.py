@@ -1,7 +1,8 @@
 """Exact code lengths: how many bits a model needs for the DCT images of pictures.
 
 All impossible outcomes have probability 0, so the negative log-likelihood of a sequence of triples, its stop
-included, is the length of a lossless code for the DCT image. It is the sum over the chunks.
+included, and of the texture channels after it is the length of a lossless code for the DCT image. It is the sum over
+the chunks and the channels.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT
 from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
+from dctransformer.model.texture import Picture
 from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.texture import TextureBatch, channels_in_use, texture_batch
 
 FIELDS = ("channel", "position", "value")
+
+TEXTURE_PLACES = 1 << 16
+"""Most places whose texture features are computed together."""
 
 
 @dataclasses.dataclass
@@ -29,8 +36,9 @@ class CodeLengths:
     """Bits of every picture, by field and band.
 
     Attributes:
-        bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value.
-        triples: int64 ``[n, 5]``: how many triples (or stops) each holds.
+        bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value. Of texture,
+            "channel" is which channels are in use and "position" their occupancy.
+        triples: int64 ``[n, 5]``: how many coefficients (or stops) each holds.
         pixels: pixels of a picture.
         marked: fp64 ``[n]``, what of the bits is about marked coefficients, where some were marked.
     """
@@ -117,7 +125,8 @@ def code_lengths(
     counts: list[Tensor] = []
     apart: list[Tensor] = []
     pixels = 0
-    for group in _batches(sequences, config.stride, batch):
+    textures = _TextureScores(model, marked)
+    for group in _batches(textures.watching(sequences), config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
         pixels = chunks.grid.mcus * order.MCU**2
         nats, by_channel = _chunk_nats(model, chunks, split=marked is not None)
@@ -137,7 +146,125 @@ def code_lengths(
             progress(len(bits))
     if not bits:
         raise ValueError("there are no pictures to score; give some")
+    for i, (texture, triples, about) in enumerate(textures.scores()):
+        bits[i][:-1] += texture
+        counts[i][:-1] += triples
+        apart[i] += about
     return CodeLengths(torch.stack(bits), torch.stack(counts), pixels, None if marked is None else torch.stack(apart))
+
+
+class _TextureScores:
+    """Scores the textures of sequences that pass by, several pictures at a time."""
+
+    def __init__(self, model: DCTransformer, marked: Tensor | None):
+        self.model, self.marked = model, marked
+        self.first = model.config.texture_rank
+        self.waiting: list[Sequence] = []
+        self.done: list[tuple[Tensor, Tensor, float]] = []
+
+    def watching(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+        """The sequences themselves; their textures are scored when enough of one grid have passed."""
+        for sequence in sequences:
+            yield sequence
+            if self.first == order.NUM_CHANNELS:
+                continue
+            if self.waiting and self.waiting[0].grid != sequence.grid:
+                self._flush()
+            self.waiting.append(sequence)
+            if len(self.waiting) * sequence.grid.positions >= TEXTURE_PLACES // 16:
+                self._flush()
+
+    def scores(self) -> list[tuple[Tensor, Tensor, float]]:
+        """Per sequence: fp64 bits ``[4, 3]`` by band and field, int64 ``[4]`` coefficients, and marked bits."""
+        self._flush()
+        return self.done
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        sequences, self.waiting = self.waiting, []
+        used = [channels_in_use(s, self.first) for s in sequences]
+        nats = torch.zeros(len(sequences), len(order.BANDS), 3, dtype=torch.float64)
+        for batch in texture_slices(sequences, used):
+            nats += self.model.texture(batch.to(self.model.device)).cpu().double()
+        band = _BAND_OF_RANK[:-1]
+        for i, sequence in enumerate(sequences):
+            assert sequence.coefficients is not None
+            listed = (sequence.coefficients != 0) & ~sequence.closed & (self.first <= RANK_OF_SLOT)
+            triples = torch.bincount(band[RANK_OF_SLOT.expand(listed.shape)[listed]], minlength=len(order.BANDS))
+            about = 0.0 if self.marked is None else _texture_bits_about(self.marked, self.model, sequence, used[i])
+            self.done.append((nats[i] / math.log(2), triples, about))
+
+
+def texture_slices(sequences: list[Sequence], used: list[Tensor]) -> Iterator[TextureBatch]:
+    """Batches that together hold every texture decision of some pictures once, each small enough for memory.
+
+    Args:
+        sequences: pictures of one grid.
+        used: int64, channels in use of each.
+    """
+    count = max(1, TEXTURE_PLACES // (sequences[0].grid.positions * len(sequences)))
+    for start in range(0, max(1, *(len(u) for u in used)), count):
+        part = [u[start : start + count] for u in used]
+        yield texture_batch(sequences, part, [torch.ones(len(p)) for p in part], use=start == 0)
+
+
+def _place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nats of a picture's texture, place by place.
+
+    Args:
+        model: with texture, in eval mode.
+        sequence: the picture.
+        used: int64 ``[T]``, its channels in use.
+
+    Returns:
+        fp64 on the CPU: ``[192]`` of which channels are in use; ``[T, P]`` of the occupancy and ``[T, P]`` of the
+        values; ``[T]``, what the channels' being in use saves (negative).
+    """
+    picture = Picture.of(texture_batch([sequence], [used], [torch.ones(len(used))]).to(model.device))
+    parts = [
+        model.texture.channel_nats(picture, torch.zeros_like(rank), rank)
+        for rank in used.to(model.device).split(max(1, TEXTURE_PLACES // sequence.grid.positions))
+    ]
+    occupancy, values, saved = (torch.cat(part) for part in zip(*parts, strict=True)) if parts else (
+        torch.zeros(0, sequence.grid.positions), torch.zeros(0, sequence.grid.positions), torch.zeros(0))  # fmt: skip
+    use = model.texture.use_nats(picture)[0]
+    return use.cpu().double(), occupancy.cpu().double(), values.cpu().double(), saved.cpu().double()
+
+
+def _texture_bits_about(marked: Tensor, model: DCTransformer, sequence: Sequence, used: Tensor) -> float:
+    """What of a picture's texture bits is about the marked coefficients.
+
+    What belongs to a place counts where it is marked. What belongs to a channel counts by the part that is marked of
+    its coefficients, or of its open places if it is not in use.
+    """
+    assert sequence.coefficients is not None
+    use, occupancy, values, saved = _place_nats(model, sequence, used)
+    opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
+    inside = rank_planes(marked[None], sequence.grid)[0] & opened
+    held = (rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened
+    counted = torch.where(held.any(-1, keepdim=True), held, opened)
+    share = ((counted & inside).sum(-1) / counted.sum(-1).clamp_min(1)).double()
+    by_place = ((occupancy + values) * inside[used]).sum()
+    return float(by_place + use @ share + saved @ share[used]) / math.log(2)
+
+
+def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tensor, Tensor]:
+    """Nats of a picture's texture, coefficient by coefficient.
+
+    Returns:
+        fp64 ``[L, 3]``: the coefficients in order, each with an equal share of what its channel costs as a whole;
+        and fp64 (a scalar), what the channels cost that are not in use.
+    """
+    assert sequence.coefficients is not None
+    used = channels_in_use(sequence, model.config.texture_rank)
+    use, occupancy, values, saved = _place_nats(model, sequence, used)
+    opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
+    held = ((rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened)[used]
+    count = held.sum(-1).clamp_min(1)
+    empty = (torch.where(held, 0.0, occupancy).sum(-1) + saved) / count
+    fields = torch.stack([(use[used] / count)[:, None].expand_as(held), occupancy + empty[:, None], values], -1)
+    return fields[held], use.sum() - use[used].sum()
 
 
 @torch.inference_mode()
@@ -150,14 +277,21 @@ def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) ->
         batch: chunks at a time.
 
     Returns:
-        fp64 ``[L, 3]``: the sequence's triples and its stop, in order; channel, position, value.
+        fp64 ``[L, 3]``: all coefficients that are generated, texture too, in order, and then the stop; channel,
+        position, value. What a texture channel's empty places cost is spread over its coefficients; what channels
+        cost that are not in use belongs to the stop.
     """
     config = model.config
     parts = []
     for group in _batches([sequence], config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
-        parts.append(_chunk_nats(model, chunks)[0][chunks.predicted].double() / math.log(2))
-    return torch.cat(parts)
+        parts.append(_chunk_nats(model, chunks)[0][chunks.predicted].double())
+    nats = torch.cat(parts)
+    if config.texture_rank < order.NUM_CHANNELS:
+        texture, unused = _texture_triple_nats(model, sequence)
+        nats = torch.cat([nats[:-1], texture, nats[-1:]])
+        nats[-1, 0] += unused
+    return nats / math.log(2)
 
 
 def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_channel: Tensor) -> Tensor:

@@ -110,6 +110,18 @@ class Grid:
         return row * self.width + last - col
 
 
+@functools.lru_cache(maxsize=16)
+def rank_slots(grid: Grid, device: torch.device) -> Tensor:
+    """Flat index into ``[N, 6, 64]`` of every rank at every position: int64 ``[192, P]``.
+
+    Where a chroma channel has no coefficient it is ``N · 6 · 64``, one beyond the last.
+    """
+    channel = torch.from_numpy(order.GENERATION_ORDER)[:, None]
+    slots = grid.slot(channel, torch.arange(grid.positions).expand(order.NUM_CHANNELS, -1))
+    exists = (channel < order.CB) | grid.is_chroma_place
+    return torch.where(exists, slots, grid.mcus * order.BLOCKS_PER_MCU * 64).to(device)
+
+
 def channel_grid() -> Tensor:
     """Channel id of each slot of an MCU: int64 ``[6, 64]``."""
     component = torch.tensor([order.LUMA] * 4 + [order.CB, order.CR])

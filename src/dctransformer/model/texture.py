@@ -32,7 +32,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import rank_planes, value_features
-from dctransformer.model.legality import open_places
+from dctransformer.model.legality import NEVER, ValueAlphabet, open_places
 from dctransformer.sequence.texture import TextureBatch
 
 MAGNITUDES = 8
@@ -412,6 +412,31 @@ class Texture(nn.Module):
         # A file holds −1,024 … 1,023: the sign of 1,024 is not free.
         return log_p + torch.where(magnitude <= 1023, sign, 0.0)
 
+    def value_logits(self, scores: Tensor, limit: Tensor, alphabet: ValueAlphabet) -> Tensor:
+        """Log p of every value of the alphabet, `NEVER` where it is impossible.
+
+        Args:
+            scores: fp32 ``[…, MAGNITUDES + 2]``.
+            limit: int64 ``[…]``, largest magnitude.
+            alphabet: the V values.
+
+        Returns:
+            fp32 ``[…, V]``.
+        """
+        magnitude = torch.arange(1, alphabet.largest + 1, device=scores.device)
+        passed = F.softplus(scores[..., :MAGNITUDES])
+        capped = magnitude.clamp(max=MAGNITUDES) - 1
+        before = F.pad(passed.cumsum(-1), (1, 0))[..., capped]
+        before = before + (magnitude - MAGNITUDES).clamp_min(0) * passed[..., -1:]
+        last = magnitude == limit[..., None]
+        log_p = torch.where(last, 0.0, F.logsigmoid(scores[..., capped])) - before
+        log_p = log_p.masked_fill(magnitude > limit[..., None], NEVER)
+        odds = scores[..., MAGNITUDES, None] + scores[..., MAGNITUDES + 1, None] * magnitude.float().log()
+        free = magnitude <= 1023
+        negative = log_p + torch.where(free, F.logsigmoid(-odds), 0.0)
+        positive = (log_p + F.logsigmoid(odds)).masked_fill(~free, NEVER)
+        return torch.cat([negative.flip(-1), positive], dim=-1).clamp_min(NEVER)
+
     # -- negative log-likelihood --------------------------------------------------------------------------------
 
     def forward(self, batch: TextureBatch) -> Tensor:
@@ -462,20 +487,28 @@ class Texture(nn.Module):
             must = self.must_be_occupied(channels, colour, opened)
             occupancy = occupancy.scatter_add(1, where, empty - torch.where(opened & holds, logits, 0.0))
             saved = saved + torch.where(must, _log_at_least_one(empty.sum(-1)), 0.0)
-            channels = _settle(channels, where, opened, occupied=holds)
+            channels = settle(channels, where, opened, occupied=holds)
         for colour in (0, 1):
             scores, where, due = self.value_scores(channels, colour, grid)
             value = torch.where(due, open_truth.gather(1, where), 1.0)
             log_p = self.value_log_p(scores, limit, value.long())
             values = values.scatter_add(1, where, torch.where(due, -log_p, 0.0))
-            channels = _settle(channels, where, due, values=value)
+            channels = settle(channels, where, due, values=value)
         return occupancy, values, saved
 
 
-def _settle(
+def settle(
     channels: Channels, where: Tensor, chosen: Tensor, *, occupied: Tensor | None = None, values: Tensor | None = None
 ) -> Channels:
-    """Channels with the occupancy or the values of some places (``[T, H]``, where ``chosen``) known."""
+    """Take the occupancy or the values of one colour as known.
+
+    Args:
+        channels: what is known so far.
+        where: int64 ``[T, H]``, positions.
+        chosen: bool ``[T, H]``, which of them become known.
+        occupied: bool ``[T, H]``, whether they hold a coefficient.
+        values: fp32 ``[T, H]``, their values.
+    """
 
     def put(into: Tensor, what: Tensor) -> Tensor:
         old = into.gather(1, where)

@@ -26,16 +26,22 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
-from dctransformer.codec.grid import Grid
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
+from dctransformer.model.texture import Picture
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
+from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.texture import NoiseKey, fill_texture
 from dctransformer.sampling.workers import spread, useful_workers
-from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks, partial_image
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks, partial_image, settled_before
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
+TEXTURE_PLACES = 1 << 16
+"""Most places whose features are computed together."""
+
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 _RANK = torch.from_numpy(order.RANK)
 
@@ -88,6 +94,8 @@ class Samples:
         labels: int64 ``[n]``.
         grid: the MCU grid.
         quality: of the codec.
+        decisions: int64 ``[n]``, decisions that followed one another: triples of the structure, kept ones included,
+            and texture channels in use.
     """
 
     mcus: Tensor
@@ -95,6 +103,7 @@ class Samples:
     labels: Tensor
     grid: Grid
     quality: int
+    decisions: Tensor | None = None
 
     def dct(self) -> DCTImage:
         """As a DCT image, batch n."""
@@ -207,6 +216,7 @@ def fill(
         torch.tensor([row.request.label for row in rows]),
         grid,
         model.config.quality,
+        torch.tensor([row.decisions for row in rows]),
     )
 
 
@@ -231,28 +241,35 @@ Watch = Callable[[Snapshot], None]
 
 def _rows(engine: Engine, requests: list[Request], progress: Progress | None, watch: Watch | None) -> list[Row]:
     """The finished pictures, made in this process."""
-    rows = [Row.new(request, engine.grid, engine.config.seed) for request in requests]
+    rows = engine.begin(requests)
     waiting = collections.deque(rows)
     at_work: list[Row] = []
+    structured: list[Row] = []  # their structure is complete; their texture is made in full batches
     total = 0
-    while waiting or at_work:
+    while waiting or at_work or structured:
         while waiting and len(at_work) < engine.config.batch:
             at_work.append(waiting.popleft())
-        for group in _equally_far(at_work, engine.model.config.stride):
-            try:
+        try:
+            for group in _equally_far([row for row in at_work if not row.stopped], engine.model.config.stride):
                 total += engine.run(group)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                waiting.extendleft(reversed([row for row in at_work if not row.stopped]))
-                at_work, engine = [], engine.with_batch(_smaller(engine.config.batch))
-                break
+            seen, at_work = at_work, [row for row in at_work if not row.stopped]
+            structured += [row for row in seen if row.stopped and not row.finished]
+            while len(structured) >= engine.texture_batch or (structured and not waiting and not at_work):
+                group = structured[: engine.texture_batch]
+                total += engine.run_texture(group)
+                structured = structured[len(group) :]
+                seen += [row for row in group if row not in seen]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            waiting.extendleft(reversed([row for row in (*structured, *at_work) if not row.finished]))
+            at_work, structured, seen = [], [], []
+            engine = engine.with_batch(_smaller(engine.config.batch))
         if watch is not None:
-            for row in at_work:
-                watch(Snapshot(row.request.index, len(row.listed), row.mcus(), row.stopped))
-        at_work = [row for row in at_work if not row.stopped]
+            for row in seen:
+                watch(Snapshot(row.request.index, len(row.listed), row.mcus(), row.finished))
         if progress is not None:
-            progress(total, sum(row.stopped for row in rows))
+            progress(total, sum(row.finished for row in rows))
     return rows
 
 
@@ -280,13 +297,16 @@ def _spread_rows(
         with torch.inference_mode():
             own = [requests[i] for i in items]
             rows = _rows(engine, own, lambda *done: tell(done), show if watch is not None else None)
-        return [row.listed.numpy() for row in rows]
+        return [
+            (row.listed.numpy(), None if row.texture is None else row.texture.numpy(), row.channels) for row in rows
+        ]
 
     made = spread(work, len(requests), workers, hear)
-    rows = [Row.new(request, engine.grid, engine.config.seed) for request in requests]
-    for worker, listed in enumerate(made):
-        for row, triples in zip(rows[worker::workers], listed, strict=True):
-            row.listed, row.stopped = torch.from_numpy(triples), True
+    rows = engine.begin(requests)
+    for worker, results in enumerate(made):
+        for row, (listed, texture, channels) in zip(rows[worker::workers], results, strict=True):
+            row.listed, row.stopped, row.channels = torch.from_numpy(listed), True, channels
+            row.texture = None if texture is None else torch.from_numpy(texture)
     return rows
 
 
@@ -305,7 +325,7 @@ def _equally_far(rows: list[Row], stride: int) -> list[list[Row]]:
     return list(groups.values())
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Row:
     """A picture in the making."""
 
@@ -313,14 +333,37 @@ class Row:
     seed: int
     grid: Grid
     listed: Tensor
-    """(rank, position, value) so far, int64 ``[L, 3]``."""
+    """(rank, position, value) of the structure so far, int64 ``[L, 3]``."""
+    first: int
+    """Rank of the first texture channel."""
+    kept: Tensor
+    """(rank, position, value) of the texture that the picture begins with, int64 ``[L, 3]``."""
     stopped: bool = False
+    """Whether the structure is complete."""
+    texture: Tensor | None = None
+    """The finished picture, int16 ``[N, 6, 64]``, if it has texture."""
+    channels: int = 0
+    """Texture channels that were decided on."""
 
     @classmethod
-    def new(cls, request: Request, grid: Grid, seed: int) -> Row:
-        listed = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
-        listed = torch.stack([_RANK[listed[:, 0]], listed[:, 1], listed[:, 2]], 1)
-        return cls(request, seed, grid, listed)
+    def new(cls, request: Request, grid: Grid, seed: int, first: int) -> Row:
+        kept = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
+        kept = torch.stack([_RANK[kept[:, 0]], kept[:, 1], kept[:, 2]], 1)
+        texture = kept[:, 0] >= first
+        row = cls(request, seed, grid, kept[~texture], first, kept[texture])
+        structure_given = request.given is not None and bool(request.given[:, first > RANK_OF_SLOT].all())
+        row.stopped = first < order.NUM_CHANNELS and (structure_given or len(row.kept) > 0)
+        return row
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to generate."""
+        return self.stopped and (self.texture is not None or self.first == order.NUM_CHANNELS)
+
+    @property
+    def decisions(self) -> int:
+        """Decisions that follow one another: triples of the structure, and texture channels in use."""
+        return len(self.listed) + self.channels
 
     def noise(self, chunk: int, stride: int) -> np.ndarray:
         """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
@@ -339,40 +382,37 @@ class Row:
 
     def mcus(self) -> Tensor:
         """The picture so far: int16 ``[N, 6, 64]``."""
-        return partial_image(self.sequence(), len(self.listed))[0]
+        if self.texture is not None:
+            return self.texture
+        coefficients = partial_image(self.sequence(), len(self.listed))[0]
+        if len(self.kept):
+            rank, position, value = self.kept.unbind(1)
+            coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
+        return coefficients
+
+    def before_texture(self) -> tuple[Tensor, Tensor]:
+        """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
+        given = torch.zeros(self.grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
+        if self.request.given is not None:
+            given |= self.request.given
+        if len(self.kept):  # everything up to the last kept coefficient, zeros too
+            given |= settled_before(int(self.kept[-1, 0]), int(self.kept[-1, 1]), self.grid) & (
+                self.first <= RANK_OF_SLOT
+            )
+        return self.mcus(), given
 
     def triples(self) -> Tensor:
         """int32 ``[L, 3]`` (channel, position, value) in the order of generation, kept ones first."""
-        rank, position, value = self.listed.unbind(1)
+        listed = self.listed
+        if self.texture is not None:
+            drawn = (self.texture != 0) & (self.first <= RANK_OF_SLOT)
+            if self.request.given is not None:
+                drawn &= ~self.request.given
+            position = self.grid.block_position[:, :, None].expand(drawn.shape)[drawn]
+            found = torch.stack([RANK_OF_SLOT.expand(drawn.shape)[drawn], position, self.texture[drawn].long()], 1)
+            listed = torch.cat([listed, found[(found[:, 0] * self.grid.positions + position).argsort()]])
+        rank, position, value = listed.unbind(1)
         return torch.stack([_CHANNEL[rank], position, value], 1).int()
-
-
-def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Draw a class for each row by inverting the cumulative distribution.
-
-    Args:
-        logits: fp32 ``[B, K]``, `dctransformer.model.legality.NEVER` where impossible.
-        uniform: fp64 ``[B]`` in [0, 1).
-        temperature: divides the logits; 0 takes the likeliest class.
-        top_p: keep the likeliest classes that make up this probability.
-
-    Returns:
-        int64 ``[B]``; never a class of probability 0.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    impossible = logits <= NEVER / 2
-    p = (logits.double() / temperature).masked_fill(impossible, -torch.inf).softmax(-1)
-    if top_p < 1:
-        high, index = p.sort(-1, descending=True)
-        # A class stays if the likelier ones do not already make up top_p: the first always stays.
-        high = torch.where(high.cumsum(-1) - high < top_p, high, 0.0)
-        p = torch.zeros_like(p).scatter(-1, index, high)
-    cumulative = p.cumsum(-1)
-    total = cumulative[:, -1]
-    # Rounding could lift the draw to the total, beyond the last class that is possible.
-    aim = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return (cumulative <= aim[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
 
 def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
@@ -414,6 +454,30 @@ class Engine:
         other = copy.copy(self)
         other.config, other.stepper = dataclasses.replace(self.config, batch=batch), None
         return other
+
+    def begin(self, requests: list[Request]) -> list[Row]:
+        """The pictures before anything is generated."""
+        return [Row.new(r, self.grid, self.config.seed, self.model.config.texture_rank) for r in requests]
+
+    @property
+    def texture_batch(self) -> int:
+        """Pictures whose texture is made together: fewer of large ones, whose place features fill the memory."""
+        return max(1, min(self.config.batch, TEXTURE_PLACES // self.grid.positions))
+
+    def run_texture(self, rows: list[Row]) -> int:
+        """Generate the texture of pictures whose structure is complete; returns how many channels were in use."""
+        parts = [row.before_texture() for row in rows]
+        given = torch.stack([part[1] for part in parts]).to(self.device)
+        picture = Picture(
+            torch.stack([part[0] for part in parts]).to(self.device), given, torch.zeros_like(given),
+            torch.tensor([row.request.label for row in rows], device=self.device), self.grid,
+        )  # fmt: skip
+        keys = [NoiseKey(self.config.seed, row.request.index, row.request.tile) for row in rows]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            coefficients, decided = fill_texture(self.model, picture, keys, self.config)
+        for row, made, channels in zip(rows, coefficients.cpu(), decided, strict=True):
+            row.texture, row.channels = made, channels
+        return sum(decided)
 
     def run(self, rows: list[Row]) -> int:
         """Generate to the end of the rows' chunks, or to their stops; returns how many triples there were."""
