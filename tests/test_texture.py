@@ -1,0 +1,332 @@
+"""Texture: the distribution over whole channels is exact, causal and legal, and samples follow it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dctransformer import DCTransformer, read_jpeg, write_jpeg
+from dctransformer import likelihood as likelihood_module
+from dctransformer.codec import order
+from dctransformer.codec.dct_image import DCTImage
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.likelihood import code_lengths, triple_bits
+from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.legality import NEVER
+from dctransformer.model.texture import MAGNITUDES, Picture, checkerboard
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Request, fill, sample
+from dctransformer.sampling.texture import draw_occupancy, next_channel
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch
+
+GRID = Grid(2, 3)
+"""32 × 48 pixels: not square, so that rows and columns can't be mixed up unnoticed."""
+
+SMALL = {"texture_state": 8, "texture_width": 12, "texture_hidden": 16, "texture_blocks": 1}
+
+
+def make_model(seed: int = 0, texture_from: int = 2, **overrides) -> DCTransformer:
+    """A tiny model whose weights are all alive, with texture from band 4–15 on."""
+    torch.manual_seed(seed)
+    model = DCTransformer(preset("tiny", num_labels=3, texture_from=texture_from, **{**SMALL, **overrides})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        model.texture.use_bias.weight += 3
+        model.channel_after.weight += 2
+    return model
+
+
+def random_picture(seed: int, density: float = 0.08, grid: Grid = GRID, top: int = 9) -> Tensor:
+    """A random legal DCT image: int16 ``[N, 6, 64]``."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
+    values = torch.randint(1, top, shape, generator=g) * (1 - 2 * torch.randint(0, 2, shape, generator=g))
+    return (values * (torch.rand(shape, generator=g) < density)).to(torch.int16)
+
+
+def triples_of(picture: Tensor, grid: Grid = GRID) -> Tensor:
+    """Triples of a DCT image in generation order, by brute force: int32 ``[L, 3]``."""
+    found = []
+    for mcu, block, frequency in picture.nonzero().tolist():
+        channel = (0, 0, 0, 0, 64, 128)[block] + frequency
+        position = int(grid.block_position[mcu, block])
+        found.append((int(order.RANK[channel]), position, channel, int(picture[mcu, block, frequency])))
+    return torch.tensor([(c, p, v) for _, p, c, v in sorted(found)], dtype=torch.int32).view(-1, 3)
+
+
+def sequence_of(picture: Tensor, model: DCTransformer, grid: Grid = GRID, **masks: Tensor) -> Sequence:
+    """The picture as the model's sequence."""
+    return Sequence.from_triples(triples_of(picture, grid), grid, 1, texture=model.config.texture_rank, **masks)
+
+
+def random_mask(seed: int, share: float, grid: Grid = GRID) -> Tensor:
+    return torch.rand(grid.mcus, 6, 64, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def whole(sequence: Sequence, model: DCTransformer) -> tuple[Picture, Tensor]:
+    """The picture as the texture's network takes it, and its channels in use."""
+    used = channels_in_use(sequence, model.config.texture_rank)
+    return Picture.of(texture_batch([sequence], [used], [torch.ones(len(used))])), used
+
+
+@pytest.mark.parametrize("texture_from", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
+def test_probabilities_of_all_pictures_sum_to_one(texture_from: int, masked: bool) -> None:
+    """Enumerate a tiny space in full: one structure coefficient, texture at two luma places and one chroma place."""
+    model = make_model(quality=1, texture_from=texture_from)
+    grid = Grid(1, 1)
+    slots = [(0, 0, 0), (0, 1, 20), (0, 2, 20), (0, 5, 4)]
+    opened = torch.zeros(1, 6, 64, dtype=torch.bool)
+    for slot in slots:
+        opened[slot] = True
+    known = random_picture(1, 0.2, grid, top=3) * ~opened
+    hidden = random_mask(2, 0.3, grid) & ~opened if masked else torch.zeros_like(opened)
+    limits = [int(model.limits[RANK_OF_SLOT[block, frequency]]) for _, block, frequency in slots]
+    if texture_from == 2:  # a smaller space of values where every picture costs a pass of the decoders
+        slots, limits = slots[:1] + slots[2:], limits[:1] + limits[2:]
+        opened[0, 1, 20] = False
+    else:
+        opened[0, 0, 0] = False
+        slots, limits = slots[1:], limits[1:]
+    sequences = []
+    for values in itertools.product(*(range(-limit, limit + 1) for limit in limits)):
+        picture = known.clone()
+        for slot, value in zip(slots, values, strict=True):
+            picture[slot] = value
+        mask = ~opened & ~hidden
+        sequence = sequence_of(picture * ~hidden, model, grid, given=mask)
+        sequence.hidden = hidden
+        sequences.append(sequence)
+    assert len(sequences) > 300
+    bits = code_lengths(model, sequences, batch=256).bits.sum((1, 2))
+    assert float((-bits * math.log(2)).exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_a_changed_coefficient_changes_no_earlier_decision() -> None:
+    """Bit for bit: of higher channels nothing, of the channel in hand only what comes after it."""
+    model = make_model()
+    before = sequence_of(random_picture(1, 0.2), model)
+    picture, used = whole(before, model)
+    rank = int(used[len(used) // 2])
+    row, ranks = torch.tensor([0]), torch.tensor([rank])
+    changed = before.coefficients.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    later = random_mask(3, 0.5) & (rank <= RANK_OF_SLOT)
+    changed[later] = 5
+    other, _ = whole(sequence_of(changed, model), model)
+    assert torch.equal(model.texture.use_rates(picture)[:, : rank + 1], model.texture.use_rates(other)[:, : rank + 1])
+    assert not torch.equal(
+        model.texture.use_rates(picture)[:, rank + 1 :], model.texture.use_rates(other)[:, rank + 1 :]
+    )
+    for truth in (picture, other):
+        channels = model.texture.begin(truth, row, ranks)
+        assert torch.equal(channels.features, model.texture.begin(picture, row, ranks).features)
+        assert torch.equal(
+            model.texture.occupancy_logits(channels, 0, GRID)[0],
+            model.texture.occupancy_logits(model.texture.begin(picture, row, ranks), 0, GRID)[0],
+        )
+
+
+@torch.inference_mode()
+def test_decoding_equals_the_teacher_forced_pass() -> None:
+    """Channel after channel on what is decoded so far gives the same nats as the whole picture at once."""
+    model = make_model()
+    given = random_mask(9, 0.2)
+    sequence = sequence_of(random_picture(4, 0.1), model, given=given)
+    picture, used = whole(sequence, model)
+    row = torch.zeros_like(used)
+    occupancy, values, saved = model.texture.channel_nats(picture, row, used)
+    assert len(used) > 20
+    for i, rank in enumerate(used):
+        decoded = picture.coefficients * ((rank >= RANK_OF_SLOT) | given)
+        part = Picture(decoded, picture.given, picture.hidden, picture.labels, GRID)
+        found = model.texture.channel_nats(part, torch.tensor([0]), rank[None])
+        for one, all_of in zip(found, (occupancy[i], values[i], saved[i]), strict=True):
+            torch.testing.assert_close(one[0], all_of, atol=1e-4, rtol=0)
+
+
+def test_both_colours_cover_every_place_once() -> None:
+    """Luma: all positions; chroma: each MCU's, neighbours in different colours; no position twice in a row."""
+    for grid in (GRID, Grid(1, 1), Grid(3, 3)):
+        index = checkerboard(grid, torch.device("cpu"))
+        assert sorted(index[0].flatten().tolist()) == list(range(grid.positions))
+        chroma = [set(part.tolist()) & set(grid.chroma_position.tolist()) for part in index[1]]
+        assert chroma[0] | chroma[1] == set(grid.chroma_position.tolist()) and not chroma[0] & chroma[1]
+        assert all(len(set(part.tolist())) == len(part) for kind in index for part in kind)
+
+
+@pytest.mark.parametrize("limit", [1, 5, MAGNITUDES, 40, 1024])
+def test_values_are_normalised(limit: int) -> None:
+    """`value_logits` holds log-probabilities that sum to one, those of `value_log_p`; nothing beyond the limit."""
+    model = make_model(quality=100)
+    scores = torch.randn(3, MAGNITUDES + 2, generator=torch.Generator().manual_seed(0)) * 2
+    log_p = model.texture.value_logits(scores, torch.full((3,), limit), model.alphabet)
+    assert torch.allclose(log_p.double().exp().sum(-1), torch.ones(3).double(), atol=1e-5)
+    possible = (model.alphabet.values.abs() <= limit) & (model.alphabet.values <= 1023)
+    assert torch.equal(log_p[0] > NEVER / 2, possible)
+    for value in (1, -1, min(limit, 1023), -limit, -min(limit, 9)):
+        here = model.texture.value_log_p(scores, torch.tensor(limit), torch.full((3,), value))
+        index = int(model.alphabet.encode(torch.tensor(value)))
+        torch.testing.assert_close(here, log_p[:, index], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_occupancy_is_drawn_from_its_distribution(must: bool) -> None:
+    """Frequencies of all patterns of three open places among five, against their exact probabilities."""
+    logits = torch.tensor([-1.0, 9.0, 0.3, -0.5, 9.0])
+    opened = torch.tensor([True, False, True, True, False])
+    count = 40_000
+    g = torch.Generator().manual_seed(0)
+    uniform, first = torch.rand(count, 5, generator=g, dtype=torch.float64), torch.rand(count, generator=g).double()
+    drawn = draw_occupancy(
+        logits.expand(count, -1), opened.expand(count, -1), torch.full((count,), must), uniform, first
+    )
+    assert not drawn[:, ~opened].any()
+    p = logits[opened].sigmoid().double()
+    empty = float((1 - p).prod())
+    for pattern in itertools.product((False, True), repeat=3):
+        bits = torch.tensor(pattern)
+        exact = float(torch.where(bits, p, 1 - p).prod())
+        if must:
+            exact = exact / (1 - empty) if bits.any() else 0.0
+        frequency = float((drawn[:, opened] == bits).all(-1).double().mean())
+        assert frequency == pytest.approx(exact, abs=0.01)
+    likeliest = draw_occupancy(logits[None] - 9, opened[None], torch.tensor([must]), uniform[:1], first[:1], 0.0)
+    assert likeliest.sum() == must and not likeliest[0, ~opened].any()
+
+
+def test_the_next_channel_is_drawn_from_its_distribution() -> None:
+    """Frequencies over the channels after the last one, and of none."""
+    rates = torch.zeros(1, order.NUM_CHANNELS)
+    rates[0, [20, 30, 40, 50]] = torch.tensor([5.0, 0.5, 0.2, 0.9])
+    count = 40_000
+    uniform = (torch.arange(count).double() + 0.5) / count
+    chosen = next_channel(rates.expand(count, -1), torch.full((count,), 20), uniform)
+    used = {rank: 1 - math.exp(-float(rates[0, rank])) for rank in (30, 40, 50)}
+    passed = 1.0
+    for rank, p in used.items():
+        assert float((chosen == rank).double().mean()) == pytest.approx(passed * p, abs=1e-3)
+        passed *= 1 - p
+    assert float((chosen == order.STOP).double().mean()) == pytest.approx(passed, abs=1e-3)
+
+
+@pytest.mark.parametrize("texture_from", [1, 2, 3])
+def test_untrained_models_draw_legal_pictures(texture_from: int, tmp_path) -> None:
+    """A JPEG file holds every picture; triples list it in order; the batch size changes nothing."""
+    model = make_model(5, texture_from=texture_from)
+    samples = sample(model, 3, SampleConfig(seed=2, batch=3, workers=1), labels=[0, 1, 3], size=(32, 48))
+    alone = sample(model, 2, SampleConfig(seed=2, batch=1, workers=1), labels=[0, 1], size=(32, 48))
+    assert torch.equal(samples.mcus[:2], alone.mcus)
+    assert samples.decisions is not None
+    for i, triples in enumerate(samples.triples):
+        assert torch.equal(triples, triples_of(samples.mcus[i]))
+        ranks = torch.from_numpy(order.RANK)[triples[:, 0].long()]
+        assert len(ranks[ranks >= model.config.texture_rank]) > 20
+        structure = int((ranks < model.config.texture_rank).sum())
+        channels = len(ranks[ranks >= model.config.texture_rank].unique())
+        assert int(samples.decisions[i]) == structure + channels < len(triples)
+        assert bool((triples[:, 2].abs() <= model.limits[ranks]).all())
+        write_jpeg(samples.dct()[i], tmp_path / "sample.jpg")
+        assert read_jpeg(tmp_path / "sample.jpg").equal(samples.dct()[i])
+    again = sample(model, 3, SampleConfig(seed=2, batch=3, workers=2), labels=[0, 1, 3], size=(32, 48))
+    assert torch.equal(again.mcus, samples.mcus)
+
+
+def test_what_is_given_and_kept_stays() -> None:
+    """Given coefficients (any of them), and a beginning that ends in the middle of a texture channel."""
+    model = make_model(5)
+    picture, given = random_picture(1, 0.1), random_mask(2, 0.4)
+    known = picture * given
+    triples = triples_of(random_picture(3, 0.1))
+    kept = triples[: int(0.8 * len(triples))]
+    request = Request(0, 1, known, given)
+    done, begun = (fill(model, [r], GRID, SampleConfig(workers=1)) for r in (request, Request(0, 1, kept=kept)))
+    assert torch.equal(done.mcus[0][given], known[given])
+    assert not torch.equal(done.mcus[0][~given], torch.zeros_like(known)[~given])
+    assert torch.equal(begun.triples[0][: len(kept)], kept) and len(begun.triples[0]) > len(kept)
+    structure_given = RANK_OF_SLOT.expand(given.shape) < model.config.texture_rank
+    only_texture = fill(
+        model, [Request(0, 1, picture * structure_given, structure_given)], GRID, SampleConfig(workers=1)
+    )
+    assert torch.equal(only_texture.mcus[0][structure_given], picture[structure_given])
+
+
+def test_guidance_and_temperature_reach_texture() -> None:
+    """Both change what is drawn; temperature 0 does not depend on the seed inside a channel."""
+    model = make_model(5)
+    with torch.no_grad():
+        for table in (model.texture.label, model.texture.use_label):
+            table.weight.add_(torch.randn(table.weight.shape, generator=torch.Generator().manual_seed(1)))
+    structure = RANK_OF_SLOT.expand(GRID.mcus, 6, 64) < model.config.texture_rank
+    request = Request(0, 1, random_picture(1, 0.1) * structure, structure)
+
+    def draw(**settings) -> Tensor:
+        return fill(model, [request], GRID, SampleConfig(workers=1, **settings)).mcus
+
+    plain = draw()
+    assert not torch.equal(plain, draw(guidance=3.0)) and not torch.equal(plain, draw(temperature=0.5))
+    assert not torch.equal(plain, draw(seed=1))
+
+
+@torch.inference_mode()
+def test_likelihood_in_slices_and_by_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many places are computed together the bits agree; the coefficients' bits add up to the picture's."""
+    model = make_model()
+    sequences = [sequence_of(random_picture(i, 0.05 * i), model) for i in range(4)]
+    lengths = code_lengths(model, sequences)
+    monkeypatch.setattr(likelihood_module, "TEXTURE_PLACES", 3 * GRID.positions)
+    torch.testing.assert_close(code_lengths(model, sequences).bits, lengths.bits, atol=1e-3, rtol=1e-5)
+    for i, sequence in enumerate(sequences):
+        bits = triple_bits(model, sequence)
+        assert len(bits) == len(triples_of(random_picture(i, 0.05 * i))) + 1 == int(lengths.triples[i].sum())
+        assert float(bits.sum()) == pytest.approx(float(lengths.bits[i].sum()), rel=1e-5)
+    marked = random_mask(7, 0.4)
+    parts = [code_lengths(model, sequences, marked=m).marked for m in (marked, ~marked)]
+    assert parts[0] is not None and parts[1] is not None
+    texture = torch.stack([lengths.bits[i, 2:4].sum() for i in range(4)])
+    assert bool((parts[0] + parts[1] > texture - 1e-3).all())
+    assert bool((parts[0] + parts[1] < lengths.bits.sum((1, 2)) + 1e-3).all())
+
+
+@torch.inference_mode()
+def test_sampled_channels_stand_for_all() -> None:
+    """The mean over the random starts is the whole picture's cost."""
+    model = make_model()
+    sequence = sequence_of(random_picture(2, 0.01), model)
+    used = channels_in_use(sequence, model.config.texture_rank)
+    exact = model.texture(texture_batch([sequence], [used], [torch.ones(len(used))]))[0]
+    starts = (torch.arange(60) + 0.5) / 60
+    found = torch.stack(
+        [model.texture(sampled_texture([sequence], u[None], 3, model.config.texture_rank))[0] for u in starts]
+    )
+    assert len(used) > 3
+    torch.testing.assert_close(found.mean(0), exact, rtol=0.05, atol=0.1)
+
+
+def test_a_config_without_texture_means_off() -> None:
+    """Configs of before have no such field; impossible values are refused."""
+    fields = preset("tiny").to_dict()
+    fields.pop("texture_from")
+    assert ModelConfig.from_dict(fields).texture_rank == order.NUM_CHANNELS
+    assert not hasattr(DCTransformer(ModelConfig.from_dict(fields)), "texture")
+    with pytest.raises(ValueError, match="texture_from 5"):
+        preset("tiny", texture_from=5)
+    with pytest.raises(ValueError, match="texture_width"):
+        preset("tiny", texture_from=2, texture_width=0)
+
+
+def test_a_sample_is_a_picture_with_a_likelihood() -> None:
+    """What is drawn can be scored, and costs about its own entropy (not infinitely much)."""
+    model = make_model(5)
+    samples = sample(model, 2, SampleConfig(workers=1), size=(32, 48))
+    sequences = [sequence_of(mcus, model) for mcus in samples.mcus]
+    bits = code_lengths(model, sequences).bits.sum((1, 2))
+    assert bool(bits.isfinite().all()) and float(bits.max()) < 40_000
+    assert isinstance(samples.dct(), DCTImage)
