@@ -1,21 +1,23 @@
 """The optimisers: which parameters get which, and at what rate.
 
 Tables, gains, biases and output heads are always AdamW's. What is left are the matrices of the stacks: AdamW's, too,
-or Muon's (orthogonalised momentum, Jordan et al. 2024), scaled so that steps are as large as AdamW's (Liu et al. 2025).
+or Muon's (`dctransformer.training.muon`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dctransformer.model.context import LocalContext
-from dctransformer.model.layers import Stack
+from dctransformer.model.layers import Attention, FeedForward, Stack
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.muon import Muon
 
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:
@@ -38,6 +40,12 @@ class Optimizers:
         for group in itertools.chain.from_iterable(part.param_groups for part in self.parts):
             group["lr"] = rate * group["scale"]
 
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Set the precision of Muon's products."""
+        for part in self.parts:
+            if isinstance(part, Muon):
+                part.dtype = dtype
+
     def state_of(self, p: Tensor) -> dict[str, Any]:
         """What is remembered of a parameter: moments, and AdamW's number of steps (can be changed in place)."""
         return self._owner[p].state[p]
@@ -57,12 +65,13 @@ class Optimizers:
             part.zero_grad()
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
-    """What a resolved `TrainConfig.optimizer` asks for: fused AdamW for all, or Muon for the matrices of the stacks.
+def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32) -> Optimizers:
+    """Fused AdamW for all parameters, or Muon for the matrices of the stacks, as `TrainConfig.optimizer` asks.
 
     Args:
-        model: its stacks, embedding tables and local context are told from the rest.
-        config: rates, decay and the choice.
+        model: its stacks, embedding tables and local context are distinguished from the rest.
+        config: resolved.
+        dtype: the precision of products that is fast on the device, for Muon.
     """
     assert config.lr is not None and config.optimizer != "auto", "the optimiser and its rate are resolved"
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -73,6 +82,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
     if config.optimizer == "muon":
         stacks = (module for module in model.modules() if isinstance(module, Stack))
         stacked = {id(p) for stack in stacks for p in stack.layers.parameters() if p.ndim == 2}
+    pairs = {id(weight) for module in model.modules() for weight in fused_pairs(module)}
     groups: dict[str, list[Tensor]] = {"stacked": [], "matrices": [], "vectors": [], "tables": []}
     for p in model.parameters():
         kind = "tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"
@@ -90,11 +100,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizers:
     )
     if not stacked:
         return Optimizers(adamw)
-    muon = torch.optim.Muon(
-        [{"params": groups["stacked"], "scale": 1.0}],
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=0.95,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    single = [p for p in groups["stacked"] if id(p) not in pairs]
+    double = [p for p in groups["stacked"] if id(p) in pairs]
+    stacks_groups = [{"params": p, "scale": 1.0, "parts": parts} for p, parts in ((single, 1), (double, 2)) if p]
+    muon = Muon(stacks_groups, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)
     return Optimizers(muon, adamw)
+
+
+def fused_pairs(module: nn.Module) -> Iterator[Tensor]:
+    """Weights of a module that are two matrices one below the other: keys and values, or gate and up."""
+    if isinstance(module, Attention):
+        yield module.key_value.weight
+    elif isinstance(module, FeedForward) and module.modern:
+        yield module.up.weight

@@ -80,7 +80,7 @@ class Trainer:
             shard(self.ema, processes, self.device)
         self.model.to(self.device)
         self.ema.to(self.device)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizer = make_optimizer(self.model, config, self._product_dtype)
         self.rate = 0.0
         """Learning rate of the last step."""
         if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
@@ -150,6 +150,10 @@ class Trainer:
         assert total is not None
         return total
 
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     @torch.no_grad()
     def _update_ema(self) -> None:
         """Move the EMA towards the weights, faster at the start."""
@@ -177,4 +181,5 @@ class Trainer:
         """
         progress = load_checkpoint(path, self.model, self.ema, self.optimizer)
         self.precision = progress.pop("precision")
+        self.optimizer.set_dtype(self._product_dtype)
         self.progress = Progress(**progress)

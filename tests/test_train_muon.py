@@ -1,0 +1,70 @@
+"""Muon: what it computes, and in which precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dctransformer.model.config import preset
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.muon import Muon, orthogonalise
+from dctransformer.training.optimizer import make_optimizer
+from dctransformer.training.setup import new_model
+
+
+def test_singular_values_end_near_one() -> None:
+    """Whatever they were, as long as the matrix has full rank; the singular vectors stay."""
+    u, _, vt = torch.linalg.svd(torch.randn(2, 6, 15, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    x = u @ torch.diag(torch.tensor([5.0, 3, 1, 0.8, 0.5, 0.3])) @ vt
+    y = orthogonalise(x, torch.float32)
+    assert y.dtype == torch.float32
+    singular = torch.linalg.svdvals(y)
+    assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3
+    core = u.mT @ y @ vt.mT
+    assert float((core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8)])
+def test_its_steps_are_those_of_the_reference(shape: tuple[int, int]) -> None:
+    """PyTorch's Muon, whose orthogonalisation is rounded to bf16."""
+    torch.manual_seed(0)
+    first = nn.Parameter(torch.randn(shape))
+    second = nn.Parameter(first.detach().clone())
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95}
+    ours = Muon([{"params": [first]}], **settings, dtype=torch.bfloat16)
+    reference = torch.optim.Muon([second], **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        first.grad = torch.randn(shape)
+        second.grad = first.grad.clone()
+        ours.step()
+        reference.step()
+    torch.testing.assert_close(first, second, atol=5e-3, rtol=0)
+
+
+def test_parts_of_a_parameter_are_orthogonalised_apart() -> None:
+    """Two matrices in one parameter take the steps of two parameters."""
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.randn(12, 8))
+    halves = [nn.Parameter(half.clone()) for half in whole.detach().chunk(2)]
+    fused, apart = Muon([{"params": [whole], "parts": 2}], lr=0.1), Muon([{"params": halves}], lr=0.1)
+    whole.grad = torch.randn(12, 8)
+    for half, gradient in zip(halves, whole.grad.chunk(2), strict=True):
+        half.grad = gradient.clone()
+    fused.step()
+    apart.step()
+    torch.testing.assert_close(whole.detach(), torch.cat([half.detach() for half in halves]))
+
+
+def test_keys_and_values_and_gates_are_parts() -> None:
+    """And every matrix of the stacks is Muon's, exactly once; products are in the precision that was asked for."""
+    model = new_model(preset("tiny"), 0)
+    muon, adamw = make_optimizer(model, TrainConfig().resolved(sharded=False)).parts
+    assert isinstance(muon, Muon) and muon.dtype == torch.float32
+    names = {id(p): name for name, p in model.named_parameters()}
+    parts = {names[id(p)]: group["parts"] for group in muon.param_groups for p in group["params"]}
+    assert {name for name, count in parts.items() if count == 2} == {
+        name for name in parts if name.endswith(("key_value.weight", "up.weight"))
+    }
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert not rest & set(parts) and rest | set(parts) == set(names.values())
