@@ -16,7 +16,7 @@ import numpy as np
 
 from dctransformer.codec import order
 from dctransformer.data import TripleStore
-from dctransformer.tasks.generate import likelihood
+from dctransformer.tasks.likelihood import likelihood
 
 GOAL = 367.0
 """Bytes an image at 64 px, quality 20, that a first sketch of the method reached on flowers."""

@@ -19,7 +19,7 @@ from dctransformer.model.config import preset
 from dctransformer.model.context import rank_planes
 from dctransformer.sequence.chunks import START, Sequence, cut_chunks
 from dctransformer.sequence.conditions import NAMES, named
-from dctransformer.tasks.generate import likelihood
+from dctransformer.tasks.likelihood import likelihood
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
 from pictures import photo_folder

@@ -284,7 +284,7 @@ class Likelihood:
 
     def run(self) -> None:
         """Score."""
-        from dctransformer.tasks.generate import likelihood
+        from dctransformer.tasks.likelihood import likelihood
 
         with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
             summary = likelihood(

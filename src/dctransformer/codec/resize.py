@@ -30,7 +30,12 @@ def dct_matrix(size: int) -> Tensor:
     return matrix
 
 
-def _check(factor: int) -> int:
+def check_factor(factor: int) -> int:
+    """The corner of an upscaling factor.
+
+    Raises:
+        ValueError: the factor is not 2, 4 or 8.
+    """
     if factor not in FACTORS:
         raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
     return order.BLOCK // factor
@@ -61,7 +66,7 @@ def enlarged_corners(small: Tensor, factor: int, codec: Codec) -> DCTImage:
     Raises:
         ValueError: the factor is another.
     """
-    corner = _check(factor)
+    corner = check_factor(factor)
     mcu = order.MCU // factor
     height, width = small.shape[1:3]
     rgb = small.permute(0, 3, 1, 2).double()
@@ -96,7 +101,7 @@ def shrink(pictures: Tensor, factor: int) -> Tensor:
     Raises:
         ValueError: the factor or the size doesn't fit.
     """
-    corner = _check(factor)
+    corner = check_factor(factor)
     batch, height, width, _ = pictures.shape
     if height % order.BLOCK or width % order.BLOCK:
         raise ValueError(f"a {width}×{height} picture is not made of whole 8 × 8 blocks; crop it to a multiple of 8")

@@ -20,12 +20,14 @@ from torch import Tensor
 from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import Grid
 from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image
-from dctransformer.data.info import INFO, SPLITS, DatasetInfo, shard_paths
+from dctransformer.data.info import DatasetInfo, shard_paths
+from dctransformer.data.opening import is_prepared, open_pictures
 from dctransformer.data.sources import Source, open_source
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.engine import Samples
 from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.labels import model_labels
 
 SHEETS = {"sheet.png", "heat-map.png"}
 """What `dctransformer sample` writes beside the pictures themselves."""
@@ -146,22 +148,12 @@ def open_reference(
     Raises:
         ValueError: the data is missing, empty, of another size or quality, or does not belong to ``originals``.
     """
-    if split not in SPLITS:
-        raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-    if not (Path(data) / INFO).is_file():
-        if originals is not None:
-            raise ValueError(f"{data} is a folder of pictures, the originals themselves; leave --originals out")
-        return _of_folder(data, config, progress)
-    store = TripleStore.open(data, split, progress=progress)
+    if not is_prepared(data) and originals is not None:
+        raise ValueError(f"{data} is a folder of pictures, the originals themselves; leave --originals out")
+    store = open_pictures(data, split, size=config.size, quality=config.quality, progress=progress)
+    if not is_prepared(data):
+        return _of_folder(data, store, config)
     info = store.info
-    if not len(store):
-        raise ValueError(f"the {split} split of {data} is empty; choose another with --split")
-    for name, mine, theirs in (("quality", info.quality, config.quality), ("size", info.size, config.size)):
-        if mine != theirs:
-            raise ValueError(
-                f"{data} was prepared at {name} {mine}, the model was trained at {theirs}; "
-                f"prepare the pictures with --{name} {theirs}"
-            )
     found, why_not = None, ""
     try:
         if find_originals:
@@ -190,13 +182,12 @@ def open_held_out(
         ValueError: as `open_reference`.
     """
     split = "validation"
-    if (Path(data) / INFO).is_file() and not DatasetInfo.load(data).splits.get(split):
+    if is_prepared(data) and not DatasetInfo.load(data).splits.get(split):
         split = otherwise
     return open_reference(data, config, split=split, find_originals=False, progress=progress)
 
 
-def _of_folder(data: str | Path, config: ModelConfig, progress: bool) -> Reference:
-    store = TripleStore.from_images(data, size=config.size, quality=config.quality, progress=progress)
+def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Reference:
     source = open_source(data)
     unread = {key for key, _ in store.skipped}
     places = [i for i, item in enumerate(source.items) if item.key not in unread]
@@ -241,9 +232,7 @@ def _read_from(source: Source, chosen: list[int], size: int) -> Pictures:
 
 def _labels(store: TripleStore, order: np.ndarray, config: ModelConfig) -> list[int]:
     """The model's class of each picture, by the classes' names."""
-    by_name = {name.casefold(): i for i, name in enumerate(config.label_names)}
-    known = [by_name.get(name.casefold(), config.null_label) for name in store.info.labels]
-    return [known[n] if 0 <= n < len(known) else config.null_label for n in store.labels[order].tolist()]
+    return model_labels(config, store.info.labels, store.labels[order].tolist())
 
 
 def of_samples(samples: Samples) -> Pictures:

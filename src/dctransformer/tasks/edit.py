@@ -9,7 +9,6 @@ Shapes: H × W pixels, N MCUs; masks and coefficients are ``[N, 6, 64]``.
 from __future__ import annotations
 
 import dataclasses
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,18 +20,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes, write_jpeg
+from dctransformer.codec import Codec, DCTImage, order, write_jpeg
+from dctransformer.codec.adapt import cropped, mcu_grid, merged, own_coefficients, requantised, whole_mcus
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
-from dctransformer.codec.resize import FACTORS, enlarged_corners
+from dctransformer.codec.resize import check_factor, enlarged_corners
 from dctransformer.data.images import load_image
 from dctransformer.files import atomic_write, make_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import masks as given_masks
-from dctransformer.sequence.conditions import BY_FACTOR, check_trained
+from dctransformer.sequence.conditions import BY_FACTOR
+from dctransformer.sequence.labels import label_number
 from dctransformer.sheets import captioned_rows
-from dctransformer.tasks.generate import Model, label_number, loaded
+from dctransformer.tasks.models import Model, loaded
 
 Source = str | Path | bytes | np.ndarray
 """A picture: a file, the bytes of one, or uint8 RGB ``[H, W, 3]``."""
@@ -86,9 +87,9 @@ class _Canvas:
     file: DCTImage | None = None
     """The JPEG file's own coefficients, where it is one that the model's grid fits (4:2:0)."""
 
-    @property
-    def pixels(self) -> tuple[int, int]:
-        return self.height, self.width
+    def picture(self, mcus: Tensor, codec: Codec) -> DCTImage:
+        """MCUs as a DCT image of the canvas's true size."""
+        return cropped(mcus, self.grid, self.height, self.width, codec)
 
 
 # The tasks ------------------------------------------------------------------------------------------------------------
@@ -109,8 +110,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     Raises:
         ValueError: a picture can't be read, or the model was not trained for the factor.
     """
-    if factor not in FACTORS:
-        raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
+    check_factor(factor)
     network, options = _model(model, options, BY_FACTOR[factor].name)
     codec = Codec(network.config.quality)
     canvases, masks, before = [], [], []
@@ -144,7 +144,7 @@ def colorize(model: Model, images: Sequence[Source], options: Options | None = N
         canvas.mcus = torch.where(given, canvas.mcus, 0)
         canvas.file = None  # its chroma is not wanted
         masks.append((given, None))
-        before.append(codec.decode(_picture(canvas, canvas.mcus, codec))[0].numpy())
+        before.append(codec.decode(canvas.picture(canvas.mcus, codec))[0].numpy())
     return _run(network, canvases, masks, before, options)
 
 
@@ -178,7 +178,7 @@ def inpaint(
     for canvas in canvases:
         hole = _hole(canvas, bright, box)
         masks.append((given_masks.outside(hole), None))
-        pixels = codec.decode(canvas.file or _picture(canvas, canvas.mcus, codec))[0].numpy().copy()
+        pixels = codec.decode(canvas.file or canvas.picture(canvas.mcus, codec))[0].numpy().copy()
         blank = hole.repeat_interleave(order.MCU, 0).repeat_interleave(order.MCU, 1)[: canvas.height, : canvas.width]
         pixels[blank.numpy()] = 128
         before.append(pixels)
@@ -226,7 +226,7 @@ def continue_(
             kept = (band < (bands or 0)).expand(canvas.mcus.shape)
         canvas.mcus, canvas.file = torch.where(kept, canvas.mcus, 0), None
         masks.append((torch.zeros_like(kept), kept))
-        before.append(codec.decode(_picture(canvas, canvas.mcus, codec))[0].numpy())
+        before.append(codec.decode(canvas.picture(canvas.mcus, codec))[0].numpy())
     return _run(network, canvases, masks, before, options)
 
 
@@ -237,8 +237,7 @@ def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTran
     options = options or Options()
     if options.num < 1:
         raise ValueError(f"num {options.num} must be at least 1")
-    network = loaded(name, options.device)
-    check_trained(network.config.conditions, condition, "this model" if network is name else str(name))
+    network = loaded(name, options.device, condition)
     if options.label is not None:
         label_number(network.config, options.label)
     return network, options
@@ -275,71 +274,12 @@ def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     else:
         file = dct
         dct = requantised(dct, codec)
-    return _Canvas(name, _whole_mcus(dct), _grid(dct), dct.height, dct.width, file)
-
-
-def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
-    """A JPEG file's coefficients, or None if its pixels must do (another format, sampling, rotation, or damage)."""
-    try:
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        if data[:2] != b"\xff\xd8":
-            return None
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.getexif().get(0x0112, 1) != 1:  # rotated
-                return None
-        dct = read_jpeg_bytes(data)
-    except (OSError, ValueError):
-        return None
-    return dct if dct.sampling == "4:2:0" else None
-
-
-def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
-    """A DCT image in another quality's tables (unchanged if they are the same)."""
-    if torch.equal(dct.luma_table, codec.luma_table) and torch.equal(dct.tables[-1], codec.chroma_table):
-        return dct
-    assert dct.cb is not None and dct.cr is not None and dct.chroma_table is not None
-    limits = codec.value_limits().view(3, 64)
-    parts = []
-    for k, (part, new) in enumerate(
-        ((dct.luma, codec.luma_table), (dct.cb, codec.chroma_table), (dct.cr, codec.chroma_table))
-    ):
-        old = dct.luma_table if k == 0 else dct.chroma_table
-        levels = (part.double() * old / new).round()
-        parts.append(levels.clamp(-limits[k], limits[k].clamp(max=1023)).to(torch.int16))
-    return dataclasses.replace(
-        dct, luma=parts[0], cb=parts[1], cr=parts[2], luma_table=codec.luma_table, chroma_table=codec.chroma_table
-    )
-
-
-def _grid(dct: DCTImage) -> Grid:
-    return Grid(-(-dct.height // order.MCU), -(-dct.width // order.MCU))
-
-
-def _whole_mcus(dct: DCTImage) -> Tensor:
-    """``[N, 6, 64]``; luma blocks beyond the picture's last are flat and as bright as their neighbours."""
-    grid = _grid(dct)
-    rows, cols = 2 * grid.rows, 2 * grid.cols
-    down, right = rows - dct.luma.shape[1], cols - dct.luma.shape[2]
-    flat = torch.zeros_like(dct.luma)
-    flat[..., 0] = dct.luma[..., 0]
-    padded = F.pad(flat.permute(0, 3, 1, 2).float(), (0, right, 0, down), mode="replicate").permute(0, 2, 3, 1)
-    luma = padded.to(torch.int16)
-    luma[:, : dct.luma.shape[1], : dct.luma.shape[2]] = dct.luma
-    whole = dataclasses.replace(dct, luma=luma, height=rows * 8, width=cols * 8)
-    return whole.to_mcus()[0]
-
-
-def _picture(canvas: _Canvas, mcus: Tensor, codec: Codec) -> DCTImage:
-    """MCUs as a DCT image of the canvas's true size."""
-    grid = canvas.grid
-    whole = DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, codec.luma_table, codec.chroma_table)
-    luma = whole.luma[:, : -(-canvas.height // 8), : -(-canvas.width // 8)].contiguous()
-    return dataclasses.replace(whole, luma=luma, height=canvas.height, width=canvas.width)
+    return _Canvas(name, whole_mcus(dct), mcu_grid(dct), dct.height, dct.width, file)
 
 
 def _hole(canvas: _Canvas, bright: np.ndarray | None, box: tuple[int, int, int, int] | None) -> Tensor:
     """MCUs that the mask or the box touches: bool ``[rows, cols]``."""
-    height, width = canvas.pixels
+    height, width = canvas.height, canvas.width
     if bright is None:
         assert box is not None
         x, y, w, h = box
@@ -400,20 +340,11 @@ def _run(
 
 
 def _into_file(canvas: _Canvas, mcus: Tensor, given: Tensor, codec: Codec) -> DCTImage:
-    """The result; of a JPEG file, what stays is the file's own, and the new part takes the file's tables."""
-    made = _picture(canvas, mcus, codec)
+    """The result; in a JPEG file, the given coefficients stay the file's own and the new ones get its tables."""
+    result = canvas.picture(mcus, codec)
     if canvas.file is None:
-        return made
-    own = canvas.file
-    assert own.chroma_table is not None and made.cb is not None and made.cr is not None
-    stays = _picture(canvas, given.to(torch.int16), codec)
-    parts = []
-    tables = (own.luma_table, own.chroma_table, own.chroma_table)
-    for old, new, mask, table in zip(own.components, made.components, stays.components, tables, strict=True):
-        model_table = codec.luma_table if table is tables[0] else codec.chroma_table
-        levels = (new.double() * model_table / table).round().clamp(-1023, 1023).to(torch.int16)
-        parts.append(torch.where(mask.bool(), old, levels))
-    return dataclasses.replace(own, luma=parts[0], cb=parts[1], cr=parts[2])
+        return result
+    return merged(canvas.file, result, canvas.picture(given.to(torch.int16), codec))
 
 
 def save_edits(edits: list[Edited], out: str | Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Other pictures in a model's tables and whole MCUs, and back: read, requantise, pad, crop, merge.
+
+Shapes: N MCUs; coefficients and masks are ``[N, 6, 64]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dctransformer.codec import order
+from dctransformer.codec.codec import Codec
+from dctransformer.codec.dct_image import DCTImage
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.jpeg import read_jpeg_bytes
+
+
+def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
+    """A JPEG file's coefficients, or None if its pixels must do (another format, sampling, rotation, or damage)."""
+    try:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if data[:2] != b"\xff\xd8":
+            return None
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.getexif().get(0x0112, 1) != 1:  # rotated
+                return None
+        dct = read_jpeg_bytes(data)
+    except (OSError, ValueError):
+        return None
+    return dct if dct.sampling == "4:2:0" else None
+
+
+def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
+    """A DCT image in another quality's tables (unchanged if they are the same)."""
+    if torch.equal(dct.luma_table, codec.luma_table) and torch.equal(dct.tables[-1], codec.chroma_table):
+        return dct
+    assert dct.cb is not None and dct.cr is not None and dct.chroma_table is not None
+    limits = codec.value_limits().view(3, 64)
+    parts = []
+    for k, (part, new) in enumerate(
+        ((dct.luma, codec.luma_table), (dct.cb, codec.chroma_table), (dct.cr, codec.chroma_table))
+    ):
+        old = dct.luma_table if k == 0 else dct.chroma_table
+        levels = (part.double() * old / new).round()
+        parts.append(levels.clamp(-limits[k], limits[k].clamp(max=1023)).to(torch.int16))
+    return dataclasses.replace(
+        dct, luma=parts[0], cb=parts[1], cr=parts[2], luma_table=codec.luma_table, chroma_table=codec.chroma_table
+    )
+
+
+def mcu_grid(dct: DCTImage) -> Grid:
+    """The grid of a picture's MCUs, the last of which may reach beyond its edges."""
+    return Grid(-(-dct.height // order.MCU), -(-dct.width // order.MCU))
+
+
+def whole_mcus(dct: DCTImage) -> Tensor:
+    """``[N, 6, 64]``; luma blocks beyond the picture's last are flat and as bright as their neighbours."""
+    grid = mcu_grid(dct)
+    rows, cols = 2 * grid.rows, 2 * grid.cols
+    down, right = rows - dct.luma.shape[1], cols - dct.luma.shape[2]
+    flat = torch.zeros_like(dct.luma)
+    flat[..., 0] = dct.luma[..., 0]
+    padded = F.pad(flat.permute(0, 3, 1, 2).float(), (0, right, 0, down), mode="replicate").permute(0, 2, 3, 1)
+    luma = padded.to(torch.int16)
+    luma[:, : dct.luma.shape[1], : dct.luma.shape[2]] = dct.luma
+    whole = dataclasses.replace(dct, luma=luma, height=rows * 8, width=cols * 8)
+    return whole.to_mcus()[0]
+
+
+def cropped(mcus: Tensor, grid: Grid, height: int, width: int, codec: Codec) -> DCTImage:
+    """Make a DCT image of MCUs, without the luma blocks beyond its size: the inverse of `whole_mcus`.
+
+    Args:
+        mcus: int16 ``[N, 6, 64]`` in the codec's tables.
+        grid: of the MCUs.
+        height: in pixels.
+        width: in pixels.
+        codec: whose tables the image gets.
+    """
+    whole = DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, codec.luma_table, codec.chroma_table)
+    luma = whole.luma[:, : -(-height // order.BLOCK), : -(-width // order.BLOCK)].contiguous()
+    return dataclasses.replace(whole, luma=luma, height=height, width=width)
+
+
+def merged(file: DCTImage, new: DCTImage, keep: DCTImage) -> DCTImage:
+    """Put new coefficients into a JPEG file's own.
+
+    Args:
+        file: the file's coefficients, which stay as they are, in its own tables.
+        new: coefficients of a picture of the same size, in any tables; they are requantised.
+        keep: 1 where the file's coefficient stays, 0 where the new one is taken.
+    """
+    assert file.chroma_table is not None and new.chroma_table is not None
+    parts = []
+    tables = (
+        (file.luma_table, new.luma_table), (file.chroma_table, new.chroma_table), (file.chroma_table, new.chroma_table)
+    )  # fmt: skip
+    for old, other, mask, (to, by) in zip(file.components, new.components, keep.components, tables, strict=True):
+        levels = (other.double() * by / to).round().clamp(-1023, 1023).to(torch.int16)
+        parts.append(torch.where(mask.bool(), old, levels))
+    return dataclasses.replace(file, luma=parts[0], cb=parts[1], cr=parts[2])
