@@ -1,15 +1,19 @@
-"""One picture: any file that Pillow reads becomes an upright 8-bit RGB square, then the JPEG that is stored."""
+"""One picture: any file that Pillow reads becomes an upright 8-bit sRGB square, then the JPEG that is stored."""
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from dctransformer.codec import order
+from dctransformer.data.formats import check_regular, png_without_text, register_optional_readers, unknown_format
+from dctransformer.data.rgb import as_rgb, orientation, to_rgb, upright
+
+__all__ = ["as_rgb", "check_quality", "check_size", "crop_resize", "encode_jpeg", "load_image", "prepare_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded (Pillow's own limit for decompression bombs)."""
@@ -23,10 +27,10 @@ SUBSAMPLING = "4:2:0"
 def load_image(
     source: str | Path | bytes, *, enough: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Read a picture as a person sees it: upright, 8 bits a channel, RGB.
+    """Read a picture as a person sees it: upright, 8 bits per channel, sRGB (see `as_rgb`).
 
-    EXIF rotation is applied; 16-bit, integer and float grey are scaled to 8 bits; palettes and grey become RGB;
-    transparent places become white; of an animation the first frame is taken.
+    Of an animation the first frame is taken. Nothing of the file but its pixels is kept. HEIC and JPEG XL are read
+    where pillow-heif and pillow-jxl-plugin are installed.
 
     Args:
         source: a path, or the bytes of a file.
@@ -38,78 +42,66 @@ def load_image(
         A Pillow image in mode RGB.
 
     Raises:
-        ValueError: there is no such file, it is not a picture Pillow reads, is damaged, or is too large.
+        ValueError: there is no such file, it is not a regular file, not a picture Pillow reads, is damaged, or is
+            too large.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        check_regular(source)
+    if formats is None:
+        register_optional_readers()
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                if enough is not None:
-                    scale = DRAFT_GAP * enough / min(width, height)
-                    image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-                image.load()
-                return as_rgb(image)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
+            return _load(source, name, enough, formats)
     except FileNotFoundError:
         raise ValueError(f"there is no file {name}; check the path") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large(name)) from None
+    except _TooLarge as error:
+        raise ValueError(str(error)) from None
     # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
     except Exception as error:
         what = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            what = "not a picture in a format that Pillow knows"
+            what = unknown_format(source)
         raise ValueError(f"{name} can't be read ({what}); replace or remove it") from error
-    raise ValueError(_too_large(name))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image of any mode as a person sees it (see `load_image`): RGB."""
-    return _to_rgb(_upright(image))
+class _TooLarge(Exception):
+    pass
+
+
+def _load(source: str | Path | bytes, name: str, enough: int | None, formats: tuple[str, ...] | None) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        with image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise _TooLarge(_too_large(name))
+            if enough is not None:
+                scale = DRAFT_GAP * enough / min(width, height)
+                image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+            image.load()
+            turn = orientation(image)
+            result = to_rgb(image)
+    except ValueError as error:
+        # Pillow refuses to unpack long texts (workflows, notes) in PNG files; the pixels are sound.
+        if "MAX_TEXT" not in str(error):
+            raise
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        shorter = png_without_text(data)
+        if len(shorter) == len(data):
+            raise
+        return _load(shorter, name, enough, formats)
+    result.info = {}  # comments, profiles and places of the source go nowhere
+    if result is not image:
+        image.close()  # frees its pixels
+    return upright(result, turn)
 
 
 def _too_large(name: str) -> str:
     return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels; shrink it first"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, if there is one that can be read."""
-    try:
-        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    # A damaged EXIF block says nothing about the pixels, and Pillow's parser can fail on it in many ways.
-    except Exception:
-        return image
-    return ImageOps.exif_transpose(image) if rotated else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits (modes I;16, I, F) to mode L, the full range to the full range."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not numbers")
-    low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16"):
-        values /= 257
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        values *= 255
-    elif low < 0 or high > 65535:
-        # No agreed range: stretch what there is.
-        values = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    elif high > 255:
-        values /= 257
-    return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
 def crop_resize(image: Image.Image, size: int) -> Image.Image:
@@ -148,6 +140,8 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     """
     check_quality(quality)
     out = io.BytesIO()
+    image = image.copy()
+    image.info = {}  # Pillow would copy a comment into the file
     try:
         image.save(out, "JPEG", quality=quality, subsampling=SUBSAMPLING, optimize=True)
     except OSError:
