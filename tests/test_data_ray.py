@@ -120,3 +120,53 @@ def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch, caps
     assert caught.value.code == 2 and "pip install 'dctransformer[ray]'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="neither local nor ray"):
         run(photos, tmp_path / "other", engine="dask")
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch, init) -> None:
+    """Ray as it is before it is started, with another `init`."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+
+
+def test_an_instance_started_here_is_for_this_process_alone(photos, tmp_path, monkeypatch):
+    """Its ports are on the loopback address and want a random token; the environment is as before afterwards."""
+    seen = []
+
+    def init(**_):
+        seen.append({name: value for name, value in os.environ.items() if name.startswith("RAY_")})
+        raise RuntimeError("enough")
+
+    without_ray(monkeypatch, init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    before = dict(os.environ)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Ray can't start \(enough\); use --engine local"):
+            run(photos, tmp_path / "out", engine="ray")
+    assert [found["RAY_AUTH_MODE"] for found in seen] == ["token"] * 2
+    assert seen[0]["RAY_AUTH_TOKEN"] != seen[1]["RAY_AUTH_TOKEN"] and len(seen[0]["RAY_AUTH_TOKEN"]) == 64
+    assert seen[0]["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert {**os.environ, "RAY_USAGE_STATS_ENABLED": ""} == {**before, "RAY_USAGE_STATS_ENABLED": ""}
+
+
+def test_a_cluster_that_does_not_answer(photos, tmp_path, monkeypatch):
+    """A stale address is reported at once, not after minutes."""
+    without_ray(monkeypatch, lambda **_: pytest.fail("Ray was started"))
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ValueError, match=f"no cluster answers at RAY_ADDRESS={address} .*unset RAY_ADDRESS"):
+            run(photos, tmp_path / "out", engine="ray")
+
+
+def test_a_folder_for_temporary_files_with_a_long_path(photos, tmp_path, monkeypatch):
+    """Ray's sockets have short names only."""
+
+    def init(**_):
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/x")
+
+    without_ray(monkeypatch, init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="too long for Ray's sockets; set TMPDIR"):
+        run(photos, tmp_path / "out", engine="ray")

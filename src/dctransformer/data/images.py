@@ -62,7 +62,7 @@ def load_image(
         raise ValueError(str(error)) from None
     # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
     except Exception as error:
-        what = str(error) or type(error).__name__
+        what = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             what = unknown_format(source)
         raise ValueError(f"{name} can't be read ({what}); replace or remove it") from error
