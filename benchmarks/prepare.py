@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from dctransformer.data.prepare import prepare
-from dctransformer.data.workers import cores
+from dctransformer.processes import cores
 
 GOAL = 0.7
 

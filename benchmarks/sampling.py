@@ -26,9 +26,9 @@ import tyro
 from dctransformer import DCTransformer
 from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer as Model
+from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Engine, Request, Row, sample
-from dctransformer.sampling.workers import useful_workers
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -526,9 +529,35 @@ def _train_defaults(argv: list[str]) -> Train:
     return Train(tyro.MISSING, tyro.MISSING, None, name or file.preset or "small", chosen, options)
 
 
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that workers end and no temporary files are left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        raise SystemExit(128 + number)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the ``dctransformer`` command."""
     argv = sys.argv[1:] if argv is None else argv
+    with _orderly_end():
+        _main(argv)
+
+
+def _main(argv: list[str]) -> None:
     try:
         defaults = _train_defaults(argv if argv[:1] == ["train"] else [])
         commands: Any = (

@@ -1,4 +1,4 @@
-"""The same job on many tasks, by Ray's workers: as `dctransformer.data.workers` does it, on any number of machines."""
+"""The same job on many tasks, by Ray's workers: as `dctransformer.processes` does it, on any number of machines."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from dctransformer.data.images import check_quality, check_size, prepare_image
 from dctransformer.data.info import FORMAT, INFO, SKIPPED, SPLITS, DatasetInfo
 from dctransformer.data.on_ray import on_ray
 from dctransformer.data.sources import Source, _text, is_url, open_source
-from dctransformer.data.workers import cores, in_parallel
 from dctransformer.files import atomic_write, sweep, write_text
+from dctransformer.processes import cores, in_parallel
 
 PARTIAL = ".partial"
 """Folder of pieces, inside the output; gone when the data set is complete."""

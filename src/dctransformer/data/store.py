@@ -26,7 +26,7 @@ from dctransformer.data.images import check_quality, check_size, encode_jpeg, pr
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.sources import open_source
 from dctransformer.data.triple_cache import cached_arrays, content_key, in_memory
-from dctransformer.data.workers import cores, in_parallel
+from dctransformer.processes import cores, in_parallel
 
 _BATCH = 32
 """Pictures whose coefficients are listed at a time."""

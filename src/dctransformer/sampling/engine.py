@@ -31,11 +31,11 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
 from dctransformer.model.texture import Picture
+from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
 from dctransformer.sampling.drawing import pick
 from dctransformer.sampling.texture import NoiseKey, fill_texture
-from dctransformer.sampling.workers import spread, useful_workers
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks, partial_image, settled_before
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
@@ -301,7 +301,7 @@ def _spread_rows(
             (row.listed.numpy(), None if row.texture is None else row.texture.numpy(), row.channels) for row in rows
         ]
 
-    made = spread(work, len(requests), workers, hear)
+    made = deal(work, len(requests), workers, hear)
     rows = engine.begin(requests)
     for worker, results in enumerate(made):
         for row, (listed, texture, channels) in zip(rows[worker::workers], results, strict=True):

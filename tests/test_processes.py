@@ -1,0 +1,128 @@
+"""Worker processes end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from dctransformer.cli import main
+from dctransformer.processes import deal, in_parallel
+from tiny_model import save_tiny_model
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is ``pid``."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until a condition holds; fail if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose pictures take long: every chunk is one triple."""
+    return save_tiny_model(tmp_path_factory.mktemp("model"), chunk=2, overlap=1, size=512)
+
+
+def run_command(arguments: list[str], errors: Path) -> None:
+    """Run the command line in this (forked) process, with its standard error in a file."""
+    with errors.open("w") as sys.stderr:
+        main(arguments)
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGKILL", -9)])
+def test_workers_of_a_killed_sample_end_with_it(model: Path, tmp_path: Path, number: str, status: int) -> None:
+    """The status is the shell's; nothing is printed but a sentence; no temporary files stay behind."""
+    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    arguments = ["sample", str(model), "--out", str(out), "--num", "4", "--workers", "2", "--batch", "1"]
+    process = multiprocessing.get_context("fork").Process(target=run_command, args=(arguments, errors))
+    process.start()
+    assert process.pid is not None
+    try:
+        wait_for(lambda: len(children(process.pid or 0)) == 2)
+        workers = children(process.pid)
+        time.sleep(0.2)
+        os.kill(process.pid, getattr(signal, number))
+        process.join(30)
+        assert process.exitcode == status
+        wait_for(lambda: not any(map(running, workers)), 10)
+    finally:
+        process.kill()
+    assert "Traceback" not in errors.read_text()
+    assert not list(out.rglob(".*"))
+
+
+def test_results_and_messages_of_dealt_work() -> None:
+    """Each process gets every n-th item; all messages arrive, in the order of their process."""
+
+    def work(items: Sequence[int], send: Callable[[object], None]) -> list[int]:
+        for item in items:
+            send(item)
+        return [item * item for item in items]
+
+    messages: list[tuple[int, int]] = []
+    results = deal(work, 7, 3, lambda worker, message: messages.append((worker, message)))
+    assert results == [[0, 9, 36], [1, 16], [4, 25]]
+    assert [[m for w, m in messages if w == worker] for worker in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_others_end_at_once_when_one_process_fails_or_the_caller_stops() -> None:
+    """Long work is not waited for."""
+
+    def fail(items: Sequence[int], send: Callable[[object], None]) -> None:
+        if items[0] == 1:
+            raise OSError("no such luck")
+        time.sleep(60)
+
+    def report(items: Sequence[int], send: Callable[[object], None]) -> None:
+        send(os.getpid())
+        time.sleep(60)
+
+    def stop(worker: int, message: object) -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="OSError: no such luck"):
+        deal(fail, 2, 2, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        deal(report, 2, 2, stop)
+    assert time.monotonic() - start < 10 and not children(os.getpid())
+
+
+def test_tasks_are_done_in_order_and_a_killed_worker_is_reported() -> None:
+    """With one worker or several."""
+    for workers in (1, 3):
+        assert list(in_parallel(lambda x: x * x, range(20), workers)) == [(x, x * x) for x in range(20)]
+
+    def die(task: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ValueError, match="a worker process was killed"):
+        list(in_parallel(die, range(3), 2))
