@@ -618,7 +618,7 @@ def test_info_that_is_damaged_or_newer(tmp_path):
     for text, message in [
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        (json.dumps({**good, "format": 2}), "newer version"),
+        (json.dumps({**good, "format": 3}), "newer version"),
         (json.dumps({"format": 1}), "is damaged"),
     ]:
         path.write_text(text)

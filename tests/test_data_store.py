@@ -176,7 +176,7 @@ def test_missing_and_damaged_shards(data):
     assert "\n" not in str(error.value)
     cells[3]["bytes"] = prepare_image(io.BytesIO(png_bytes()).read(), SIZE, QUALITY + 1)
     pq.write_table(table.set_column(0, "image", pa.array(cells, table["image"].type)), shard)
-    with pytest.raises(ValueError, match="is not 32×32, 4:2:0, quality 50; prepare the data again"):
+    with pytest.raises(ValueError, match="is not 32x32, 4:2:0, quality 50; prepare the data again"):
         open_quietly(data)
     assert not list((data / ".cache").iterdir())
     shard.write_bytes(good)

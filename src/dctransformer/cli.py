@@ -29,7 +29,7 @@ from dctransformer.training.config_file import ConfigFile, read_config_file
 
 @dataclasses.dataclass
 class Prepare:
-    """Turn a folder of pictures into a data set: JPEG files of one size and quality in Parquet shards.
+    """Turn a folder of pictures into a data set: JPEG files of one quality in Parquet shards.
 
     Sub-folders are labels. Any picture that Pillow reads will do; what can't be read is skipped and listed in
     OUT/skipped.jsonl. An interrupted run goes on where it stopped.
@@ -41,8 +41,12 @@ class Prepare:
     """Image folder, Parquet file or folder, the URL of one (s3://…, gs://…, hf://…), or a `datasets` id."""
     out: tyro.conf.Positional[Path]
     """Folder for the data set."""
-    size: int = 64
-    """Side of the square pictures in pixels, a multiple of 16."""
+    size: str | None = None
+    """Crop to squares of so many pixels, or to WIDTHxHEIGHT, multiples of 16; 64 if no shape is given."""
+    long_side: int | None = None
+    """Or keep the aspect ratio: pixels of the longer side, a multiple of 16 (the other is cropped to one)."""
+    short_side: int | None = None
+    """The same for the shorter side."""
     quality: int = 20
     """JPEG quality, 1 to 100: higher means finer pictures and longer sequences."""
     val_fraction: float = 0.05
@@ -57,11 +61,13 @@ class Prepare:
         from dctransformer.data import prepare
 
         info = prepare(
-            self.source, self.out, size=self.size, quality=self.quality,
-            val_fraction=self.val_fraction, workers=self.workers, engine=self.engine,
+            self.source, self.out, size=self.size, quality=self.quality, val_fraction=self.val_fraction,
+            workers=self.workers, engine=self.engine, long_side=self.long_side, short_side=self.short_side,
         )  # fmt: skip
         counts = ", ".join(f"{n:,} {split}" for split, n in info.splits.items())
-        print(f"{self.out}: {counts}; {info.skipped} skipped; {len(info.labels)} labels")
+        sizes = list(info.size_table)
+        shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes, most often {sizes[0]}"
+        print(f"{self.out}: {counts}; {shown}; {info.skipped} skipped; {len(info.labels)} labels")
 
 
 @dataclasses.dataclass

@@ -21,6 +21,21 @@ class Grid:
     rows: int
     cols: int
 
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def shared(rows: int, cols: int) -> Grid:
+        """A grid of ``rows`` × ``cols`` MCUs, the same object each time, so that its tables are computed once."""
+        return Grid(rows, cols)
+
+    def __reduce__(self) -> tuple:
+        """Pickle the size alone, not the tables."""
+        return Grid.shared, (self.rows, self.cols)
+
+    @property
+    def size(self) -> str:
+        """Width and height in pixels, ``"96x64"``."""
+        return f"{self.cols * order.MCU}x{self.rows * order.MCU}"
+
     @property
     def mcus(self) -> int:
         """Number N of MCUs."""

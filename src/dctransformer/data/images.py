@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from dctransformer.codec import order
 from dctransformer.data.formats import check_regular, png_without_text, register_optional_readers, unknown_format
 from dctransformer.data.rgb import as_rgb, orientation, to_rgb, upright
+from dctransformer.data.shapes import Shape
 
-__all__ = ["as_rgb", "check_quality", "check_size", "crop_resize", "encode_jpeg", "load_image", "prepare_image"]
+__all__ = ["as_rgb", "check_quality", "crop_resize", "encode_jpeg", "load_image", "prepare_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded (Pillow's own limit for decompression bombs)."""
@@ -25,7 +25,7 @@ SUBSAMPLING = "4:2:0"
 
 
 def load_image(
-    source: str | Path | bytes, *, enough: int | None = None, formats: tuple[str, ...] | None = None
+    source: str | Path | bytes, *, enough: int | Shape | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """Read a picture as a person sees it: upright, 8 bits per channel, sRGB (see `as_rgb`).
 
@@ -34,8 +34,9 @@ def load_image(
 
     Args:
         source: a path, or the bytes of a file.
-        enough: the shorter side that will be asked for; a JPEG much larger than that is decoded at reduced size,
-            which is several times faster and, ``DRAFT_GAP`` times above the size wanted, invisible after resizing.
+        enough: the shorter side that will be asked for, or the shape; a JPEG much larger than that is decoded at
+            reduced size, which is several times faster and, ``DRAFT_GAP`` times above the size wanted, invisible
+            after resizing.
         formats: Pillow's names of those that are tried; None for all.
 
     Returns:
@@ -72,7 +73,9 @@ class _TooLarge(Exception):
     pass
 
 
-def _load(source: str | Path | bytes, name: str, enough: int | None, formats: tuple[str, ...] | None) -> Image.Image:
+def _load(
+    source: str | Path | bytes, name: str, enough: int | Shape | None, formats: tuple[str, ...] | None
+) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
         with image:
@@ -80,7 +83,11 @@ def _load(source: str | Path | bytes, name: str, enough: int | None, formats: tu
             if width * height > MAX_PIXELS:
                 raise _TooLarge(_too_large(name))
             if enough is not None:
-                scale = DRAFT_GAP * enough / min(width, height)
+                if isinstance(enough, Shape):  # the picture may lie on its side
+                    needed = max(enough.scale(width, height), enough.scale(height, width))
+                else:
+                    needed = enough / min(width, height)
+                scale = DRAFT_GAP * needed
                 image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
             image.load()
             turn = orientation(image)
@@ -104,28 +111,20 @@ def _too_large(name: str) -> str:
     return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels; shrink it first"
 
 
-def crop_resize(image: Image.Image, size: int) -> Image.Image:
-    """Cut the largest centred square out of a picture and resize it (Lanczos, antialiased).
+def crop_resize(image: Image.Image, size: int | Shape) -> Image.Image:
+    """Cut the largest centred rectangle of a shape out of a picture and resize it (Lanczos, antialiased).
 
     Args:
         image: RGB.
-        size: side of the result in pixels.
+        size: the shape, or the side of a square in pixels.
 
     Returns:
-        RGB, size × size.
+        RGB, of that size.
 
     Raises:
-        ValueError: the size is not a positive multiple of 16.
+        ValueError: the size is not a positive multiple of 16, or the picture is too narrow for it.
     """
-    check_size(size)
-    width, height = image.size
-    side = min(width, height)
-    if (width, height) == (size, size):
-        return image
-    # The box may lie half a pixel off the grid, where resize samples then: a flipped picture gives a flipped result.
-    # At its edges the filter sees the pixels beyond.
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return Shape.of(size).crop_resize(image)
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
@@ -155,20 +154,14 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def prepare_image(source: str | Path | bytes, size: int, quality: int) -> bytes:
-    """What `prepare` stores of a picture: read, cropped to a centred square, resized, encoded.
+def prepare_image(source: str | Path | bytes, size: int | Shape, quality: int) -> bytes:
+    """What `prepare` stores of a picture: read, cropped around its centre, resized, encoded.
 
     Raises:
-        ValueError: the picture can't be read, or size or quality are out of range.
+        ValueError: the picture can't be read or is too narrow, or size or quality are out of range.
     """
-    check_size(size)
-    return encode_jpeg(crop_resize(load_image(source, enough=size), size), quality)
-
-
-def check_size(size: int) -> None:
-    """Raise ValueError unless ``size`` is a positive multiple of 16 (the side of an MCU)."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < order.MCU or size % order.MCU:
-        raise ValueError(f"size {size} is not a positive multiple of {order.MCU}; choose one, say 64")
+    shape = Shape.of(size)
+    return encode_jpeg(crop_resize(load_image(source, enough=shape), shape), quality)
 
 
 def check_quality(quality: int) -> None:

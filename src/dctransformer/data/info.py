@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dctransformer.data.images import SUBSAMPLING
+from dctransformer.data.shapes import Shape
 from dctransformer.files import write_text
 
 INFO = "dctransformer.json"
 """Written last, so a folder that has it is complete."""
 
 SKIPPED = "skipped.jsonl"
-FORMAT = 1
+FORMAT = 2
+"""Newest layout: 1 holds squares of one size; 2 any other shapes, with a table of the sizes."""
 SPLITS = ("train", "validation")
 
 
@@ -22,8 +24,8 @@ SPLITS = ("train", "validation")
 class DatasetInfo:
     """Codec settings and counts of a prepared data set."""
 
-    size: int
-    """Side of every picture in pixels."""
+    size: int | None
+    """Side of every picture in pixels; None if they are not squares of one size."""
     quality: int
     """JPEG quality, 1 to 100."""
     splits: dict[str, int]
@@ -40,8 +42,37 @@ class DatasetInfo:
     """Chroma subsampling."""
     fingerprint: str = ""
     """Hash of the settings and of the list of pictures."""
-    format: int = FORMAT
-    """Version of this layout."""
+    format: int = 1
+    """Version of this layout: see `FORMAT`."""
+    shape: dict[str, int] = dataclasses.field(default_factory=dict)
+    """What the pictures were shaped to, if not to squares: the settings of a `Shape`."""
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many pictures there are of each size (``"96x64"``, width by height), if they are not squares."""
+
+    @classmethod
+    def of_shape(cls, shape: Shape, **fields: Any) -> DatasetInfo:
+        """The settings of pictures of a shape."""
+        if shape.square is not None:
+            return cls(size=shape.square, **fields)
+        return cls(size=None, shape=shape.settings, format=FORMAT, **fields)
+
+    @property
+    def target(self) -> Shape:
+        """The shape that the pictures were prepared to."""
+        return Shape.of(self.size) if self.size is not None else Shape(**self.shape)
+
+    @property
+    def size_table(self) -> dict[str, int]:
+        """How many pictures there are of each size, the commonest first."""
+        sizes = self.sizes or {str(self.target): sum(self.splits.values())}
+        return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready fields; those that squares do not need are left out for them."""
+        fields = dataclasses.asdict(self)
+        if self.size is not None:
+            del fields["shape"], fields["sizes"]
+        return fields
 
     @classmethod
     def load(cls, folder: str | Path) -> DatasetInfo:
@@ -58,13 +89,15 @@ class DatasetInfo:
             fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if fields["format"] > FORMAT:
                 raise ValueError(f"{path} was written by a newer version; update dctransformer")
-            return cls(**fields)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            info = cls(**fields)
+            _ = info.size_table
+            return info
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); prepare the data again into a new folder") from error
 
     def save(self, folder: str | Path) -> None:
         """Write ``dctransformer.json``, beside and renamed."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         write_text(Path(folder) / INFO, text + "\n")
 
 

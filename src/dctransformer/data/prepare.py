@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +22,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 from tqdm import tqdm
 
-from dctransformer.data.images import check_quality, check_size, prepare_image
-from dctransformer.data.info import FORMAT, INFO, SKIPPED, SPLITS, DatasetInfo
+from dctransformer.data.images import check_quality, prepare_image
+from dctransformer.data.info import INFO, SKIPPED, SPLITS, DatasetInfo
 from dctransformer.data.on_ray import on_ray
+from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import Source, _text, is_url, open_source
 from dctransformer.files import atomic_write, sweep, write_text
 from dctransformer.processes import cores, in_parallel
@@ -44,14 +48,17 @@ _SETTINGS = "settings.json"
 def prepare(
     source: Any,
     out: str | Path,
-    size: int = 64,
+    size: int | str | tuple[int, int] | None = None,
     quality: int = 20,
     val_fraction: float = 0.05,
     workers: int | None = None,
     progress: bool = True,
     engine: Literal["local", "ray"] = "local",
+    *,
+    long_side: int | None = None,
+    short_side: int | None = None,
 ) -> DatasetInfo:
-    """Turn pictures into a data set: centre-cropped to squares, resized, stored as JPEG files at the codec's quality.
+    """Turn pictures into a data set: cropped around the centre, resized, stored as JPEG files at the codec's quality.
 
     The same call again continues an interrupted run, or returns at once if the data set is complete. Pictures that
     can't be read are left out and listed in ``skipped.jsonl``. Where the source is split already (folders ``train``
@@ -62,13 +69,16 @@ def prepare(
         source: a folder of pictures (sub-folders are labels), a Parquet file or folder of them, the URL of such a
             folder in an object store, a `datasets` id, or what the `datasets` library has loaded.
         out: a folder to be made.
-        size: side in pixels, a multiple of 16.
+        size: the side of squares in pixels, or ``"192x128"`` or (width, height), multiples of 16; 64 if no shape is
+            given.
         quality: JPEG quality, 1 to 100.
         val_fraction: part held out for validation, 0 to below 1.
         workers: processes; None for one a core.
         progress: whether to show a bar.
         engine: ``local`` processes, or ``ray``: Ray's workers, here or on a cluster's machines, each of which must
             be able to read the source; this process writes. The result is the same.
+        long_side: keep the aspect ratio: the longer side in pixels, a multiple of 16; the other is cropped to one.
+        short_side: the same for the shorter side.
 
     Returns:
         What the data set holds.
@@ -77,7 +87,7 @@ def prepare(
         ValueError: an argument is out of range, the source holds no readable pictures, ``out`` holds something else
             or a run with other settings, or the disk is full.
     """
-    check_size(size)
+    shape = Shape.of(size, long_side, short_side)
     check_quality(quality)
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction {val_fraction} is not in [0, 1); choose one, say 0.05")
@@ -91,15 +101,15 @@ def prepare(
         raise ValueError(f"{out} is both source and output; choose another folder for the output")
 
     listing = open_source(source, exclude=out)
-    shards = _plan(listing, size, val_fraction)
-    info = DatasetInfo(
-        size=size,
+    shards = _plan(listing, shape, val_fraction)
+    info = DatasetInfo.of_shape(
+        shape,
         quality=quality,
         splits=dict.fromkeys(SPLITS, 0),
         labels=listing.labels,
         source=str(source) if named else f"{type(source).__name__} loaded by datasets",
         val_fraction=val_fraction,
-        fingerprint=_fingerprint(listing, size, quality, val_fraction),
+        fingerprint=_fingerprint(listing, shape, quality, val_fraction),
     )
     finished = _begin(out, info)
     if finished is None:
@@ -137,7 +147,7 @@ class _Unit:
     members: list[int]
 
 
-def _plan(source: Source, size: int, val_fraction: float) -> list[_Shard]:
+def _plan(source: Source, shape: Shape, val_fraction: float) -> list[_Shard]:
     """Which picture goes into which shard."""
     ranks = [item.rank for item in source.items]
     names = {item.split for item in source.items}
@@ -153,7 +163,7 @@ def _plan(source: Source, size: int, val_fraction: float) -> list[_Shard]:
             held_out = {min(ours, key=ranks.__getitem__)}
         for i in ours:
             of_split["validation" if i in held_out else "train"].append(i)
-    length = _pictures_a_shard(size)
+    length = _pictures_a_shard(shape.pixels)
     shards = []
     for split, members in of_split.items():
         if not source.sequential:
@@ -165,14 +175,14 @@ def _plan(source: Source, size: int, val_fraction: float) -> list[_Shard]:
     return shards
 
 
-def _pictures_a_shard(size: int) -> int:
-    """Shards of some ten megabytes."""
-    return min(8192, max(256, 2**28 // size**2))
+def _pictures_a_shard(pixels: int) -> int:
+    """Number of pictures, of so many pixels each, that make shards of some ten megabytes."""
+    return min(8192, max(256, 2**28 // pixels))
 
 
-def _fingerprint(source: Source, size: int, quality: int, val_fraction: float) -> str:
+def _fingerprint(source: Source, shape: Shape, quality: int, val_fraction: float) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((FORMAT, size, quality, val_fraction, source.labels)).encode())
+    digest.update(repr((1, shape.square or str(shape), quality, val_fraction, source.labels)).encode())
     for item in source.items:
         digest.update(f"{_text(item.key)}\0{item.label}\0{item.split}\n".encode())
     return digest.hexdigest()
@@ -199,14 +209,17 @@ def _begin(out: Path, info: DatasetInfo) -> DatasetInfo | None:
         return None
     if out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise ValueError(f"{out} holds other files; choose a new or empty folder for the output")
-    write_text(settings, json.dumps(dataclasses.asdict(info)))
+    write_text(settings, json.dumps(info.to_dict()))
     return None
 
 
 def _require_same(there: DatasetInfo, wanted: DatasetInfo, what: str) -> None:
     if there.fingerprint == wanted.fingerprint:
         return
-    for name in ("size", "quality", "val_fraction"):
+    if there.target != wanted.target:
+        old, new = (info.size or info.target for info in (there, wanted))
+        raise ValueError(f"{what} with size {old}, not {new}; choose another folder or delete it")
+    for name in ("quality", "val_fraction"):
         old, new = getattr(there, name), getattr(wanted, name)
         if old != new:
             raise ValueError(f"{what} with {name} {old}, not {new}; choose another folder or delete it")
@@ -217,7 +230,11 @@ def _finish(shards: list[_Shard], out: Path, info: DatasetInfo) -> DatasetInfo:
     """Count, list what was skipped, and write what describes the whole."""
     counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     skipped: list[dict[str, str]] = []
+    sizes: Counter[str] = Counter()
     for shard in shards:
+        if info.size is None:
+            sides = pq.read_table(_shard_path(out, shard), columns=["width", "height"])
+            sizes.update(f"{w}x{h}" for w, h in zip(*(c.to_pylist() for c in sides.columns), strict=True))
         metadata = pq.read_metadata(_shard_path(out, shard))
         counts[shard.split] += metadata.num_rows
         skipped += json.loads(metadata.metadata[_SKIPPED_KEY])
@@ -231,7 +248,7 @@ def _finish(shards: list[_Shard], out: Path, info: DatasetInfo) -> DatasetInfo:
         (out / SKIPPED).unlink()
         raise ValueError(f"none of the {len(skipped)} pictures of {info.source} can be used; the first: {reason}")
     sweep(out, older_than=0)
-    info = dataclasses.replace(info, splits=counts, skipped=len(skipped))
+    info = dataclasses.replace(info, splits=counts, skipped=len(skipped), sizes=dict(sorted(sizes.items())))
     write_text(out / "README.md", _card(info))
     info.save(out)
     return info
@@ -249,13 +266,20 @@ configs:
 {files}
 ---
 
-Pictures prepared for DCTransformer: {info.size}×{info.size} pixels, JPEG quality {info.quality}, {info.subsampling}.
+Pictures prepared for DCTransformer: {_size_words(info)} pixels, JPEG quality {info.quality}, {info.subsampling}.
 
     from datasets import load_dataset
     data = load_dataset("path/to/this/folder")
 
 `dctransformer.json` holds the settings, counts and label names; `{SKIPPED}` lists the files that could not be read.
 """
+
+
+def _size_words(info: DatasetInfo) -> str:
+    sizes = list(info.size_table)
+    if len(sizes) == 1:
+        return sizes[0].replace("x", "×")
+    return f"{len(sizes)} sizes ({info.target})"
 
 
 # Making shards --------------------------------------------------------------------------------------------------------
@@ -303,7 +327,7 @@ def _make_shards(
         if not units:
             ready.append(shard)
     of_name = {shard.name: shard for shard in shards}
-    job = _Job(source, out / PARTIAL, info.size, info.quality)
+    job = _Job(source, out / PARTIAL, info.target, info.quality)
     total = sum(len(shard.members) for shard in shards)
     skipped = 0
     bar = tqdm(total=total, initial=done, desc="prepare", unit="img", disable=not progress)
@@ -335,7 +359,7 @@ class _Job:
 
     source: Source
     folder: Path
-    size: int
+    shape: Shape
     quality: int
 
     def __call__(self, unit: _Unit) -> int:
@@ -361,19 +385,27 @@ class _Job:
 
     def _row(self, index: int) -> dict[str, Any]:
         item = self.source.items[index]
-        data = reason = None
+        data = reason = width = height = None
         try:
-            data = prepare_image(self.source.read(index), self.size, self.quality)
+            data = prepare_image(self.source.read(index), self.shape, self.quality)
+            width, height = self._size(data)
         except (ValueError, OSError, pa.ArrowException) as error:
             reason = _text(str(error))
         return {
             "image": {"bytes": data, "path": _text(item.key)},
             "label": item.label,
-            "width": self.size,
-            "height": self.size,
+            "width": width,
+            "height": height,
             "rank": item.rank,
             "reason": reason,
         }
+
+    def _size(self, data: bytes) -> tuple[int, int]:
+        """Width and height of a prepared picture."""
+        if self.shape.width is not None and self.shape.height is not None:
+            return self.shape.width, self.shape.height
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
 
 
 def _join(shard: _Shard, out: Path, info: DatasetInfo) -> None:

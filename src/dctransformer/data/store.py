@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dctransformer.codec import order
 from dctransformer.codec.dct_image import DCTImage
+from dctransformer.codec.grid import Grid
 from dctransformer.codec.jpeg import read_jpeg_bytes
 from dctransformer.codec.tables import quant_tables
-from dctransformer.data.images import check_quality, check_size, encode_jpeg, prepare_image
+from dctransformer.data.images import check_quality, encode_jpeg, prepare_image
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
+from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import open_source
 from dctransformer.data.triple_cache import cached_arrays, content_key, in_memory
 from dctransformer.processes import cores, in_parallel
@@ -38,6 +42,8 @@ _DTYPES = {
     "offsets": np.int64,
     "labels": np.int64,
     "huffman_bytes": np.int32,
+    "heights": np.int32,
+    "widths": np.int32,
 }
 
 
@@ -59,6 +65,10 @@ class TripleStore:
     """int64 ``[n]``, class numbers; -1 where there is none."""
     huffman_bytes: np.ndarray
     """int32 ``[n]``, bytes of each picture in libjpeg's optimised Huffman code, less a blank picture's file."""
+    heights: np.ndarray
+    """int32 ``[n]``, each picture's height in pixels, a multiple of 16."""
+    widths: np.ndarray
+    """int32 ``[n]``, its width."""
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     """(picture, reason) of those that `from_images` could not read."""
 
@@ -74,6 +84,22 @@ class TripleStore:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         columns = (self.channels[span], self.positions[span], self.values[span])
         return torch.from_numpy(np.stack(columns, axis=1, dtype=np.int32, casting="safe"))
+
+    def grid(self, index: int) -> Grid:
+        """Where one picture's positions lie."""
+        return Grid.shared(int(self.heights[index]) // order.MCU, int(self.widths[index]) // order.MCU)
+
+    @property
+    def grids(self) -> dict[Grid, int]:
+        """How many pictures there are of each grid, the commonest first."""
+        sides = np.stack([self.heights, self.widths], axis=1) // order.MCU
+        sides, counts = np.unique(sides, axis=0, return_counts=True)
+        common = np.argsort(-counts, kind="stable")
+        return {Grid.shared(int(sides[i, 0]), int(sides[i, 1])): int(counts[i]) for i in common}
+
+    def members(self, grid: Grid) -> np.ndarray:
+        """Numbers of the pictures of a grid: int64, ascending."""
+        return np.flatnonzero((self.heights == order.MCU * grid.rows) & (self.widths == order.MCU * grid.cols))
 
     @classmethod
     def _of(
@@ -114,14 +140,14 @@ class TripleStore:
 
     @classmethod
     def from_images(
-        cls, paths: str | Path | Sequence[str | Path], size: int, quality: int, progress: bool = False
+        cls, paths: str | Path | Sequence[str | Path], size: int | Shape, quality: int, progress: bool = False
     ) -> TripleStore:
         """The triples of any pictures, cropped, resized and encoded as `dctransformer.data.prepare` does it.
 
         Args:
             paths: a folder (sub-folders are labels) or anything else that `prepare` takes, one picture, or a list
                 of pictures.
-            size: side in pixels, a multiple of 16.
+            size: side of squares in pixels, a multiple of 16, or another shape.
             quality: JPEG quality, 1 to 100.
             progress: whether to show a bar.
 
@@ -131,7 +157,7 @@ class TripleStore:
         Raises:
             ValueError: size or quality are out of range, or there are no pictures that can be read.
         """
-        check_size(size)
+        shape = Shape.of(size)
         check_quality(quality)
         sources: Iterable[tuple[str, int, str | Path | bytes | ValueError]]
         labels: list[str] = []
@@ -154,11 +180,11 @@ class TripleStore:
                 try:
                     if isinstance(source, ValueError):
                         raise source
-                    yield prepare_image(source, size, quality), label
+                    yield prepare_image(source, shape, quality), label
                 except ValueError as error:
                     skipped.append((key, str(error)))
 
-        info = DatasetInfo(size=size, quality=quality, splits={}, labels=labels, source=str(paths))
+        info = DatasetInfo.of_shape(shape, quality=quality, splits={}, labels=labels, source=str(paths))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
             arrays = in_memory(_DTYPES, (_columns(pairs, info) for pairs in _grouped(encoded(), 1024)))
@@ -195,22 +221,25 @@ def _grouped(pairs: Iterator[tuple[bytes, int]], length: int) -> Iterator[list[t
 def _columns(pairs: list[tuple[bytes, int]], info: DatasetInfo) -> dict[str, np.ndarray]:
     """The columns of some pictures, given as JPEG bytes and label; ``lengths`` stand for the offsets."""
     luma_table, chroma_table = quant_tables(info.quality)
+    shape = info.target
     triples: list[Tensor] = []
+    sides: list[tuple[int, int]] = []
     for start in range(0, len(pairs), _BATCH):
         images = [read_jpeg_bytes(data, name="a picture of the data set") for data, _ in pairs[start : start + _BATCH]]
         for image in images:
-            if (image.height, image.width, image.sampling) != (info.size, info.size, info.subsampling) or not (
-                torch.equal(image.luma_table, luma_table)
+            if not (
+                shape.holds(image.width, image.height)
+                and image.sampling == info.subsampling
+                and torch.equal(image.luma_table, luma_table)
                 and image.chroma_table is not None
                 and torch.equal(image.chroma_table, chroma_table)
             ):
                 raise ValueError(
-                    f"a picture of the data set is not {info.size}×{info.size}, {info.subsampling}, quality "
+                    f"a picture of the data set is not {shape}, {info.subsampling}, quality "
                     f"{info.quality}; prepare the data again into a new folder"
                 )
-        triples += DCTImage.cat(images).to_triples()
-    # `encode_jpeg` writes what libjpeg's optimised Huffman code gives; what is not header is left.
-    blank = len(encode_jpeg(Image.new("RGB", (info.size, info.size), (128, 128, 128)), info.quality))
+        sides += [(image.height, image.width) for image in images]
+        triples += _listed(images)
     joined = torch.cat(triples).numpy() if triples else np.empty((0, 3), np.int32)
     return {
         "channels": joined[:, 0].astype(np.uint8),
@@ -218,8 +247,30 @@ def _columns(pairs: list[tuple[bytes, int]], info: DatasetInfo) -> dict[str, np.
         "values": joined[:, 2].astype(np.int16),
         "lengths": np.array([len(t) for t in triples], np.int64),
         "labels": np.array([label for _, label in pairs], np.int64),
-        "huffman_bytes": np.array([len(data) - blank for data, _ in pairs], np.int32),
+        "huffman_bytes": np.array(
+            [len(data) - _blank(*side, info.quality) for (data, _), side in zip(pairs, sides, strict=True)], np.int32
+        ),
+        "heights": np.array([height for height, _ in sides], np.int32),
+        "widths": np.array([width for _, width in sides], np.int32),
     }
+
+
+def _listed(images: list[DCTImage]) -> list[Tensor]:
+    """Triples of some pictures, in their order; those of one size are listed together."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        by_size.setdefault((image.height, image.width), []).append(i)
+    triples: list[Tensor] = [torch.empty(0)] * len(images)
+    for places in by_size.values():
+        for i, listed in zip(places, DCTImage.cat([images[i] for i in places]).to_triples(), strict=True):
+            triples[i] = listed
+    return triples
+
+
+@functools.lru_cache(maxsize=4096)
+def _blank(height: int, width: int, quality: int) -> int:
+    """Bytes of the file of a picture without content: `encode_jpeg` writes optimised Huffman codes after them."""
+    return len(encode_jpeg(Image.new("RGB", (width, height), (128, 128, 128)), quality))
 
 
 class _Groups:

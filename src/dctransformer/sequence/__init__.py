@@ -3,7 +3,7 @@
 from dctransformer.sequence.batches import ChunkBatches, ChunkSampler
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.conditions import Conditions
-from dctransformer.sequence.dataset import DCTImageDataset, ToTriples, collate
+from dctransformer.sequence.dataset import DCTImageDataset, ToTriples, by_grid, collate
 
 __all__ = [
     "ChunkBatch",
@@ -13,6 +13,7 @@ __all__ = [
     "DCTImageDataset",
     "Sequence",
     "ToTriples",
+    "by_grid",
     "collate",
     "cut_chunks",
 ]

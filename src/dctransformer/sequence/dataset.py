@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from dctransformer.codec import order
 from dctransformer.codec.codec import Codec
-from dctransformer.codec.grid import Grid
-from dctransformer.data.images import as_rgb, check_quality, check_size, crop_resize
+from dctransformer.data.images import as_rgb, check_quality, crop_resize
 from dctransformer.data.info import INFO, DatasetInfo
+from dctransformer.data.shapes import Shape
 from dctransformer.data.store import TripleStore
 from dctransformer.sequence.chunks import Sequence
 
@@ -33,6 +33,8 @@ class Example(TypedDict):
     """int32 ``[L, 3]`` (channel, position, value), in generation order."""
     label: int
     """Class number; -1 where there is none."""
+    grid: tuple[int, int]
+    """Rows and columns of MCUs; N is their product."""
 
 
 class Examples(TypedDict):
@@ -46,6 +48,8 @@ class Examples(TypedDict):
     """int64 ``[B]``, triples of each before padding."""
     label: Tensor
     """int64 ``[B]``."""
+    grid: tuple[int, int]
+    """Rows and columns of MCUs, those of every picture."""
 
 
 class DCTImageDataset(Dataset[Example]):
@@ -57,11 +61,15 @@ class DCTImageDataset(Dataset[Example]):
 
     Attributes:
         store: the triples, as `ChunkSampler` and `ChunkBatches` take them.
-        grid: where positions lie.
     """
 
     def __init__(
-        self, source: str | Path, split: str = "train", *, size: int | None = None, quality: int | None = None
+        self,
+        source: str | Path,
+        split: str = "train",
+        *,
+        size: int | str | tuple[int, int] | Shape | None = None,
+        quality: int | None = None,
     ):
         """Open a prepared data set, or encode pictures into memory.
 
@@ -69,7 +77,8 @@ class DCTImageDataset(Dataset[Example]):
             source: a folder made by `dctransformer.data.prepare` (its triples are mapped from disk), or anything that
                 `prepare` takes, say a folder of pictures (encoded now, kept in memory; 7 bytes a triple).
             split: ``train`` or ``validation`` of a prepared data set; pictures that are not prepared are one whole.
-            size: side in pixels, 64 if not given; a prepared data set has its own.
+            size: side of squares in pixels, ``"192x128"``, (width, height) or another `Shape`, 64 if not given; a
+                prepared data set has its own.
             quality: JPEG quality, 20 if not given; a prepared data set has its own.
 
         Raises:
@@ -77,15 +86,18 @@ class DCTImageDataset(Dataset[Example]):
         """
         if (Path(source) / INFO).is_file():
             info = DatasetInfo.load(source)
-            for name, wanted, there in (("size", size, info.size), ("quality", quality, info.quality)):
+            shape = None if size is None else Shape.of(size)
+            shape = shape if shape is None or shape.square is None else shape.square
+            for name, wanted, there in (
+                ("size", shape, info.size or info.target), ("quality", quality, info.quality),
+            ):  # fmt: skip
                 if wanted not in (None, there):
                     raise ValueError(
                         f"{source} was prepared with {name} {there}, not {wanted}; leave it out or prepare it anew"
                     )
             self.store = TripleStore.open(source, split, progress=False)
         else:
-            self.store = TripleStore.from_images(source, size or 64, quality or 20)
-        self.grid = Grid.of_size(self.store.info.size, self.store.info.size)
+            self.store = TripleStore.from_images(source, Shape.of(size), quality or 20)
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -97,33 +109,60 @@ class DCTImageDataset(Dataset[Example]):
         Raises:
             IndexError: there are fewer.
         """
-        triples = self.store.triples(index)
+        triples, grid = self.store.triples(index), self.store.grid(index)
         channel, position, value = triples.long().unbind(1)
-        coefficients = torch.zeros(self.grid.mcus * order.BLOCKS_PER_MCU * 64, dtype=torch.int16)
-        coefficients[self.grid.slot(channel, position)] = value.to(torch.int16)
+        coefficients = torch.zeros(grid.mcus * order.BLOCKS_PER_MCU * 64, dtype=torch.int16)
+        coefficients[grid.slot(channel, position)] = value.to(torch.int16)
         return {
-            "coefficients": coefficients.view(self.grid.mcus, order.BLOCKS_PER_MCU, 64),
+            "coefficients": coefficients.view(grid.mcus, order.BLOCKS_PER_MCU, 64),
             "triples": triples,
             "label": int(self.store.labels[index]),
+            "grid": (grid.rows, grid.cols),
         }
 
     def sequence(self, index: int) -> Sequence:
         """One picture as `cut_chunks` takes it; without a label it has the null label, the number of classes."""
         label = int(self.store.labels[index])
         return Sequence.from_triples(
-            self.store.triples(index), self.grid, label if label >= 0 else len(self.store.info.labels)
+            self.store.triples(index), self.store.grid(index), label if label >= 0 else len(self.store.info.labels)
         )
 
 
 def collate(examples: list[Example]) -> Examples:
-    """Batch pictures of one size."""
+    """Batch pictures of one size.
+
+    Raises:
+        ValueError: they are of several sizes.
+    """
     triples = [example["triples"] for example in examples]
+    grids = {example["grid"] for example in examples}
+    if len(grids) > 1:
+        raise ValueError(
+            "pictures of several sizes don't fit into one batch; give the DataLoader batch_sampler=by_grid(…)"
+        )
     return {
         "coefficients": torch.stack([example["coefficients"] for example in examples]),
         "triples": pad_sequence(triples, batch_first=True),
         "lengths": torch.tensor([len(t) for t in triples]),
         "label": torch.tensor([example["label"] for example in examples]),
+        "grid": grids.pop(),
     }
+
+
+def by_grid(store: TripleStore, batch: int, seed: int = 0) -> list[list[int]]:
+    """Shuffled batches of pictures of one size, each picture once, for a DataLoader's ``batch_sampler``.
+
+    Args:
+        store: the pictures.
+        batch: pictures in a batch; the last batch of a size may hold fewer.
+        seed: decides the order.
+    """
+    noise = np.random.default_rng(seed)
+    batches: list[list[int]] = []
+    for grid in store.grids:
+        members = noise.permutation(store.members(grid))
+        batches += [members[start : start + batch].tolist() for start in range(0, len(members), batch)]
+    return [batches[i] for i in noise.permutation(len(batches))]
 
 
 class ToTriples:
@@ -134,21 +173,20 @@ class ToTriples:
         torch.Size([24, 3])
     """
 
-    def __init__(self, quality: int = 20, size: int | None = None):
+    def __init__(self, quality: int = 20, size: int | str | tuple[int, int] | Shape | None = None):
         """Choose the codec.
 
         Args:
             quality: JPEG quality, 1 to 100.
-            size: crop to a square and resize to so many pixels a side first, exactly as `prepare` does; None leaves
-                pictures as they are.
+            size: crop to a square and resize to so many pixels a side first (or to another `Shape`), exactly as
+                `prepare` does; None leaves pictures as they are.
 
         Raises:
             ValueError: quality or size are out of range.
         """
         check_quality(quality)
-        if size is not None:
-            check_size(size)
         self.quality, self.size = quality, size
+        self.shape = None if size is None else Shape.of(size)
         self.codec = Codec(quality)
 
     def __repr__(self) -> str:
@@ -169,6 +207,6 @@ class ToTriples:
                 return self.codec.encode(picture).to_triples()[0]
             picture = Image.fromarray(np.asarray(picture))
         picture = as_rgb(picture)
-        if self.size is not None:
-            picture = crop_resize(picture, self.size)
+        if self.shape is not None:
+            picture = crop_resize(picture, self.shape)
         return self.codec.encode(np.asarray(picture)).to_triples()[0]

@@ -78,7 +78,8 @@ def describe_data(folder: Path) -> dict[str, Any]:
     info = DatasetInfo.load(folder)
     return {
         "kind": "data set",
-        "size": info.size,
+        "size": info.size or str(info.target),
+        "sizes": info.size_table,
         "quality": info.quality,
         "subsampling": info.subsampling,
         "pictures": dict(info.splits),
