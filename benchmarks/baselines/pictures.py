@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dctransformer.data.images import load_image
 from dctransformer.data.info import DatasetInfo, shard_paths
-from dctransformer.sequence.batches import Visits
+from dctransformer.sequence.sampler import Visits
 from dctransformer.training.config import TrainConfig
 
 

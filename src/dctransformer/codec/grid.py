@@ -165,3 +165,31 @@ def flip_triples(triples: Tensor, where: Grid) -> Tensor:
     value = torch.where(ODD_HORIZONTAL[channel % 64], -value, value)
     key = torch.from_numpy(order.RANK)[channel] * where.positions + position
     return torch.stack([channel, position, value], 1)[key.argsort()].to(triples.dtype)
+
+
+def crop_triples(triples: Tensor, where: Grid, top: int, left: int, window: Grid) -> Tensor:
+    """Triples of a rectangle of whole MCUs, exactly (no re-encoding).
+
+    Args:
+        triples: int ``[L, 3]`` (channel, position, value) in generation order.
+        where: the picture's grid.
+        top: first row of MCUs.
+        left: first column of MCUs.
+        window: the rectangle's grid.
+
+    Returns:
+        Those of the triples that lie inside, with positions in the window, again in generation order.
+
+    Raises:
+        ValueError: the window does not lie in the picture.
+    """
+    if not (0 <= top <= where.rows - window.rows and 0 <= left <= where.cols - window.cols):
+        raise ValueError(f"a window of {window.size} at MCU row {top}, column {left} is not inside of {where.size}")
+    # Raster order inside a rectangle is the picture's, so nothing needs to be sorted.
+    moved = torch.full((2 * where.rows, where.width), -1)
+    inside = moved[2 * top : 2 * (top + window.rows), 2 * left : 2 * (left + window.cols)]
+    inside[:] = torch.arange(window.positions).view_as(inside)
+    position = moved.view(-1)[triples[:, 1].long()]
+    cropped = triples.clone()
+    cropped[:, 1] = position.to(triples.dtype)
+    return cropped[position >= 0]
