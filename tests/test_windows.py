@@ -154,9 +154,8 @@ def _synthetic(grids: list[Grid], lengths: list[int]) -> TripleStore:
     from dctransformer.data import DatasetInfo
 
     offsets = np.cumsum([0, *lengths])
-    positions = np.concatenate([
-        np.random.default_rng(i).integers(0, grid.positions, n) for i, (grid, n) in enumerate(zip(grids, lengths, strict=True))
-    ])  # fmt: skip
+    places = [np.random.default_rng(n).integers(0, grid.positions, n) for grid, n in zip(grids, lengths, strict=True)]
+    positions = np.concatenate(places)
     n = len(grids)
     return TripleStore(
         DatasetInfo(size=None, quality=30, splits={}, shape={"long_side": 96}),

@@ -39,13 +39,13 @@ class CodeLengths:
         bits: fp64 ``[n, 5, 3]``: pictures; the bands, low to high, then the stop; channel, position, value. Of texture,
             "channel" is which channels are in use and "position" their occupancy.
         triples: int64 ``[n, 5]``: how many coefficients (or stops) each holds.
-        pixels: pixels of a picture.
+        pixels: int64 ``[n]``, pixels of each picture.
         marked: fp64 ``[n]``, what of the bits is about marked coefficients, where some were marked.
     """
 
     bits: Tensor
     triples: Tensor
-    pixels: int
+    pixels: Tensor
     marked: Tensor | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class CodeLengths:
             "images": images,
             "bytes_per_image": total / images / 8,
             "bits_per_image": total / images,
-            "bits_per_pixel": total / images / self.pixels,
+            "bits_per_pixel": total / int(self.pixels.sum()),
             "bits_per_triple": total / max(count, 1),
             "triples_per_image": count / images,
             "bits_per_triple_by_field": {
@@ -109,7 +109,7 @@ def code_lengths(
 
     Args:
         model: in eval mode.
-        sequences: the pictures, one size.
+        sequences: the pictures, of any sizes; those of one size are scored together if they are neighbours.
         batch: chunks at a time.
         marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too (see `_bits_about`).
         progress: called with the number of pictures begun so far, now and then.
@@ -124,11 +124,10 @@ def code_lengths(
     bits: list[Tensor] = []
     counts: list[Tensor] = []
     apart: list[Tensor] = []
-    pixels = 0
+    pixels: list[int] = []
     textures = _TextureScores(model, marked)
     for group in _batches(textures.watching(sequences), config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
-        pixels = chunks.grid.mcus * order.MCU**2
         nats, by_channel = _chunk_nats(model, chunks, split=marked is not None)
         predicted = chunks.predicted
         band = _BAND_OF_RANK[chunks.ranks[:, 1:]]
@@ -137,6 +136,7 @@ def code_lengths(
                 bits.append(torch.zeros(len(order.BANDS) + 1, 3, dtype=torch.float64))
                 counts.append(torch.zeros(len(order.BANDS) + 1, dtype=torch.int64))
                 apart.append(torch.zeros((), dtype=torch.float64))
+                pixels.append(chunks.grid.mcus * order.MCU**2)
             which = band[row][predicted[row]]
             bits[i].index_add_(0, which, nats[row][predicted[row]].double() / math.log(2))
             counts[i].index_add_(0, which, torch.ones_like(which))
@@ -150,7 +150,8 @@ def code_lengths(
         bits[i][:-1] += texture
         counts[i][:-1] += triples
         apart[i] += about
-    return CodeLengths(torch.stack(bits), torch.stack(counts), pixels, None if marked is None else torch.stack(apart))
+    marked_bits = None if marked is None else torch.stack(apart)
+    return CodeLengths(torch.stack(bits), torch.stack(counts), torch.tensor(pixels), marked_bits)
 
 
 class _TextureScores:

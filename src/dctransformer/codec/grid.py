@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,10 +187,12 @@ def crop_triples(triples: Tensor, where: Grid, top: int, left: int, window: Grid
     if not (0 <= top <= where.rows - window.rows and 0 <= left <= where.cols - window.cols):
         raise ValueError(f"a window of {window.size} at MCU row {top}, column {left} is not inside of {where.size}")
     # Raster order inside a rectangle is the picture's, so nothing needs to be sorted.
-    moved = torch.full((2 * where.rows, where.width), -1)
+    rows, width = triples.numpy(), where.width
+    moved = np.full((2 * where.rows, width), -1, rows.dtype)
     inside = moved[2 * top : 2 * (top + window.rows), 2 * left : 2 * (left + window.cols)]
-    inside[:] = torch.arange(window.positions).view_as(inside)
-    position = moved.view(-1)[triples[:, 1].long()]
-    cropped = triples.clone()
-    cropped[:, 1] = position.to(triples.dtype)
-    return cropped[position >= 0]
+    inside[:] = np.arange(window.positions).reshape(inside.shape)
+    position = moved.ravel().take(rows[:, 1])
+    index = np.flatnonzero(position >= 0)
+    cropped = rows.take(index, axis=0)
+    cropped[:, 1] = position.take(index)
+    return torch.from_numpy(cropped)

@@ -59,7 +59,7 @@ def exact_bits(
     rows += compare((reference.dct(i, i + 1) for i in range(len(reference))), tell("classical coders"))
     for row in rows:
         size = row["bytes_per_image"]
-        row["bits_per_pixel"] = None if size is None else 8 * size / lengths.pixels
+        row["bits_per_pixel"] = None if size is None else 8 * size * len(lengths.pixels) / int(lengths.pixels.sum())
         row["bits_per_triple"] = None if size is None else 8 * size / max(summary["triples_per_image"], 1e-9)
     return {
         "data": reference.name,

@@ -138,7 +138,13 @@ class ModelConfig(Architecture):
     quality: int = 20
     """JPEG quality whose tables quantise the coefficients, 1..100."""
     size: int = 64
-    """Side in pixels of the pictures the model was trained on (it runs on any multiple of 16)."""
+    """Side in pixels of the squares the model was trained on; of other shapes the shorter side of the commonest."""
+    shape: tuple[int, ...] = ()
+    """Height and width of the pictures or windows it was trained on (the commonest, if they differ); empty for
+    squares of ``size`` pixels."""
+    extent: tuple[int, ...] = ()
+    """Most pixels down and across that it was trained on, so that it knows the rows and columns up to there; empty if
+    that is the same as the shape."""
     num_labels: int = 0
     """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
     label_names: tuple[str, ...] = ()
@@ -152,12 +158,26 @@ class ModelConfig(Architecture):
         quant_tables(self.quality)
         if self.size < order.MCU or self.size % order.MCU:
             raise ValueError(f"size {self.size} is not a positive multiple of {order.MCU}; choose 64 or 128, say")
+        for name in ("shape", "extent"):
+            sides = getattr(self, name)
+            if sides and (len(sides) != 2 or any(side < order.MCU or side % order.MCU for side in sides)):
+                raise ValueError(f"{name} {sides} is not a height and a width in multiples of {order.MCU}; give both")
         if self.num_labels < 0:
             raise ValueError(f"num_labels {self.num_labels} must be at least 0")
         if self.label_names and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name a label"
             )
+
+    @property
+    def trained_shape(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained on, and that it generates if no others are given."""
+        return (self.shape[0], self.shape[1]) if self.shape else (self.size, self.size)
+
+    @property
+    def trained_extent(self) -> tuple[int, int]:
+        """Height and width in pixels up to which the model knows rows and columns."""
+        return (self.extent[0], self.extent[1]) if self.extent else self.trained_shape
 
     @property
     def null_label(self) -> int:

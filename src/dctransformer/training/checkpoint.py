@@ -85,7 +85,18 @@ def start_from(model: DCTransformer, name: str) -> None:
     """
     source = load_model(name)
     before, now = (dataclasses.asdict(c) for c in (source.config, model.config))
-    free = {"dropout", "num_labels", "label_names", "conditions", "size", "chunk", "overlap", "memory"}
+    free = {
+        "dropout",
+        "num_labels",
+        "label_names",
+        "conditions",
+        "size",
+        "shape",
+        "extent",
+        "chunk",
+        "overlap",
+        "memory",
+    }
     differ = [field for field in now if field not in free and before[field] != now[field]]
     if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
         raise ValueError(

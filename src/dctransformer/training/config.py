@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from dctransformer.data.shapes import parse_size
 from dctransformer.sequence.conditions import Conditions
 
 DEFAULT_TRIPLES = 20_000_000
@@ -51,6 +52,9 @@ class TrainConfig:
     """Largest gradient norm."""
     ema: float = 0.998
     """Decay a step of the weight average that is validated, sampled and saved."""
+    window: str | None = None
+    """Train on random windows of larger pictures: a side in pixels or WIDTHxHEIGHT, multiples of 16. Validation then
+    scores the window at the centre of each picture. If not given, on whole pictures, those of one size at a time."""
     flip: bool = True
     """Mirror a picture half of the time, exactly."""
     label_dropout: float = 0.1
@@ -90,6 +94,10 @@ class TrainConfig:
             ValueError: a setting can't be what it is.
         """
         self.conditions.check()
+        if self.window is not None:
+            parse_size(self.window, "window")
+            if self.starts == "early":
+                raise ValueError("early starts are for whole pictures; leave --window out, or --starts at uniform")
         if self.triples is not None and self.minutes is not None:
             raise ValueError("give --triples or --minutes, not both")
         for name in ("batch", "eval_images", "eval_every", "warmup"):

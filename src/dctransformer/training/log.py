@@ -76,6 +76,11 @@ class Log:
         self.since = (state.seconds, state.triples)
         self.bits, self.counted = torch.zeros(len(FIELDS)), 0
 
+    def note(self, text: str) -> None:
+        """Print a line, once, above the progress bar."""
+        if self.metrics is not None:
+            self.bar.write(text)
+
     def add(self, nats: Tensor, count: int) -> None:
         """Add a step to the sums.
 

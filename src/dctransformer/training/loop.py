@@ -27,7 +27,7 @@ from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import Steps, new_model, shape_for
 from dctransformer.training.signals import StopSignal
 from dctransformer.training.trainer import Trainer
-from dctransformer.training.validation import draw_sheet, is_due, score_kept, validate
+from dctransformer.training.validation import draw_sheet, is_due, score_kept, validate, what_is_scored
 
 
 def train(
@@ -72,7 +72,7 @@ def _train(
             store, held_out = (TripleStore.open(data, split, progress=show) for split in ("train", "validation"))
         if not len(store):
             raise ValueError(f"{data} has no training pictures; prepare a larger folder or a smaller --val-fraction")
-        network, resumed = new_model(shape_for(store.info, model, config), config.seed), folder.resumable
+        network, resumed = new_model(shape_for(store, model, config), config.seed), folder.resumable
         if config.init is not None and not resumed:
             start_from(network, config.init)
         trainer = Trainer(network, config, processes)
@@ -99,6 +99,7 @@ def training_loop(
     state.finished = False
     trainer.fit_memory(steps[state.step])
     log = Log(trainer, folder, show)
+    log.note(what_is_scored(held_out, config))
     endless: Any = range(state.step, 1 << 62)  # the budget ends it
     loader = DataLoader(
         steps, batch_size=None, sampler=endless, num_workers=config.loaders, persistent_workers=config.loaders > 0

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
-from dctransformer.data.info import DatasetInfo
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.batches import ChunkBatches
+from dctransformer.sequence.windows import parse_window, window_grids
 from dctransformer.training.config import TrainConfig
 
 
-def shape_for(data: DatasetInfo, shape: ModelConfig, config: TrainConfig) -> ModelConfig:
-    """The shape with the quality, size and labels of a data set, and the conditions that are trained on."""
-    names = tuple(data.labels)
+def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> ModelConfig:
+    """The shape with the quality, sizes and labels of the training pictures, and the conditions that are trained on.
+
+    Raises:
+        ValueError: the window is larger than every picture, or pictures are larger than the model's position tables.
+    """
+    sides, counts = np.unique(window_grids(store, window_of(config)), axis=0, return_counts=True)
+    height, width = (int(side) * order.MCU for side in sides[counts.argmax()])
+    extent = tuple(int(side) * order.MCU for side in sides.max(0))
+    largest = shape.max_grid * order.BLOCK
+    if max(extent) > largest:
+        raise ValueError(
+            f"the pictures have sides of up to {max(extent)} pixels, and this model can have {largest}; "
+            "train on windows (--window), or give a larger --model.max-grid"
+        )
+    if not shape.pointer and len(sides) > 1:
+        raise ValueError("a model without pointer needs pictures of one size; prepare them so, or give a --window")
+    names = tuple(store.info.labels)
     return dataclasses.replace(
-        shape, quality=data.quality, size=data.size, num_labels=len(names), label_names=names,
+        shape, quality=store.info.quality, size=min(height, width), shape=() if height == width else (height, width),
+        extent=() if extent == (height, width) else extent, num_labels=len(names), label_names=names,
         conditions=config.conditions.names(),
     )  # fmt: skip
+
+
+def window_of(config: TrainConfig) -> Grid | None:
+    """The grid of the windows that training sees; None for whole pictures."""
+    return None if config.window is None else parse_window(config.window)
 
 
 def new_model(shape: ModelConfig, seed: int) -> DCTransformer:
@@ -37,5 +61,5 @@ class Steps(ChunkBatches):
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
-            shuffle=config.shuffle, starts=config.starts,
+            shuffle=config.shuffle, starts=config.starts, window=window_of(config),
         )  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
-from dctransformer.codec import order
+from dctransformer.codec import Codec, order
 from dctransformer.codec.grid import Grid
+from dctransformer.codec.jpeg import write_jpeg_bytes
 from dctransformer.data.store import TripleStore
 from dctransformer.files import atomic_write
 from dctransformer.hub.pretrained import load_model, save_model
@@ -17,20 +17,37 @@ from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.windows import centred
+from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes, full_model
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
+from dctransformer.training.setup import window_of
 from dctransformer.training.trainer import Trainer
 
 
-def validation_sequences(store: TripleStore, model: ModelConfig, pictures: Iterable[int]) -> Iterator[Sequence]:
-    """Some pictures of a store as the model's sequences, with their labels."""
-    grid = Grid.of_size(store.info.size, store.info.size)
+def validation_sequences(
+    store: TripleStore, model: ModelConfig, pictures: Iterable[int], window: Grid | None = None
+) -> Iterator[Sequence]:
+    """Some pictures of a store as the model's sequences, with their labels; of larger ones the window at the centre."""
     for i in pictures:
         label = int(store.labels[i])
         if not 0 <= label < model.num_labels:
             label = model.null_label
-        yield Sequence.from_triples(store.triples(i), grid, label)
+        triples, grid = centred(store.triples(i), store.grid(i), window)
+        yield Sequence.from_triples(triples, grid, label)
+
+
+def what_is_scored(store: TripleStore, config: TrainConfig) -> str:
+    """A sentence for the log on what validation sees of the held-out pictures."""
+    if not len(store):
+        return "there are no validation pictures"
+    window = window_of(config)
+    if window is None:
+        sizes = [grid.size for grid in store.grids]
+        shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes, most often {sizes[0]}"
+        return f"validation scores whole pictures ({shown})"
+    return f"validation scores the window of {window.size} pixels at the centre of each picture"
 
 
 def is_due(every: int, now: int, last: int) -> bool:
@@ -45,7 +62,7 @@ def validate(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: Lo
         if first:
             save_model(model, folder.path)
         return
-    scores = score(model, held_out, trainer.config.eval_images, trainer.processes)
+    scores = score(model, held_out, trainer.config.eval_images, trainer.processes, window_of(trainer.config))
     if scores["bytes_per_image"] < trainer.progress.best or not folder.weights.exists():
         trainer.progress.best = scores["bytes_per_image"]
         if first:
@@ -59,28 +76,53 @@ def score_kept(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: 
     if not len(held_out):
         return {}
     kept = load_model(folder.path, trainer.device)
-    scores = score(kept, held_out, None, trainer.processes)
+    scores = score(kept, held_out, None, trainer.processes, window_of(trainer.config))
     log.scores("final", scores)
     return scores
 
 
-def score(model: DCTransformer, store: TripleStore, limit: int | None, processes: Processes) -> dict[str, Any]:
-    """Exact code lengths of the first ``limit`` pictures (None for all), of which each process scores its share."""
+def score(
+    model: DCTransformer, store: TripleStore, limit: int | None, processes: Processes, window: Grid | None = None
+) -> dict[str, Any]:
+    """Exact code lengths of the first ``limit`` pictures (None for all), of which each process scores its share.
+
+    Args:
+        model: in eval mode.
+        store: the pictures.
+        limit: how many are scored.
+        processes: that share the work.
+        window: the grid of the window that is scored at the centre of each; None for whole pictures.
+    """
     images = len(store) if limit is None else min(limit, len(store))
     bits = torch.zeros(images, len(order.BANDS) + 1, len(FIELDS), dtype=torch.float64)
-    triples, pixels = torch.zeros(images, len(order.BANDS) + 1, dtype=torch.int64), store.info.size**2
+    triples = torch.zeros(images, len(order.BANDS) + 1, dtype=torch.int64)
+    huffman, pixels = torch.zeros(images, dtype=torch.float64), torch.zeros(images, dtype=torch.int64)
     share = range(processes.rank, images, processes.count)
     if share:
-        part = code_lengths(model, validation_sequences(store, model.config, share))
-        bits[share.start :: share.step], triples[share.start :: share.step] = part.bits, part.triples
-    summary = CodeLengths(processes.all_reduce(bits), processes.all_reduce(triples), pixels).summary()
+        part = code_lengths(model, validation_sequences(store, model.config, share, window))
+        own = slice(share.start, None, share.step)
+        bits[own], triples[own], pixels[own] = part.bits, part.triples, part.pixels
+        huffman[own] = torch.tensor([_huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
+    summary = CodeLengths(*(processes.all_reduce(sums) for sums in (bits, triples, pixels))).summary()
     return {
         "bytes_per_image": summary["bytes_per_image"],
-        "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[: summary["images"]])),
+        "huffman_bytes_per_image": float(processes.all_reduce(huffman).mean()),
         **summary["bits_per_triple_by_field"],
         "bits_per_triple": summary["bits_per_triple"],
+        "bits_per_pixel": summary["bits_per_pixel"],
         "images": summary["images"],
     }
+
+
+def _huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
+    """What libjpeg's optimised Huffman code needs for what is scored of a picture."""
+    triples, grid = centred(store.triples(index), store.grid(index), window)
+    if grid == store.grid(index):
+        return int(store.huffman_bytes[index])
+    height, width = order.MCU * grid.rows, order.MCU * grid.cols
+    parts = [triples, triples[:0]]
+    sizes = [len(write_jpeg_bytes(Codec(store.info.quality).from_triples(part, height, width))) for part in parts]
+    return sizes[0] - sizes[1]
 
 
 def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
@@ -92,7 +134,7 @@ def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
     if trainer.processes.first:
         classes = model.config.num_labels
         labels = [7 * i % classes for i in range(16)] if classes else None
-        result = sample(model, 16, SampleConfig(seed=0), labels=labels)
+        result = sample(model, 16, SampleConfig(seed=0), labels=labels, size=model.config.trained_shape)
         with atomic_write(folder.sheet(trainer.progress.step)) as path:
             contact_sheet(result.pixels(), columns=4).save(path, format="PNG")
     trainer.processes.wait()

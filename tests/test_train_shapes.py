@@ -1,0 +1,126 @@
+"""Training on pictures of several sizes and on windows: what the model records, resuming, two processes, refusals."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from dctransformer import DCTransformer
+from dctransformer.cli import main
+from dctransformer.codec.grid import Grid
+from dctransformer.data import TripleStore, prepare
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.config import preset
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.loop import train
+from dctransformer.training.setup import shape_for
+from dctransformer.training.validation import validation_sequences, what_is_scored
+from test_data_shapes import mixed_folder
+from test_train_processes import SETTINGS, SHAPE, by_two, job
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 pictures of four sizes, with long sides of 64 pixels; one size has only one or two pictures."""
+    folder = tmp_path_factory.mktemp("train-shapes")
+    mixed_folder(folder / "photos", 30)
+    prepare(folder / "photos", folder / "data", quality=20, long_side=64, workers=1, progress=False, val_fraction=0.2)
+    return folder / "data"
+
+
+def alone(data: Path, run: Path, triples: int, **changes) -> dict:
+    """Train in this process."""
+    config = TrainConfig(triples=triples, **{**SETTINGS, **changes})
+    return train(data, run, preset("tiny", **SHAPE), config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "shape", "extent"),
+    [(None, 48, (48, 64), (64, 64)), ("32", 32, (), ()), ("48x32", 32, (32, 48), ()), ("64", 48, (48, 64), (64, 64))],
+)
+def test_the_model_records_what_it_was_trained_on(data, window, size, shape, extent):
+    """The commonest shape, and the rows and columns that it knows."""
+    store = TripleStore.open(data, "train", progress=False)
+    if window == "64":
+        with pytest.raises(ValueError, match="of one size"):
+            shape_for(store, preset("tiny", pointer=False), TrainConfig(window=window))
+    config = shape_for(store, preset("tiny"), TrainConfig(window=window))
+    assert config.size == size and config.quality == 20
+    assert config.trained_shape == (shape or (size, size))
+    assert config.trained_extent == (extent or shape or (size, size))
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match=r"sides of up to \d+ pixels, and this model can have 16"):
+        shape_for(store, preset("tiny", max_grid=2), TrainConfig(window=window))
+
+
+@pytest.mark.parametrize("window", [None, "32"])
+def test_two_processes_train_what_one_does_and_resuming_changes_nothing(data, tmp_path, window):
+    """On buckets, one of which has fewer pictures than processes, and on windows."""
+    run = functools.partial(alone, data, window=window)
+    whole = run(tmp_path / "whole", 2400)
+    run(tmp_path / "parts", 900)
+    assert run(tmp_path / "parts", 2400)["bytes_per_image"] == whole["bytes_per_image"]
+    a, b = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    # The learning rate follows the budget, so that a run of 900 triples is not the beginning of one of 2,400.
+    assert a.keys() == b.keys()
+    jobs = [job(data, tmp_path / "pair", 2400, window=window)]
+    first, second = by_two(tmp_path, jobs)
+    assert first[0]["bytes_per_image"] == pytest.approx(whole["bytes_per_image"], rel=1e-4)
+    assert second[0]["finished"]
+    with safetensors.safe_open(tmp_path / "pair" / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["progress"])["step"] == whole["step"]
+
+
+def test_bits_of_mixed_sizes_are_those_of_each_size_alone(data):
+    """One set of weights; pixels are counted by each picture's own size."""
+    torch.manual_seed(0)
+    store = TripleStore.open(data, "train", progress=False)
+    model = DCTransformer(shape_for(store, preset("tiny", **SHAPE), TrainConfig())).eval()
+    everything = code_lengths(model, validation_sequences(store, model.config, range(len(store))), batch=5)
+    for grid, count in store.grids.items():
+        members = store.members(grid)
+        assert len(members) == count
+        part = code_lengths(model, validation_sequences(store, model.config, members), batch=7)
+        assert torch.allclose(part.bits, everything.bits[members], rtol=1e-5)
+        assert torch.equal(part.triples, everything.triples[members])
+        assert set(part.pixels.tolist()) == {256 * grid.mcus} == set(everything.pixels[members].tolist())
+    summary = everything.summary()
+    pixels = sum(256 * grid.mcus * count for grid, count in store.grids.items())
+    assert summary["bits_per_pixel"] == pytest.approx(float(everything.bits.sum()) / pixels)
+
+
+def test_validation_says_what_it_scores(data, tmp_path, capsys):
+    """Whole pictures or the windows at their centres, with the Huffman bytes of just these."""
+    store = TripleStore.open(data, "train", progress=False)
+    assert what_is_scored(store, TrainConfig()) == "validation scores whole pictures (4 sizes, most often 64x48)"
+    sentence = "validation scores the window of 48x32 pixels at the centre of each picture"
+    assert what_is_scored(store, TrainConfig(window="48x32")) == sentence
+    config = TrainConfig(triples=300, **{**SETTINGS, "window": "48x32"})
+    scores = train(data, tmp_path / "run", preset("tiny", **SHAPE), config, progress=True)
+    assert sentence in capsys.readouterr().out
+    assert 0 < scores["huffman_bytes_per_image"] < store.huffman_bytes.mean()
+    grids = {s.grid for s in validation_sequences(store, preset("tiny"), range(len(store)), Grid(2, 3))}
+    assert grids == {Grid(2, 3), Grid(2, 2), Grid(2, 1)} & grids and len(grids) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "128"], "a window of 128x128 pixels is larger than every picture (the largest is 64x64)"),
+        (["--window", "100x64"], "window 100x64 is not a positive multiple of 16 pixels each way; choose 96x64"),
+        (["--window", "32", "--starts", "early"], "early starts are for whole pictures"),
+    ],
+)
+def test_windows_that_are_refused(data, tmp_path, capsys, options, message):
+    """One sentence, status 2, no run folder."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--data", str(data), "--run", str(tmp_path / "run"), "--preset", "tiny", *options])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
