@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import os
@@ -21,8 +20,9 @@ from PIL import Image
 
 from dctransformer import DCTransformer
 from dctransformer.app import server
-from dctransformer.app.handlers import ANY, Settings, Studio, new_seed, places, read_mask
+from dctransformer.app.handlers import Studio, places, read_squares
 from dctransformer.app.limits import Limits
+from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.uploads import examples, read_for_inspection, read_upload
 from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
@@ -35,6 +35,8 @@ from pictures import photo, pillow_jpeg
 from tiny_model import save_tiny_model
 
 QUICK = Settings(seed=3, top_p=1.0)
+SHAPE = (32, 30)
+"""Size and quality of the tiny model's pictures."""
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +57,6 @@ def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
-
-
-def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> str:
-    """What a canvas gives after boxes (top, left, bottom, right) have been painted."""
-    dots = np.zeros((height, width, 4), np.uint8)
-    for top, left, bottom, right in boxes:
-        dots[top:bottom, left:right] = (255, 45, 149, 255)
-    return "data:image/png;base64," + base64.b64encode(png(dots)).decode()
 
 
 # Work -----------------------------------------------------------------------------------------------------------------
@@ -106,7 +100,6 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
     data = pillow_jpeg(photo(32, 32, 0), 50)
     upload = read_upload(data, studio.limits)
     assert upload.source == data
-    mask = painted(32, 32, (3, 3, 9, 9))
     white = np.zeros((32, 32, 3), np.uint8)
     white[3:9, 3:9] = 255
     options = Options(2, "rose", SampleConfig(seed=3))
@@ -115,7 +108,7 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
     for run, expected in (
         (studio.upscale(small, 2, settings), upscale(studio.model, [small.pixels], 2, options)),
         (studio.colorize(upload, settings), colorize(studio.model, [data], options)),
-        (studio.inpaint(upload, mask, settings), inpaint(studio.model, [data], white, options=options)),
+        (studio.inpaint(upload, "0", settings), inpaint(studio.model, [data], white, options=options)),
         (studio.continue_(upload, 2, settings), continue_(studio.model, [data], bands=2, options=options)),
     ):
         *stages, last = run
@@ -128,14 +121,14 @@ def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
     """Of the file as it is, and of the version that the model is shown."""
     data = pillow_jpeg(photo(48, 80, 0), 70)
     dct = read_jpeg_bytes(data)
-    picture = read_for_inspection(data, studio.limits, studio.config)
+    picture = read_for_inspection(data, studio.limits, *SHAPE)
     assert not picture.own and read_jpeg_bytes(picture.jpeg).height == studio.config.size
     last = list(studio.inspect(picture, "rose"))[-1]
     assert f"{len(dct.to_triples()[0]):,} coefficients" in last and "it is shown this one" in last
     assert last.count("<table") == 3 and "heat-map of bits" in last
 
     samples, _ = generate(studio.model, 1)
-    own = read_for_inspection(write_jpeg_bytes(samples.dct()), studio.limits, studio.config)
+    own = read_for_inspection(write_jpeg_bytes(samples.dct()), studio.limits, *SHAPE)
     assert own.own
     last = list(studio.inspect(own))[-1]
     sequence = Sequence.from_triples(samples.triples[0], samples.grid, studio.config.null_label)
@@ -176,13 +169,6 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
     assert len(chunks) - whole < whole
 
 
-def test_seeds() -> None:
-    """Stay, or are new ones that the engine takes."""
-    assert new_seed(7, False) == 7
-    drawn = {new_seed(7, True) for _ in range(20)}
-    assert len(drawn) > 15 and all(Settings(seed=s).sampling().seed == s for s in drawn)
-
-
 # What can't be done ---------------------------------------------------------------------------------------------------
 
 
@@ -220,30 +206,34 @@ def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
         (studio.upscale(upload, 3, QUICK), "choose one of 2, 4, 8"),
         (studio.upscale(upload, 0, QUICK), "choose one of 2, 4, 8"),
         (studio.continue_(upload, 4, QUICK), "from 1 to 3"),
-        (studio.inpaint(upload, painted(32, 32, (0, 0, 32, 32)), QUICK), "nothing would stay"),
+        (studio.inpaint(upload, "0,1,2,3", QUICK), "nothing would stay"),
     ):
         with pytest.raises(ValueError, match=says):
             list(run)
 
 
+@pytest.mark.parametrize("squares", [None, ""])
+def test_nothing_painted_is_one_sentence(squares: str | None) -> None:
+    """With what to do."""
+    with pytest.raises(ValueError, match="brush over what is to be replaced first: nothing is painted yet"):
+        read_squares(squares, (32, 48))
+
+
 @pytest.mark.parametrize(
-    ("mask", "says"),
-    [
-        (None, "brush over"),
-        ("", "brush over"),
-        (painted(32, 48), "nothing is painted"),
-        (painted(48, 32, (0, 0, 9, 9)), "does not fit"),
-        ("data:image/png;base64,????", "does not fit"),
-        ("data:image/png;base64," + base64.b64encode(b"GIF89a no").decode(), "does not fit"),
-        ("data:text/html;base64,aGk=", "does not fit"),
-        ("data:image/png;base64," + "A" * 10**6, "does not fit"),
-    ],
+    "squares", ["6", "-1", "0,6", "1.5", "x", ",", "0,", "data:,", "0 1", "²", "0," * 10**6, "9" * 10**6]
 )
-def test_masks_that_are_none(mask: str | None, says: str) -> None:
-    """Empty ones, and what no canvas sends."""
-    with pytest.raises(ValueError, match=says):
-        read_mask(mask, (32, 48))
-    assert int((read_mask(painted(32, 48, (1, 2, 3, 5)), (32, 48)) == 255).sum()) == 2 * 3 * 3
+def test_squares_that_are_none_are_refused(squares: str) -> None:
+    """Whatever a program sends in place of the page's script."""
+    with pytest.raises(ValueError, match="does not fit the picture; paint it again"):
+        read_squares(squares, (32, 48))
+
+
+def test_squares_become_a_mask() -> None:
+    """Row by row, cut at the picture's edge."""
+    mask = read_squares("1,5", (30, 44))
+    white = np.zeros((30, 44, 3), np.uint8)
+    white[:16, 16:32] = white[16:, 32:] = 255
+    assert mask.dtype == np.uint8 and np.array_equal(mask, white)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -279,7 +269,7 @@ def test_bad_uploads_are_one_sentence(studio: Studio, name: str) -> None:
     with pytest.raises(ValueError, match=says):
         read_upload(data, limits)
     with pytest.raises(ValueError, match=says):
-        read_for_inspection(data, limits, studio.config)
+        read_for_inspection(data, limits, *SHAPE)
 
 
 def test_uploads_are_made_to_fit(studio: Studio) -> None:
@@ -290,7 +280,10 @@ def test_uploads_are_made_to_fit(studio: Studio) -> None:
     frames = [Image.fromarray(photo(20, 30, i)) for i in range(3)]
     out = io.BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
-    for read in (lambda d: read_upload(d, limits), lambda d: read_for_inspection(d, limits, studio.config)):
+    for read in (
+        lambda d: read_upload(d, limits),
+        lambda d: read_for_inspection(d, limits, *SHAPE),
+    ):
         assert "animation" in read(out.getvalue()).notes[0]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -298,7 +291,7 @@ def test_uploads_are_made_to_fit(studio: Studio) -> None:
     assert upright.pixels.shape == (30, 20, 3) and isinstance(upright.source, np.ndarray)
     out = io.BytesIO()
     Image.fromarray(photo(20, 30)).convert("CMYK").save(out, "JPEG")
-    assert "can't be shown" in read_for_inspection(out.getvalue(), limits, studio.config).notes[0]
+    assert "can't be shown" in read_for_inspection(out.getvalue(), limits, *SHAPE).notes[0]
 
 
 def test_results_stay_within_the_limit(studio: Studio) -> None:
@@ -329,7 +322,7 @@ def test_a_model_that_only_generates(tmp_path: Path) -> None:
     for condition, run in (
         ("low4", studio.upscale(upload, 2, QUICK)),
         ("luma", studio.colorize(upload, QUICK)),
-        ("region", studio.inpaint(upload, painted(32, 32, (0, 0, 9, 9)), QUICK)),
+        ("region", studio.inpaint(upload, "0", QUICK)),
     ):
         assert "it can: generate, continue" in (studio.missing(condition) or "")
         with pytest.raises(ValueError, match="it can: generate, continue"):
@@ -342,7 +335,7 @@ def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
     pictures = examples()
     assert len(pictures) >= 3
     for data in pictures.values():
-        assert read_for_inspection(data, Limits(), config).own
+        assert read_for_inspection(data, Limits(), config.size, config.quality).own
         assert torch.equal(read_jpeg_bytes(data).luma_table, Codec(config.quality).luma_table)
 
 
@@ -383,29 +376,6 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as stop:
         main(["app"])
     assert stop.value.code == 2 and "pip install 'dctransformer[app]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [([], 411), ([(b"content-length", b"x")], 411), ([(b"content-length", b"101")], 413),
-     ([(b"content-length", b"100")], 200)],
-)  # fmt: skip
-def test_requests_that_are_too_large_are_refused(headers: list, status: int) -> None:
-    """Before anything of them is read; answers tell the browser to load from here alone."""
-    sent: list[dict] = []
-
-    async def app(scope, receive, send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def send(message: dict) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "headers": headers}
-    asyncio.run(server.Guard(app, 100)(scope, None, send))
-    assert sent[0]["status"] == status
-    if status == 200:
-        assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
 
 
 def test_the_folder_for_uploads_is_private_and_goes() -> None:

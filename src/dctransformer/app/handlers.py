@@ -8,13 +8,8 @@ Shapes: H × W pixels, N MCUs.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import dataclasses
-import io
 import queue
-import random
-import shlex
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,19 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dctransformer.app import render
+from dctransformer.app import inspection, render
+from dctransformer.app.inspection import BAND_TITLES
 from dctransformer.app.limits import Limits
+from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.uploads import Inspected, Upload
-from dctransformer.codec import Codec, DCTImage, huffman_bytes, order
+from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS
-from dctransformer.evaluate.bits import require_finite, surprise
-from dctransformer.evaluate.plots import heat
-from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot
 from dctransformer.sequence import conditions
-from dctransformer.sequence.chunks import Sequence
 from dctransformer.sheets import heat_map
 from dctransformer.tasks.edit import (
     Edited,
@@ -44,70 +37,11 @@ from dctransformer.tasks.edit import (
     colorize,
     continue_,
     inpaint,
-    own_coefficients,
-    requantised,
     upscale,
 )
 from dctransformer.tasks.generate import generate, label_number
 
 NO_PICTURE = "choose a picture first, or click on one of the examples"
-ANY = ""
-"""The class of a picture that is asked for without one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What every task's form holds.
-
-    Attributes:
-        label: class name, or `ANY`.
-        seed: decides, with the settings, what comes out.
-        num: pictures, or alternatives of one.
-        temperature: see `dctransformer.sampling.config.SampleConfig`, as the next two.
-        top_p: likewise.
-        guidance: likewise.
-    """
-
-    label: str = ANY
-    seed: float | None = 1
-    num: float | None = 1
-    temperature: float = 1.0
-    top_p: float = 0.9
-    guidance: float = 1.0
-
-    def whole(self, name: str, value: float | None) -> int:
-        """A form's number as an int.
-
-        Raises:
-            ValueError: it is missing or not whole.
-        """
-        if value is None or not float(value).is_integer():
-            raise ValueError(f"the {name} must be a whole number; enter one")
-        return int(value)
-
-    def sampling(self) -> SampleConfig:
-        """For the engine.
-
-        Raises:
-            ValueError: a setting is impossible.
-        """
-        seed = self.whole("seed", self.seed)
-        return SampleConfig(seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
-
-    def words(self, quote: bool = True) -> str:
-        """As options of the command line."""
-        words = [f"--num {self.num:g} --seed {self.seed:g}"]
-        if self.label != ANY:
-            words.append(f"--label {shlex.quote(self.label)}")
-        for name, value in (("temperature", self.temperature), ("guidance", self.guidance), ("top-p", self.top_p)):
-            if value != 1:
-                words.append(f"--{name} {value:g}")
-        return " ".join(words)
-
-
-def new_seed(seed: float | None, fresh: bool) -> float | None:
-    """The seed for the next click: another one, if the box is ticked."""
-    return random.randrange(1_000_000) if fresh else seed
 
 
 class Studio:
@@ -301,14 +235,14 @@ class Studio:
 
         yield from self._edit(task, settings, f"colorize {self.name} grey.jpg", "given: brightness")
 
-    def inpaint(self, upload: Upload | None, mask: str | None, settings: Settings) -> Iterator[str]:
-        """Replace what was brushed over; ``mask`` is the brush's canvas as the data URI of a PNG file.
+    def inpaint(self, upload: Upload | None, squares: str | None, settings: Settings) -> Iterator[str]:
+        """Replace what was brushed over; ``squares`` are those that the brush touched (see `read_squares`).
 
         Raises:
-            ValueError: there is no picture, the mask is empty or none, or a setting is impossible.
+            ValueError: there is no picture, nothing was brushed over, or a setting is impossible.
         """
         picture = self._present(upload)
-        painted = read_mask(mask, (picture.pixels.shape[0], picture.pixels.shape[1]))
+        painted = read_squares(squares, (picture.pixels.shape[0], picture.pixels.shape[1]))
 
         def task(options: Options) -> list[Edited]:
             return inpaint(self.model, [picture.source], mask=painted, options=options)
@@ -333,7 +267,7 @@ class Studio:
         yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", known)
 
     def _present(self, upload: Upload | None) -> Upload:
-        if upload is None:
+        if not isinstance(upload, Upload):
             raise ValueError(NO_PICTURE)
         return upload
 
@@ -362,84 +296,24 @@ class Studio:
     # Inspect ----------------------------------------------------------------------------------------------------------
 
     def inspect(self, picture: Inspected | None, label: str = ANY) -> Iterator[str]:
-        """What a file holds, and what of it the model found surprising.
+        """Show what a file holds, and what of it the model found surprising.
 
         Raises:
             ValueError: there is no picture, or no such class.
         """
-        if picture is None:
+        if not isinstance(picture, Inspected):
             raise ValueError(NO_PICTURE)
         number = self.config.null_label if label == ANY else label_number(self.config, label)
 
         def work(tell: Callable[[str], None]) -> str:
-            return _file_facts(picture) + self._bits(picture, number)
+            found = inspection.needed_bits(self.model, self.codec, self.name, picture, number)
+            return inspection.file_facts(picture) + found
 
         yield from self._in_turn(work)
-
-    def _bits(self, picture: Inspected, label: int) -> str:
-        own = own_coefficients(picture.jpeg)
-        assert own is not None
-        dct = requantised(own, self.codec)
-        grid = Grid.of_size(dct.height, dct.width)
-        triples = dct.to_triples()[0]
-        sequence = Sequence.from_triples(triples, grid, label)
-        lengths = code_lengths(self.model, [sequence])
-        require_finite(lengths.bits, self.name)
-        bits = lengths.summary()
-        maps = surprise(self.model, [sequence])
-        shown = render.row([
-            render.figure(
-                render.jpeg_uri(dct), "what the model is shown", alt="the picture that the model is shown",
-                note=f"{dct.width} × {dct.height} pixels, JPEG quality {self.config.quality}, {len(triples)} triples",
-            ),
-            render.figure(
-                render.png_uri(heat(maps, float(maps.max()))[0]), "bits, block by block", alt="heat-map of bits",
-                note=f"black: none; pale: {float(maps.max()):.0f} bits a block",
-            ),
-        ])  # fmt: skip
-        rows = []
-        for band, title in zip((*order.BAND_NAMES, "stop"), (*BAND_TITLES, "the end"), strict=True):
-            count = bits["triples_per_image_by_band"].get(band, 1)
-            total = bits["bits_per_image_by_band"][band]
-            fields = bits["bits_per_image_by_band_and_field"][band]
-            each = f"{total / count:.2f}" if count else "–"
-            rows.append((title, f"{count:.0f}", f"{total:.0f}", each, *(f"{fields[name]:.0f}" for name in FIELDS)))
-        head = ("band", "triples", "bits", "bits a triple", *(f"of the {name}s" for name in FIELDS))
-        total = (
-            f"The model needs {bits['bytes_per_image']:.0f} bytes for this picture, exactly; libjpeg's best Huffman "
-            f"code needs {huffman_bytes(dct)} for the same coefficients (headers not counted)."
-        )
-        return (
-            "<h3>What the model found</h3>" + ("" if picture.own else render.message(
-                f"The model knows pictures of {self.config.size} × {self.config.size} pixels at JPEG quality "
-                f"{self.config.quality}: it is shown this one's centre, resized and encoded anew.", "note",
-            )) + shown + f"<p>{render.escape(total)}</p>" + render.table(head, rows)
-            + "<h3>What surprised it most</h3>" + self._surprises(triples, triple_bits(self.model, sequence), grid)
-        )  # fmt: skip
-
-    def _surprises(self, triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> str:
-        """The triples with the most bits."""
-        total = bits[: len(triples)].sum(1)
-        rows = []
-        for i in total.argsort(descending=True, stable=True)[:most].tolist():
-            channel, position, value = triples[i].tolist()
-            rows.append((
-                f"{COMPONENTS[channel // 64]} {channel % 64}", BAND_TITLES[order.BAND_OF_CHANNEL[channel]],
-                f"{position // grid.width}, {position % grid.width}", f"{value:+d}", f"{float(total[i]):.1f}",
-                *(f"{b:.1f}" for b in bits[i].tolist()),
-            ))  # fmt: skip
-        head = ("channel", "band", "block (row, column)", "value", "bits", *(f"of the {name}" for name in FIELDS))
-        return render.table(head, rows)
 
 
 class _Left(Exception):
     """Nobody waits for the result any more."""
-
-
-BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
-"""The bands as a person reads them: zigzag frequencies."""
-
-COMPONENTS = ("Y", "Cb", "Cr")
 
 
 def places(mcus: Tensor, grid: Grid) -> Tensor:
@@ -469,43 +343,24 @@ def band_words(mcus: Tensor) -> str:
     return f"band {BAND_TITLES[band]} of zigzag frequencies"
 
 
-def read_mask(mask: str | None, size: tuple[int, int]) -> np.ndarray:
-    """What was painted: uint8 ``[H, W, 3]``, white where the brush was.
+def read_squares(squares: str | None, size: tuple[int, int]) -> np.ndarray:
+    """Turn what was brushed over into a mask: uint8 ``[H, W, 3]``, white where it is to be replaced.
 
     Args:
-        mask: data URI of a PNG file with transparency, as a canvas gives it.
-        size: height and width of the picture under it.
+        squares: numbers of the 16 × 16 squares that the brush touched, row by row from 0, with commas between them.
+        size: height and width of the picture under the brush.
 
     Raises:
-        ValueError: nothing was painted, or it is no such mask.
+        ValueError: there are none, or there are no such squares.
     """
-    start = "data:image/png;base64,"
-    if not mask:
-        raise ValueError("brush over what is to be replaced first")
-    try:
-        if not mask.startswith(start) or len(mask) > 4 * size[0] * size[1] * 2 + 10_000:
-            raise ValueError
-        with Image.open(io.BytesIO(base64.b64decode(mask[len(start) :], validate=True)), formats=("PNG",)) as image:
-            if image.size != size[::-1]:
-                raise ValueError
-            alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    except (ValueError, OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-        raise ValueError("the mask does not fit the picture; paint it again") from error
-    if not (alpha > 127).any():
+    if not squares:
         raise ValueError("brush over what is to be replaced first: nothing is painted yet")
-    return np.where(alpha[..., None] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2)
-
-
-def _file_facts(picture: Inspected) -> str:
-    facts = picture.facts
-    text = f"{facts['format']} file, {facts['width']} × {facts['height']} pixels, {facts['bytes']:,} bytes"
-    if "triples" not in facts:
-        return f"<h3>The file</h3><p>{render.escape(text)}; only JPEG files hold coefficients of their own.</p>"
-    text += f", chroma sampling {facts['sampling']}, {facts['triples']:,} coefficients that are not zero (triples)."
-    bands = facts["triples_by_band"]
-    rows = [(title, f"{bands[name]:,}") for name, title in zip(order.BAND_NAMES, BAND_TITLES, strict=True)]
-    of = ", ".join(f"{count:,} of {name}" for name, count in facts["triples_by_component"].items())
-    return (
-        f"<h3>The file</h3><p>{render.escape(text)}</p>{render.table(('band', 'triples'), rows)}"
-        f"<p>By component: {render.escape(of)}.</p>"
-    )
+    side = order.MCU
+    rows, columns = -(-size[0] // side), -(-size[1] // side)
+    words = squares[: 8 * rows * columns + 8].split(",")
+    if not all(re.fullmatch(r"\d{1,6}", word, re.ASCII) and int(word) < rows * columns for word in words):
+        raise ValueError("what is painted does not fit the picture; paint it again")
+    mask = np.zeros((rows * columns, 1), np.uint8)
+    mask[[int(word) for word in words]] = 255
+    mask = mask.reshape(rows, columns).repeat(side, 0).repeat(side, 1)
+    return mask[: size[0], : size[1], None].repeat(3, axis=2)

@@ -1,11 +1,12 @@
 """The page's layout, with Gradio: which button takes what from where, and where its result goes.
 
-An upload lies in a temporary folder only until it has been read, which is at once; from then on a `gradio.State` holds
-what is worked on, in memory, as long as the tab is open.
+Pictures are taken in and kept apart from Gradio (see `dctransformer.app.intake`): a tab holds the name of its picture,
+and Gradio sees words and numbers only, never a file or a path.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,15 +18,18 @@ import gradio as gr
 from gradio.components import Component
 
 from dctransformer.app import render
-from dctransformer.app.handlers import ANY, Settings, Studio, new_seed
+from dctransformer.app.handlers import Studio
+from dctransformer.app.intake import UNFORESEEN
 from dctransformer.app.limits import Limits
-from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
+from dctransformer.app.settings import ANY, Settings
+from dctransformer.app.shelf import Shelf
+from dctransformer.app.uploads import examples
 from dctransformer.codec import order
 
 FOLDER = Path(__file__).parent
 ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
-STATE_SECONDS = 3600
-"""How long the picture of a tab is kept in memory after its last use."""
+SESSIONS = 20
+"""Browser tabs whose last results Gradio keeps in memory. The page does not need them, so few will do."""
 
 WELCOME = """
 # DCTransformer
@@ -35,11 +39,11 @@ fine. What you see below *is* the JPEG file it wrote.
 """
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page of a model."""
+def build(studio: Studio, shelf: Shelf) -> gr.Blocks:
+    """Lay out the page of a model; ``shelf`` keeps the pictures that people bring."""
     config = studio.config
     classes = f", {config.num_labels} classes" if config.num_labels else ""
-    with gr.Blocks(title="DCTransformer", analytics_enabled=False, delete_cache=(60, 300)) as page:
+    with gr.Blocks(title="DCTransformer", analytics_enabled=False) as page:
         gr.Markdown(
             f"{WELCOME}\n\nModel **{studio.name}**: {config.size} × {config.size} pixels at JPEG quality "
             f"{config.quality}{classes}.",
@@ -48,15 +52,15 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tab("Generate", id="generate"):
             _generate(studio)
         with gr.Tab("Upscale", id="upscale"):
-            _upscale(studio)
+            _upscale(studio, shelf)
         with gr.Tab("Colorize", id="colorize"):
-            _colorize(studio)
+            _colorize(studio, shelf)
         with gr.Tab("Inpaint", id="inpaint"):
-            _inpaint(studio)
+            _inpaint(studio, shelf)
         with gr.Tab("Continue", id="continue"):
-            _continue(studio)
+            _continue(studio, shelf)
         with gr.Tab("Inspect", id="inspect"):
-            _inspect(studio)
+            _inspect(studio, shelf)
         limits = studio.limits
         gr.Markdown(
             f"Uploads: up to {limits.max_megabytes:g} MB and {limits.max_megapixels:g} million pixels; they are read "
@@ -65,7 +69,7 @@ def build(studio: Studio) -> gr.Blocks:
             elem_classes="dct-same",
         )
     page.queue(max_size=limits.queue, default_concurrency_limit=8, api_open=False)
-    page.state_session_capacity = 200
+    page.state_session_capacity = SESSIONS
     return page
 
 
@@ -112,65 +116,41 @@ class _Form:
 
 
 class _Picture:
-    """Where a picture is brought: the file, what became of it, the examples."""
+    """Where a picture is brought: the box for a file, what became of it, the examples."""
 
-    def __init__(self, task: str, read: Callable[[bytes], tuple[Any, str]], prepare: Callable[[bytes], bytes] = bytes):
-        self.read, self.prepare = read, prepare
-        self.held = gr.State(None, time_to_live=STATE_SECONDS)
-        self.file = gr.File(
-            label="Picture: drop a file here, or click", file_types=ENDINGS, height=150, elem_id=f"{task}-file"
+    def __init__(self, task: str, limits: Limits):
+        self.task = task
+        kinds, most = ",".join(ENDINGS), int(limits.max_megabytes * 1e6)
+        gr.HTML(
+            f'<label class="dct-file" data-task="{task}" data-bytes="{most}"><input type="file" accept="{kinds}">'
+            "Picture: drop a file here, or click</label>",
+            elem_id=f"{task}-file",
         )
-        self.file.preprocess = _bytes_of
         gr.HTML('<div class="dct-label">Or one of these examples, at once:</div>')
         with gr.Row():
-            self.examples = {
-                name: gr.Button(name, size="sm", min_width=60, elem_id=f"{task}-example-{i}")
+            self.examples = [
+                gr.Button(name, size="sm", min_width=60, elem_id=f"{task}-example-{i}")
                 for i, name in enumerate(examples())
-            }
+            ]
         self.shown = gr.HTML("", elem_id=f"{task}-shown")
-        self.file.upload(
-            self._take, self.file, [self.held, self.shown, self.file], concurrency_id="reading", concurrency_limit=2,
-            api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+        self.held = gr.Textbox("", elem_id=f"{task}-held", elem_classes="dct-hidden")
+        send = gr.Button("Send", elem_id=f"{task}-send", elem_classes="dct-hidden")
+        _in_browser(send.click, f"() => window.dct.upload('{task}')", [], [self.held, self.shown])
 
-    def _take(self, data: bytes | None) -> tuple[Any, str, None]:
-        """Read an upload; the box is free for the next one."""
-        held, shown = self._read(data) if data is not None else (None, "")
-        return held, shown, None
-
-    def _read(self, data: bytes) -> tuple[Any, str]:
-        try:
-            return self.read(data)
-        except ValueError as error:
-            return None, render.message(str(error))
-        except Exception:
-            return None, _unforeseen()
-
-    def example(self, name: str) -> tuple[Any, str, None]:
-        """What is held, shown, and left in the file box when an example is clicked."""
-        held, shown = self._read(self.prepare(examples()[name]))
-        return held, shown, None
+    def clicked(self, number: int) -> Any:
+        """Fetch an example when its button is clicked; returns what comes after."""
+        script = f"() => window.dct.example('{self.task}', {number})"
+        return _in_browser(self.examples[number].click, script, [], [self.held, self.shown])
 
 
-def _bytes_of(payload: Any) -> bytes | None:
-    """What Gradio's file box gives: the bytes of what was uploaded, of which no file is left.
-
-    (Its own way leaves the file, and an empty one beside it. That the path is one of Gradio's uploads, it has checked.)
-    """
-    if payload is None:
-        return None
-    path = Path(payload.path)
-    try:
-        return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
+def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outputs: list[Any]) -> Any:
+    """Do something in the browser alone; returns what comes after."""
+    return event(None, inputs, outputs, js=script, api_visibility="private", show_progress="hidden")
 
 
 def _unforeseen() -> str:
     traceback.print_exc()
-    return render.message(
-        "something went wrong on the server; its log says what. Try other settings or another picture"
-    )
+    return render.message(UNFORESEEN)
 
 
 def _said(run: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
@@ -206,31 +186,16 @@ def _connect(
 ) -> None:  # fmt: skip
     """Tie a form's buttons, and the examples, to a task."""
     inputs = [*before, *form.inputs()]
-    chosen = form.go.click(
-        new_seed, [form.seed, form.fresh], form.seed, queue=False, api_visibility="private", show_progress="hidden"
-    )
+    chosen = _in_browser(form.go.click, "window.dct.seed", [form.seed, form.fresh], [form.seed])
     jobs = [_on(chosen.then, run, inputs, out, js)]
-    for name, button in (picture.examples if picture is not None else {}).items():
+    for number in range(len(picture.examples) if picture is not None else 0):
         assert picture is not None
-        shown = button.click(
-            lambda name=name: picture.example(name), None, [picture.held, picture.shown, picture.file],
-            concurrency_id="reading", api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+        shown = picture.clicked(number)
         if prepaint is not None:
-            shown = shown.then(None, None, None, js=prepaint)
+            shown = _in_browser(shown.then, prepaint, [], [])
         if form.go.interactive:
             jobs.append(_on(shown.then, run, inputs, out, js))
     form.stop.click(None, None, None, cancels=jobs)
-
-
-def _thumbnail(limits: Limits, side: int) -> Callable[[bytes], tuple[Upload, str]]:
-    def read(data: bytes) -> tuple[Upload, str]:
-        upload = read_upload(data, limits, side)
-        height, width = upload.pixels.shape[:2]
-        picture = f'<div class="dct-thumb"><img src="{render.png_uri(upload.pixels)}" alt="your picture">'
-        return upload, f"{picture}<span>{width} × {height} pixels</span></div>" + render.notes(upload.notes)
-
-    return read
 
 
 # Tabs -----------------------------------------------------------------------------------------------------------------
@@ -268,25 +233,20 @@ def _generate(studio: Studio) -> None:
 
     _connect(form, out, run, [])
     for button, label, top_p, guidance in buttons:
-        chosen = button.click(
-            lambda seed, fresh, label=label, top_p=top_p, guidance=guidance: (
-                label, new_seed(seed, fresh), 1, 1.0, top_p, guidance
-            ),
-            [form.seed, form.fresh], form.inputs(), queue=False, api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+        script = f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, 1, {top_p}, {guidance}]"
+        chosen = _in_browser(button.click, script, [form.seed, form.fresh], form.inputs())
         job = _on(chosen.then, run, form.inputs(), out)
         form.stop.click(None, None, None, cancels=[job])
 
 
 def _task_tab(
-    studio: Studio, task: str, verb: str, say: str, why_not: str | None, read: Any, prepare: Any = bytes,
-    more: Callable[[], list[Any]] = list,
+    studio: Studio, task: str, verb: str, say: str, why_not: str | None, more: Callable[[], list[Any]] = list
 ) -> tuple[_Form, _Picture, list[Any], gr.HTML]:  # fmt: skip
     """What the tabs that start from a picture have in common."""
     gr.Markdown(say, elem_classes="dct-say")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picture = _Picture(task, read, prepare)
+            picture = _Picture(task, studio.limits)
             extra = more()
             form = _Form(studio, task, verb, why_not, "none: the picture must do")
         with gr.Column(scale=3, min_width=340):
@@ -294,95 +254,87 @@ def _task_tab(
     return form, picture, extra, out
 
 
-def _upscale(studio: Studio) -> None:
+def _upscale(studio: Studio, shelf: Shelf) -> None:
     factors = studio.factors()
     form, picture, extra, out = _task_tab(
         studio, "upscale", "Upscale",
         "The small picture becomes the low frequencies of a large one, and the high ones are generated.",
-        None if factors else studio.missing("low4"), _thumbnail(studio.limits, studio.side), halved,
+        None if factors else studio.missing("low4"),
         lambda: [gr.Radio(factors or [2], value=(factors or [2])[0], label="Factor", elem_id="upscale-factor")],
     )  # fmt: skip
 
-    def run(upload: Upload | None, factor: float, *settings: Any) -> Iterator[str]:
-        return studio.upscale(upload, factor, Settings(*settings))
+    def run(name: str, factor: float, *settings: Any) -> Iterator[str]:
+        return studio.upscale(shelf.get(name), factor, Settings(*settings))
 
     _connect(form, out, run, [picture.held, *extra], picture)
 
 
-def _colorize(studio: Studio) -> None:
+def _colorize(studio: Studio, shelf: Shelf) -> None:
     form, picture, _, out = _task_tab(
         studio, "colorize", "Colorize",
         "Brightness stays as it is, coefficient by coefficient; colours are generated (those a picture has are "
         "ignored). A class helps.",
-        studio.missing("luma"), _thumbnail(studio.limits, studio.side),
+        studio.missing("luma"),
     )  # fmt: skip
 
-    def run(upload: Upload | None, *settings: Any) -> Iterator[str]:
-        return studio.colorize(upload, Settings(*settings))
+    def run(name: str, *settings: Any) -> Iterator[str]:
+        return studio.colorize(shelf.get(name), Settings(*settings))
 
     _connect(form, out, run, [picture.held], picture)
 
 
-def _inpaint(studio: Studio) -> None:
-    def read(data: bytes) -> tuple[Upload, str]:
-        upload = read_upload(data, studio.limits, studio.side)
-        return upload, render.canvas(upload.pixels) + render.notes(upload.notes)
-
+def _inpaint(studio: Studio, shelf: Shelf) -> None:
     def more() -> list[Any]:
         gr.Button("Wipe the brush off", size="sm", elem_id="inpaint-clear").click(
-            None, None, None, js="() => { window.dctBrush.clear(); }"
+            None, None, None, js="() => { window.dct.clear(); }"
         )
-        return [gr.Textbox(visible=False)]
+        return [gr.Textbox("", elem_classes="dct-hidden")]
 
-    form, picture, mask, out = _task_tab(
+    form, picture, squares, out = _task_tab(
         studio, "inpaint", "Inpaint",
         "Brush over what is to be replaced. Every 16 × 16 square that the brush touches is generated anew; all others "
         "stay, bit for bit.",
-        studio.missing("region"), read, bytes, more,
+        studio.missing("region"), more,
     )  # fmt: skip
 
-    def run(upload: Upload | None, mask: str | None, *settings: Any) -> Iterator[str]:
-        return studio.inpaint(upload, mask, Settings(*settings))
+    def run(name: str, squares: str | None, *settings: Any) -> Iterator[str]:
+        return studio.inpaint(shelf.get(name), squares, Settings(*settings))
 
     _connect(
-        form, out, run, [picture.held, *mask], picture,
-        js="(held, mask, ...rest) => [held, window.dctBrush.mask(), ...rest]",
-        prepaint="() => { window.dctBrush.middle(); }",
+        form, out, run, [picture.held, *squares], picture,
+        js="(held, squares, ...rest) => [held, window.dct.squares(), ...rest]",
+        prepaint="() => { window.dct.middle(); }",
     )  # fmt: skip
 
 
-def _continue(studio: Studio) -> None:
+def _continue(studio: Studio, shelf: Shelf) -> None:
     form, picture, extra, out = _task_tab(
         studio, "continue", "Continue",
         "Keep the beginning of a picture's list of coefficients, coarse to fine, and let the model write the rest: "
         "what a half-received file might have become.",
-        studio.missing("none"), _thumbnail(studio.limits, studio.side), bytes,
+        studio.missing("none"),
         lambda: [gr.Slider(
             1, len(order.BANDS) - 1, 2, step=1, label="Bands to keep", elem_id="continue-bands",
             info="1: blocks of one colour. 2: rough shapes. 3: all but the finest detail.",
         )],
     )  # fmt: skip
 
-    def run(upload: Upload | None, bands: float, *settings: Any) -> Iterator[str]:
-        return studio.continue_(upload, bands, Settings(*settings))
+    def run(name: str, bands: float, *settings: Any) -> Iterator[str]:
+        return studio.continue_(shelf.get(name), bands, Settings(*settings))
 
     _connect(form, out, run, [picture.held, *extra], picture)
 
 
-def _inspect(studio: Studio) -> None:
+def _inspect(studio: Studio, shelf: Shelf) -> None:
     gr.Markdown(
         "What a JPEG file holds, and how many bits the model needs for it: few where it expected what is there, many "
         "where it was surprised.",
         elem_classes="dct-say",
     )
 
-    def read(data: bytes) -> tuple[Any, str]:
-        held = read_for_inspection(data, studio.limits, studio.config)
-        return held, render.notes(held.notes)
-
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picture = _Picture("inspect", read)
+            picture = _Picture("inspect", studio.limits)
             label = gr.Dropdown(
                 [("none", ANY), *studio.labels()], value=ANY, label="Class that the model is told",
                 visible=bool(studio.labels()), elem_id="inspect-label",
@@ -391,13 +343,9 @@ def _inspect(studio: Studio) -> None:
         with gr.Column(scale=3, min_width=340):
             out = gr.HTML(_EMPTY.format("Choose a picture, or click on an example."), elem_id="inspect-out")
 
-    def run(held: Any, label: str) -> Iterator[str]:
-        return studio.inspect(held, label)
+    def run(name: str, label: str) -> Iterator[str]:
+        return studio.inspect(shelf.get(name), label)
 
     _on(go.click, run, [picture.held, label], out)
-    for name, button in picture.examples.items():
-        shown = button.click(
-            lambda name=name: picture.example(name), None, [picture.held, picture.shown, picture.file],
-            concurrency_id="reading", api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
-        _on(shown.then, run, [picture.held, label], out)
+    for number in range(len(picture.examples)):
+        _on(picture.clicked(number).then, run, [picture.held, label], out)

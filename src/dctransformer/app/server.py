@@ -1,8 +1,6 @@
-"""The web server: where it listens, what it refuses, and how it ends.
+"""The web server: where it listens, and what belongs to it.
 
-What holds for uploads: they are never executed; Gradio writes one to a private folder (in memory where the system has
-such), from which it is deleted as soon as it has been read; what nobody asked to read goes after five minutes, and the
-folder when the server ends.
+`dctransformer.app.guard` says what it answers, `dctransformer.app.intake` takes pictures in, Gradio does the rest.
 """
 
 from __future__ import annotations
@@ -20,17 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dctransformer.app.guard import Guard, Hosts, public_path
 from dctransformer.app.limits import Limits
 
-FORM_BYTES = 1_000_000
-"""What a request may have besides the file."""
-
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "base-uri 'self'; form-action 'self'; object-src 'none'"
-)
-"""The browser loads from this server alone: the page works without a network, and tells nobody anything."""
+CONNECTIONS = 300
+"""Most connections at a time; a browser tab has two while it waits for a result."""
 
 
 def require_gradio() -> None:
@@ -64,48 +56,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"{host} is not an address to listen on ({error.strerror or error}); see --host") from error
 
 
-class Guard:
-    """Refuses requests that are too large, and tells the browser to load from nowhere else (ASGI middleware)."""
-
-    def __init__(self, app: Any, max_bytes: int):
-        """``app`` is the application behind, ``max_bytes`` the most that a request may hold."""
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            if not length.isdigit():
-                await _refuse(send, 411, "say how long the request is (Content-Length)")
-                return
-            if int(length) > self.max_bytes:
-                await _refuse(send, 413, "File size exceeded maximum allowed size: shrink the picture first")
-                return
-
-        async def send_on(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                more = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
-                        (b"referrer-policy", b"no-referrer"))  # fmt: skip
-                message = {**message, "headers": [*message.get("headers", ()), *more]}
-            await send(message)
-
-        await self.app(scope, receive, send_on)
-
-
-async def _refuse(send: Any, status: int, text: str) -> None:
-    body = text.encode()
-    await send({
-        "type": "http.response.start", "status": status,
-        "headers": [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()),
-                    (b"connection", b"close")],
-    })  # fmt: skip
-    await send({"type": "http.response.body", "body": body})
-
-
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder that only this user can enter, in memory where the system has such; deleted at the end."""
@@ -128,21 +78,27 @@ def prepared(
         host: where to listen.
         port: 0 for any that is free.
         device: cpu, cuda, … or auto.
-        root_path: under which a proxy shows the page, say ``/flowers``.
+        root_path: where a proxy shows the page, ``/flowers`` or ``https://example.org/flowers``; only with the latter
+            are requests answered that have the proxy's name.
 
     Yields:
         A ``uvicorn.Server``, the socket to run it on (``server.run(sockets=[socket])``), and its `Studio`.
 
     Raises:
-        ValueError: Gradio is missing, the port is in use, or there is no such model.
+        ValueError: Gradio is missing, ``root_path`` is none, the port is in use, or there is no such model.
     """
     require_gradio()
     limits = limits or Limits()
+    root, public = public_path(root_path)
     with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
         from dctransformer.app.handlers import Studio
+        from dctransformer.app.intake import Intake
         from dctransformer.tasks.generate import loaded
 
         network = loaded(model, device)
+        studio = Studio(network, str(model), limits)
+        intake = Intake(limits, studio.side, studio.config.size, studio.config.quality)
+        intake.reader.start()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
         import fastapi
@@ -152,21 +108,29 @@ def prepared(
 
         from dctransformer.app.page import FOLDER, build
 
-        studio = Studio(network, str(model), limits)
-        page = build(studio)
+        page = build(studio, intake.shelf)
+        app = fastapi.FastAPI(openapi_url=None)
+        app.add_route("/pictures/{task}", intake.upload, methods=["POST"])
+        app.add_route("/pictures/{task}/{number:int}", intake.example, methods=["GET"])
         app = gradio.mount_gradio_app(
-            fastapi.FastAPI(openapi_url=None), page, path="/", server_name=host, server_port=taken.getsockname()[1],
-            footer_links=[], run_history=False, root_path=root_path or None, allowed_paths=[], show_error=True,
-            max_file_size=int(limits.max_megabytes * 1e6), ssr_mode=False, enable_monitoring=False, pwa=False,
-            mcp_server=False, css_paths=[FOLDER / "style.css"],
-            head=f"<script>{(FOLDER / 'brush.js').read_text(encoding='utf-8')}</script>",
+            app, page, path="/", server_name=host, server_port=taken.getsockname()[1],
+            footer_links=[], run_history=False, root_path=root or None, allowed_paths=[], show_error=True,
+            ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, css_paths=[FOLDER / "style.css"],
+            head=f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
             theme=Default(
                 primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
         )  # fmt: skip
-        guarded = Guard(app, int(limits.max_megabytes * 1e6) + FORM_BYTES)
-        settings = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=2)
-        yield uvicorn.Server(settings), taken, studio
+        page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
+        hosts = Hosts(host, taken.getsockname()[0], public)
+        guarded = Guard(app, hosts, intake.max_bytes)
+        settings = uvicorn.Config(
+            guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", limit_concurrency=CONNECTIONS
+        )
+        try:
+            yield uvicorn.Server(settings), taken, studio
+        finally:
+            intake.reader.close()
 
 
 def serve(

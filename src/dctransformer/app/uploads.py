@@ -14,7 +14,6 @@ from PIL import Image
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
-from dctransformer.model.config import ModelConfig
 from dctransformer.tasks.edit import own_coefficients
 from dctransformer.tasks.info import describe_coefficients
 
@@ -129,13 +128,14 @@ class Inspected:
     notes: tuple[str, ...] = ()
 
 
-def read_for_inspection(data: bytes, limits: Limits, config: ModelConfig) -> Inspected:
+def read_for_inspection(data: bytes, limits: Limits, size: int, quality: int) -> Inspected:
     """Read a file whose coefficients are to be shown.
 
     Args:
         data: its bytes.
         limits: on bytes and pixels.
-        config: of the model, for whose size and quality a version is made.
+        size: side of the model's pictures in pixels, for which a version is made.
+        quality: JPEG quality of the model's pictures.
 
     Raises:
         ValueError: it is too large, damaged, or not a picture.
@@ -143,7 +143,7 @@ def read_for_inspection(data: bytes, limits: Limits, config: ModelConfig) -> Ins
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         animated = _check(data, limits)
-        picture = load_image(data, enough=config.size, formats=FORMATS)
+        picture = load_image(data, enough=size, formats=FORMATS)
         width, height = _true_size(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             facts: dict[str, Any] = {"format": image.format, "width": width, "height": height, "bytes": len(data)}
@@ -153,8 +153,8 @@ def read_for_inspection(data: bytes, limits: Limits, config: ModelConfig) -> Ins
             facts |= describe_coefficients(read_jpeg_bytes(data, name="the file"))
         except ValueError as error:  # CMYK, lossless, …: Pillow reads more kinds than have such coefficients
             notes.append(f"Its coefficients can't be shown: {error}.")
-    own = own_coefficients(data) is not None and (width, height) == (config.size, config.size)
-    seen = data if own else encode_jpeg(crop_resize(picture, config.size), config.quality)
+    own = own_coefficients(data) is not None and (width, height) == (size, size)
+    seen = data if own else encode_jpeg(crop_resize(picture, size), quality)
     return Inspected(seen, own, facts, tuple(notes))
 
 

@@ -1,0 +1,103 @@
+"""What the tab Inspect shows: a file's coefficients, and what of them a model found surprising."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dctransformer.app import render
+from dctransformer.app.uploads import Inspected
+from dctransformer.codec import Codec, huffman_bytes, order
+from dctransformer.codec.grid import Grid
+from dctransformer.evaluate.bits import require_finite, surprise
+from dctransformer.evaluate.plots import heat
+from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
+from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.tasks.edit import own_coefficients, requantised
+
+BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
+"""The bands as a person reads them: zigzag frequencies."""
+
+COMPONENTS = ("Y", "Cb", "Cr")
+
+
+def file_facts(picture: Inspected) -> str:
+    """Show what a file holds, as HTML."""
+    facts = picture.facts
+    text = f"{facts['format']} file, {facts['width']} × {facts['height']} pixels, {facts['bytes']:,} bytes"
+    if "triples" not in facts:
+        return f"<h3>The file</h3><p>{render.escape(text)}; only JPEG files hold coefficients of their own.</p>"
+    text += f", chroma sampling {facts['sampling']}, {facts['triples']:,} coefficients that are not zero (triples)."
+    bands = facts["triples_by_band"]
+    rows = [(title, f"{bands[name]:,}") for name, title in zip(order.BAND_NAMES, BAND_TITLES, strict=True)]
+    of = ", ".join(f"{count:,} of {name}" for name, count in facts["triples_by_component"].items())
+    return (
+        f"<h3>The file</h3><p>{render.escape(text)}</p>{render.table(('band', 'triples'), rows)}"
+        f"<p>By component: {render.escape(of)}.</p>"
+    )
+
+
+def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspected, label: int) -> str:
+    """Show how many bits a model needs for a picture, and where, as HTML.
+
+    Args:
+        model: in eval mode.
+        codec: of the model's quality.
+        name: what the model was loaded by.
+        picture: to look into.
+        label: number of its class, or of none.
+    """
+    own = own_coefficients(picture.jpeg)
+    assert own is not None
+    dct = requantised(own, codec)
+    grid = Grid.of_size(dct.height, dct.width)
+    triples = dct.to_triples()[0]
+    sequence = Sequence.from_triples(triples, grid, label)
+    lengths = code_lengths(model, [sequence])
+    require_finite(lengths.bits, name)
+    counts = lengths.summary()
+    maps = surprise(model, [sequence])
+    shown = render.row([
+        render.figure(
+            render.jpeg_uri(dct), "what the model is shown", alt="the picture that the model is shown",
+            note=f"{dct.width} × {dct.height} pixels, JPEG quality {model.config.quality}, {len(triples)} triples",
+        ),
+        render.figure(
+            render.png_uri(heat(maps, float(maps.max()))[0]), "bits, block by block", alt="heat-map of bits",
+            note=f"black: none; pale: {float(maps.max()):.0f} bits per block",
+        ),
+    ])  # fmt: skip
+    rows = []
+    for band, title in zip((*order.BAND_NAMES, "stop"), (*BAND_TITLES, "the end"), strict=True):
+        count = counts["triples_per_image_by_band"].get(band, 1)
+        total = counts["bits_per_image_by_band"][band]
+        fields = counts["bits_per_image_by_band_and_field"][band]
+        each = f"{total / count:.2f}" if count else "–"
+        rows.append((title, f"{count:.0f}", f"{total:.0f}", each, *(f"{fields[name]:.0f}" for name in FIELDS)))
+    head = ("band", "triples", "bits", "bits per triple", *(f"of the {name}s" for name in FIELDS))
+    total = (
+        f"The model needs {counts['bytes_per_image']:.0f} bytes for this picture, exactly; libjpeg's best Huffman "
+        f"code needs {huffman_bytes(dct)} for the same coefficients (headers not counted)."
+    )
+    return (
+        "<h3>What the model found</h3>" + ("" if picture.own else render.message(
+            f"The model knows pictures of {model.config.size} × {model.config.size} pixels at JPEG quality "
+            f"{model.config.quality}: it is shown this one's centre, resized and encoded anew.", "note",
+        )) + shown + f"<p>{render.escape(total)}</p>" + render.table(head, rows)
+        + "<h3>What surprised it most</h3>" + _surprises(triples, triple_bits(model, sequence), grid)
+    )  # fmt: skip
+
+
+def _surprises(triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> str:
+    """Show the triples with the most bits as a table."""
+    total = bits[: len(triples)].sum(1)
+    rows = []
+    for i in total.argsort(descending=True, stable=True)[:most].tolist():
+        channel, position, value = triples[i].tolist()
+        rows.append((
+            f"{COMPONENTS[channel // 64]} {channel % 64}", BAND_TITLES[order.BAND_OF_CHANNEL[channel]],
+            f"{position // grid.width}, {position % grid.width}", f"{value:+d}", f"{float(total[i]):.1f}",
+            *(f"{b:.1f}" for b in bits[i].tolist()),
+        ))  # fmt: skip
+    head = ("channel", "band", "block (row, column)", "value", "bits", *(f"of the {name}" for name in FIELDS))
+    return render.table(head, rows)

@@ -1,0 +1,162 @@
+"""Takes pictures in: the two addresses of the server that are not Gradio's.
+
+``POST /pictures/TASK`` has a file as its body, one per request; ``GET /pictures/TASK/NUMBER`` chooses an example. Both
+answer with the name that the picture is kept by and with what the page shows of it, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+from anyio import CapacityLimiter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from dctransformer.app import render
+from dctransformer.app.guard import Refused, body, visitor
+from dctransformer.app.limits import Limits
+from dctransformer.app.reader import Kind, Reader
+from dctransformer.app.shelf import Picture, Shelf
+from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
+
+TASKS: dict[str, Kind] = {
+    "upscale": "work", "colorize": "work", "inpaint": "work", "continue": "work", "inspect": "inspect"
+}  # fmt: skip
+"""Tabs that start from a picture, and how it is read for them."""
+
+ARRIVAL_SECONDS = 60
+"""How long an upload may take to arrive."""
+
+WAIT_SECONDS = 30
+"""How long an upload waits, unread, for room in memory."""
+
+UPLOADS, VISITOR_UPLOADS = 8, 4
+"""Uploads of the largest size that memory is lent to at a time: to all visitors, and to one."""
+
+READS = 2
+"""Files read at a time, of one visitor one."""
+
+
+class Room:
+    """Memory lent to uploads while they arrive and are read; whoever finds none left waits before anything is read."""
+
+    def __init__(self, most: int, visitor_most: int, wait: float = WAIT_SECONDS):
+        """Set the bytes lent to all visitors and to one, and the seconds that one waits at most."""
+        self.most, self.visitor_most, self.wait = most, visitor_most, wait
+        self.lent: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def lend(self, who: str, size: int) -> AsyncIterator[None]:
+        """Lend memory for the time of the block.
+
+        Raises:
+            Refused: there has been none for too long.
+        """
+        deadline = asyncio.get_running_loop().time() + self.wait
+        while self.lent[who] + size > self.visitor_most or self.lent.total() + size > self.most:
+            if asyncio.get_running_loop().time() > deadline:
+                raise Refused(503, "many pictures are arriving just now; try again in a minute")
+            await asyncio.sleep(0.05)
+        self.lent[who] += size
+        try:
+            yield
+        finally:
+            self.lent[who] -= size
+            if not self.lent[who]:
+                del self.lent[who]
+
+
+class Turns:
+    """Lets each visitor do one thing at a time."""
+
+    def __init__(self) -> None:
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._users: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def of(self, who: str) -> AsyncIterator[None]:
+        """Wait for the visitor's turn, which lasts as long as the block."""
+        self._users[who] += 1
+        try:
+            async with self._locks[who]:
+                yield
+        finally:
+            self._users[who] -= 1
+            if not self._users[who]:
+                del self._users[who], self._locks[who]
+
+
+class Intake:
+    """Takes pictures in, has them read, and keeps them for the page."""
+
+    def __init__(self, limits: Limits, side: int, size: int, quality: int):
+        """Prepare the examples; see `dctransformer.app.reader.Reader` for the arguments."""
+        self.reader = Reader(limits, side, size, quality)
+        largest = 8 * side**2  # pixels and a JPEG file of them
+        self.shelf = Shelf(max(64_000_000, 8 * largest), max(16_000_000, 2 * largest))
+        self.max_bytes = int(limits.max_megabytes * 1e6)
+        self.room = Room(UPLOADS * self.max_bytes, VISITOR_UPLOADS * self.max_bytes)
+        self._turns, self._reads = Turns(), CapacityLimiter(READS)
+        self.shown: dict[tuple[str, int], dict[str, str]] = {}
+        for task, kind in TASKS.items():
+            for number, data in enumerate(examples().values()):
+                name = f"example-{task}-{number}"
+                if kind == "inspect":
+                    picture: Picture = read_for_inspection(data, limits, size, quality)
+                else:
+                    picture = read_upload(halved(data) if task == "upscale" else data, limits, side)
+                self.shelf.fix(name, picture)
+                self.shown[task, number] = {"picture": name, "shown": show(task, picture)}
+
+    async def example(self, request: Request) -> JSONResponse:
+        """Answer with an example."""
+        task, number = request.path_params["task"], request.path_params["number"]
+        found = self.shown.get((task, number))
+        return JSONResponse(found) if found else _nothing(404, "there is no such example")
+
+    async def upload(self, request: Request) -> JSONResponse:
+        """Take a file in."""
+        task, who = request.path_params["task"], visitor(dict(request.scope))
+        if task not in TASKS:
+            return _nothing(404, "there is no such task")
+        try:
+            size = int(request.headers["content-length"])
+            async with self.room.lend(who, size):
+                data = await body(request.receive, size, ARRIVAL_SECONDS)
+                async with self._turns.of(who):
+                    read = functools.partial(self.reader.read, data, TASKS[task])
+                    picture = await anyio.to_thread.run_sync(read, limiter=self._reads)
+            shown = show(task, picture)
+        except Refused as refusal:
+            return _nothing(refusal.status, str(refusal))
+        except ValueError as error:
+            return _nothing(400, str(error))
+        except Exception:
+            traceback.print_exc()
+            return _nothing(500, UNFORESEEN)
+        return JSONResponse({"picture": self.shelf.put(picture, who), "shown": shown})
+
+
+UNFORESEEN = "something went wrong on the server; its log says what. Try other settings or another picture"
+
+
+def _nothing(status: int, why: str) -> JSONResponse:
+    return JSONResponse({"picture": "", "shown": render.message(why)}, status)
+
+
+def show(task: str, picture: Any) -> str:
+    """What the page shows of a picture, as HTML."""
+    if not isinstance(picture, Upload):
+        return render.notes(picture.notes)
+    if task == "inpaint":
+        return render.canvas(picture.pixels) + render.notes(picture.notes)
+    height, width = picture.pixels.shape[:2]
+    image = f'<div class="dct-thumb"><img src="{render.png_uri(picture.pixels)}" alt="your picture">'
+    return f"{image}<span>{width} × {height} pixels</span></div>" + render.notes(picture.notes)

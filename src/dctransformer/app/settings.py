@@ -1,0 +1,61 @@
+"""What the forms of the page hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+
+from dctransformer.sampling.engine import SampleConfig
+
+ANY = ""
+"""The label of a picture of no particular class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every task's form holds.
+
+    Attributes:
+        label: class name, or `ANY`.
+        seed: decides, with the settings, what comes out.
+        num: pictures, or alternatives of one.
+        temperature: see `dctransformer.sampling.config.SampleConfig`, as the next two.
+        top_p: likewise.
+        guidance: likewise.
+    """
+
+    label: str = ANY
+    seed: float | None = 1
+    num: float | None = 1
+    temperature: float = 1.0
+    top_p: float = 0.9
+    guidance: float = 1.0
+
+    def whole(self, name: str, value: float | None) -> int:
+        """Return a form's number as an int.
+
+        Raises:
+            ValueError: it is missing or not whole.
+        """
+        if value is None or not float(value).is_integer():
+            raise ValueError(f"the {name} must be a whole number; enter one")
+        return int(value)
+
+    def sampling(self) -> SampleConfig:
+        """Return the settings of the engine.
+
+        Raises:
+            ValueError: a setting is impossible.
+        """
+        seed = self.whole("seed", self.seed)
+        return SampleConfig(seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
+
+    def words(self) -> str:
+        """Options of the command line that do the same."""
+        words = [f"--num {self.num:g} --seed {self.seed:g}"]
+        if self.label != ANY:
+            words.append(f"--label {shlex.quote(self.label)}")
+        for name, value in (("temperature", self.temperature), ("guidance", self.guidance), ("top-p", self.top_p)):
+            if value != 1:
+                words.append(f"--{name} {value:g}")
+        return " ".join(words)

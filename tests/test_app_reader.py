@@ -1,0 +1,159 @@
+"""Strangers' files are read in a process that may die: what happens then."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from safetensors.numpy import save
+
+from dctransformer.app import reader
+from dctransformer.app.limits import Limits
+from dctransformer.app.reader import Reader
+from dctransformer.app.uploads import Inspected, Upload, read_for_inspection, read_upload
+from dctransformer.codec import read_jpeg_bytes
+from pictures import photo, pillow_jpeg
+from test_app import BAD_UPLOADS
+
+LIMITS = Limits(max_megabytes=1)
+
+
+@pytest.fixture(scope="module")
+def reading() -> Iterator[Reader]:
+    """A reader for a model of 32 × 32 pixels."""
+    made = Reader(LIMITS, 64, 32, 30)
+    made.start()
+    yield made
+    made.close()
+
+
+def slow_file() -> bytes:
+    """A small file that takes about a second to read."""
+    out = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data", [pillow_jpeg(photo(48, 40), 90), pillow_jpeg(photo(100, 200), 80)], ids=["own", "large"]
+)
+def test_a_file_is_read_as_in_this_process(reading: Reader, data: bytes) -> None:
+    """The same pixels, coefficients, facts and notes; but a JPEG file that was written here."""
+    expected, upload = read_upload(data, LIMITS, 64), reading.read(data)
+    assert isinstance(upload, Upload) and upload.notes == expected.notes
+    assert np.array_equal(upload.pixels, expected.pixels)
+    if isinstance(expected.source, bytes):
+        assert isinstance(upload.source, bytes) and upload.source != data
+        assert read_jpeg_bytes(upload.source).equal(read_jpeg_bytes(data))
+    else:
+        assert np.array_equal(upload.source, expected.source)
+    seen, inspected = read_for_inspection(data, LIMITS, 32, 30), reading.read(data, "inspect")
+    assert isinstance(inspected, Inspected) and (inspected.own, inspected.facts) == (seen.own, seen.facts)
+    assert read_jpeg_bytes(inspected.jpeg).equal(read_jpeg_bytes(seen.jpeg))
+
+
+@pytest.mark.parametrize("name", list(BAD_UPLOADS))
+def test_bad_files_are_the_same_sentence(reading: Reader, name: str) -> None:
+    """As in this process."""
+    data, says = BAD_UPLOADS[name]
+    for kind in ("work", "inspect"):
+        with pytest.raises(ValueError, match=says):
+            reading.read(data, kind)
+
+
+def test_a_file_that_takes_too_long_is_one_sentence() -> None:
+    """Its process ends then, whatever it does; the next file is read."""
+    quick = Reader(LIMITS, 64, 32, 30, seconds=0.3)
+    try:
+        with pytest.raises(ValueError, match="could not be read within"):
+            quick.read(slow_file())
+        assert isinstance(quick.read(pillow_jpeg(photo(16, 16), 90)), Upload)
+    finally:
+        quick.close()
+
+
+def test_a_file_that_takes_too_much_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server never takes that memory."""
+    monkeypatch.setattr(reader, "memory_bytes", lambda limits: 40_000_000)
+    small = Reader(LIMITS, 64, 32, 30)
+    try:
+        with pytest.raises(ValueError, match="more memory than is allowed"):
+            small.read(slow_file())
+        assert isinstance(small.read(pillow_jpeg(photo(16, 16), 90)), Upload)
+    finally:
+        small.close()
+
+
+def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> None:
+    """A child that is torn down takes neither others nor the process that forks with it."""
+    assert reading._process is not None
+    parent = psutil.Process(reading._process.pid)
+    ends: list[str] = []
+
+    def victim() -> None:
+        try:
+            reading.read(slow_file())
+        except ValueError as error:
+            ends.append(str(error))
+
+    thread = threading.Thread(target=victim)
+    thread.start()
+    while not (children := parent.children()):
+        time.sleep(0.005)
+    other = threading.Thread(target=lambda: ends.append(type(reading.read(pillow_jpeg(photo(16, 16), 90))).__name__))
+    other.start()
+    children[0].send_signal(signal.SIGSEGV)
+    thread.join()
+    other.join()
+    assert sorted(ends) == ["Upload", reader.CRASHED] and parent.is_running()
+
+
+def test_the_process_that_forks_is_started_again(reading: Reader) -> None:
+    """If it has been killed; and it ends with the server."""
+    assert reading._process is not None
+    reading._process.kill()
+    assert isinstance(reading.read(pillow_jpeg(photo(16, 16), 90)), Upload)
+    process = reading._process
+    reading.close()
+    assert process.returncode == 0
+    reading.start()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"", b"x", b"\xff" * 100, save({"answer": reader._text([])}), save({"answer": reader._text({"notes": []})}),
+        save({"answer": reader._text({"notes": []}), "pixels": np.zeros((999, 999, 3), np.uint8)}),
+        save({"answer": reader._text({"notes": []}), "pixels": np.zeros((4, 4, 3), np.float32)}),
+        save({"answer": reader._text({"notes": [], "height": 9, "width": 9}), "luma": np.zeros((1, 9, 9, 64), np.int16)}),
+    ],
+)  # fmt: skip
+def test_nonsense_from_a_reader_that_was_taken_over_is_refused(
+    reading: Reader, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    """Shapes and types are checked; nothing that it sends is decoded or unpickled."""
+    monkeypatch.setattr(reading, "_ask", lambda request: reply)
+    with pytest.raises(ValueError, match="broke the program"):
+        reading.read(b"x")
+
+
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file there that has a module's name changes nothing."""
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    (tmp_path / "numpy.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    made = Reader(LIMITS, 64, 32, 30)
+    try:
+        assert isinstance(made.read(pillow_jpeg(photo(16, 16), 90)), Upload)
+    finally:
+        made.close()
+    assert not os.path.exists(tmp_path / "__pycache__")

@@ -1,0 +1,355 @@
+"""The web page under attack: strangers' paths, names, sites, sizes and files, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from app_server import Client, running
+from dctransformer.app import guard, intake
+from dctransformer.app.guard import Hosts, public_path
+from dctransformer.app.limits import Limits
+from dctransformer.app.shelf import Shelf
+from dctransformer.app.uploads import Upload
+from dctransformer.codec import read_jpeg_bytes
+from pictures import photo, pillow_jpeg
+from test_app import downloads
+from tiny_model import save_tiny_model
+
+SETTINGS = ["", 3, 1, 1, 1, 1]
+"""Class, seed, pictures, temperature, top-p, guidance."""
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a page of a tiny model."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model"))
+    with running(folder, Limits(max_megabytes=1, max_megapixels=2, max_side=64, queue=4)) as (url, _):
+        yield Client(url)
+
+
+def result(client: Client, fn_index: int, data: list[Any], session: str) -> str:
+    """What the page shows at the end of a job."""
+    status, answer = client.join(fn_index, data, session)
+    assert status == 200, answer
+    done = [message for message in client.results(session) if message["msg"] == "process_completed"]
+    return str(done[0]["output"]["data"][0])
+
+
+def test_an_upload_can_be_worked_on(client: Client) -> None:
+    """As the page's own script does it: the file's own coefficients are what stays."""
+    data = pillow_jpeg(photo(48, 48), 30)
+    status, answer = client.upload("colorize", data)
+    assert status == 200 and "own coefficients" in answer["shown"]
+    colorize = next(e for e in client.endpoints() if e["targets"] and len(e["inputs"]) == 7)
+    html = result(client, colorize["id"], [answer["picture"], *SETTINGS], "work")
+    assert (downloads(html)[0].luma == read_jpeg_bytes(data).luma).all()
+
+
+# Paths ----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_endpoint_takes_a_path(client: Client, tmp_path: Path) -> None:
+    """Neither of a picture, nor of what never ends, in no place of no endpoint, by the queue or directly."""
+    secret = tmp_path / "secret.png"
+    Image.fromarray(photo(32, 32)).save(secret)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    endpoints = client.endpoints()
+    assert len(endpoints) > 20
+    for path in (str(secret), "/dev/zero", str(pipe)):
+        for value in (
+            {"path": path, "meta": {"_type": "gradio.FileData"}},
+            {"path": path, "orig_name": "a.png", "url": f"file://{path}", "meta": {"_type": "gradio.FileData"}},
+            [{"path": path, "meta": {"_type": "gradio.FileData"}}],
+        ):
+            for endpoint in endpoints if path == str(secret) else endpoints[-3:]:
+                count = len(endpoint["inputs"])
+                for data in ([value] * count, [value, *[None] * (count - 1)]):
+                    status, answer = client.join(endpoint["id"], data, "paths")
+                    assert status == 400 and "no files" in answer["detail"]
+            form = {"data": [value], "fn_index": endpoints[-1]["id"], "session_hash": "paths"}
+            for address in ("run/predict", "api/predict", f"run/{endpoints[-1]['api_name']}", "call/safely",
+                            "call/v2/safely", "component_server", "component_server/"):  # fmt: skip
+                assert client.ask("POST", f"/gradio_api/{address}", form)[0] == 404
+    for endpoint in endpoints:  # a path as a plain word is no name of a picture
+        if len(endpoint["inputs"]) in (7, 8):
+            rest = SETTINGS if len(endpoint["inputs"]) == 7 else [2, *SETTINGS]
+            assert "no longer kept here" in result(client, endpoint["id"], [str(secret), *rest], "words")
+
+
+def test_no_address_gives_files(client: Client, tmp_path: Path) -> None:
+    """Those of Gradio that read, fetch or take files are not reached."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for address in (
+        f"/gradio_api/file={secret}", f"/gradio_api/file/{secret}", f"/file={secret}", "/gradio_api/proxy=http://a.example/",
+        "/gradio_api/upload", "/gradio_api/upload_progress?upload_id=1", "/gradio_api/call/safely/1", "/monitoring",
+        "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/deep_link", "/gradio_api/custom_component/1/a/b/c",
+        "/static/../../../../../../etc/passwd", "/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "/assets//etc/passwd",
+        "/assets/..%2f..%2f..%2fetc/passwd", "/gradio_api/vibe-code", "/docs", "/openapi.json", "/login",
+    ):  # fmt: skip
+        status, _, answer = client.ask("GET", address)
+        assert status in (403, 404) and b"root:" not in answer and answer != b"secret", address
+    for address in ("/gradio_api/upload", "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/login", "/"):
+        assert client.ask("POST", address, b"", {"Content-Type": "multipart/form-data; boundary=x"})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status"),
+    [
+        (b"{", {"Content-Type": "application/json"}, 400),
+        (b"[" * 50_000, {"Content-Type": "application/json"}, 400),
+        (b"[]", {"Content-Type": "application/json"}, 400),
+        (b"\xff\xfe", {"Content-Type": "application/json"}, 400),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
+        (b"{}", {}, 415),
+        (b'{"data": [[[1]]]}', {"Content-Type": "application/json"}, 400),
+        (b'{"data": [1], "event_data": {"path": "/dev/zero"}}', {"Content-Type": "application/json"}, 400),
+        (b" " * (guard.FORM_BYTES + 1), {"Content-Type": "application/json"}, 413),
+    ],
+)
+def test_forms_that_are_none_are_refused(client: Client, data: bytes, headers: dict, status: int) -> None:
+    """Before Gradio sees them."""
+    assert client.ask("POST", "/gradio_api/queue/join", data, headers)[0] == status
+
+
+# Other names and other sites ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "203.0.113.5", "", "a b"]
+)
+def test_other_names_get_no_answer(client: Client, host: str) -> None:
+    """A site whose name has been made to point here (DNS rebinding) can neither read nor send."""
+    for method, path in (("GET", "/"), ("GET", "/config"), ("GET", "/gradio_api/queue/data?session_hash=a"),
+                         ("POST", "/gradio_api/queue/join"), ("POST", "/pictures/colorize")):  # fmt: skip
+        status, headers, answer = client.ask(method, path, b"x" if method == "POST" else None, {"Host": host})
+        assert status == 403 and b"does not answer to the name" in answer
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert client.ask("GET", "/", headers={"X-Forwarded-Host": "evil.example"})[0] == 403
+    assert client.ask("GET", "/", headers={"Host": f"localhost:{client.port}"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "https://127.0.0.1"},
+        {"Origin": "file://"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+)
+def test_other_sites_can_send_nothing(client: Client, headers: dict[str, str]) -> None:
+    """No form, no upload, no reading of queues; and no answer says that they may (CORS)."""
+    data = pillow_jpeg(photo(32, 32), 80)
+    for method, path in (
+        ("POST", "/pictures/colorize"), ("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/cancel"),
+        ("GET", "/gradio_api/queue/data?session_hash=a"), ("GET", "/gradio_api/heartbeat/a"), ("GET", "/config"),
+        ("OPTIONS", "/gradio_api/queue/join"),
+    ):  # fmt: skip
+        status, answer, _ = client.ask(method, path, data if method == "POST" else None, headers)
+        assert status == 403 and not [name for name in answer if name.startswith("access-control")]
+
+
+def test_own_pages_and_links_get_answers(client: Client) -> None:
+    """The page's own requests, and a visit by a link from elsewhere; Gradio's CORS headers are taken away."""
+    origin = f"http://127.0.0.1:{client.port}"
+    status, headers, _ = client.ask("GET", "/config", headers={"Origin": origin, "Sec-Fetch-Site": "same-origin"})
+    assert status == 200 and not [name for name in headers if name.startswith("access-control")]
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    status, headers, _ = client.ask("GET", "/", headers=link)
+    assert status == 200 and headers["x-frame-options"] == "DENY"
+    assert client.ask("GET", "/", headers={**link, "Sec-Fetch-Dest": "iframe"})[0] == 403
+    assert client.ask("GET", "/config", headers=link)[0] == 403
+    assert client.ask("OPTIONS", "/config")[0] == 405
+
+
+def test_websockets_are_refused() -> None:
+    """Whoever asks."""
+    sent = []
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def receive() -> dict:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "headers": [(b"host", b"localhost")], "path": "/"}
+    asyncio.run(guard.Guard(None, Hosts("127.0.0.1"), 100)(scope, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_names_that_a_server_answers_to() -> None:
+    """Loopback and what it listens on; any address if it listens on all; the proxy's name."""
+    local = Hosts("127.0.0.1", "127.0.0.1")
+    assert all(map(local.allow, ("127.0.0.1:7860", "localhost", "[::1]:7860", "LOCALHOST.", "127.1.2.3")))
+    assert not any(map(local.allow, ("192.0.2.7", "example.org", "[2001:db8::1]", "", "localhost:x", "a@localhost")))
+    everywhere = Hosts("0.0.0.0", "0.0.0.0")
+    assert all(map(everywhere.allow, ("192.0.2.7:80", "[2001:db8::1]", socket.gethostname())))
+    assert not everywhere.allow("example.org")
+    named = Hosts("mybox", "192.0.2.7", "example.org")
+    assert all(map(named.allow, ("mybox:7860", "192.0.2.7", "example.org", "Example.Org:443", "localhost")))
+    assert not named.allow("192.0.2.8")
+    assert named.same_origin("https://example.org", "127.0.0.1:7860")
+    assert not named.same_origin("https://example.org.evil.example", "example.org")
+    assert named.same_origin("http://mybox", "mybox:80") and not named.same_origin("http://mybox", "mybox:81")
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "name"),
+    [
+        ("", "", ""), ("/", "", ""), ("flowers", "/flowers", ""), ("/flowers", "/flowers", ""),
+        ("/flowers/", "/flowers", ""), ("a/b", "/a/b", ""),
+        ("https://example.org/flowers/", "https://example.org/flowers", "example.org"),
+        ("https://Example.org", "https://example.org", "example.org"),
+        ("http://example.org:8080/a", "http://example.org:8080/a", "example.org"),
+    ],
+)  # fmt: skip
+def test_where_a_proxy_shows_the_page(given: str, path: str, name: str) -> None:
+    """With or without slashes, or a full address."""
+    assert public_path(given) == (path, name)
+
+
+@pytest.mark.parametrize(
+    "given", ["a b", "/a?b", "/a#b", "//a//b", "../a", "ftp://a/b", "https:///a", "https://a:x/", "https://u:p@a/", "é"]
+)
+def test_no_place_where_a_proxy_shows_the_page(given: str) -> None:
+    """Refused before anything is loaded."""
+    with pytest.raises(ValueError, match="is neither a path"):
+        public_path(given)
+
+
+def test_the_page_under_a_path(tmp_path: Path) -> None:
+    """Is served to the proxy and to its visitors, and the page's script calls back there."""
+    with running(save_tiny_model(tmp_path), Limits(), root_path="https://example.org/flowers/") as (url, _):
+        client = Client(url)
+        headers = {"Host": "example.org", "Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"}
+        assert client.ask("GET", "/", headers={**headers, "Host": "www.example.org"})[0] == 403
+        assert client.ask("GET", "/", headers={**headers, "Origin": "https://www.example.org"})[0] == 403
+        assert client.ask("GET", "/", headers=headers)[0] == 200
+        assert json.loads(client.ask("GET", "/config", headers=headers)[2])["root"] == "https://example.org/flowers"
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+
+def raw(client: Client, request: bytes) -> bytes:
+    """Send bytes as they are; returns the answer until the server closes."""
+    with socket.create_connection((client.host, client.port), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_uploads_have_bounds(client: Client) -> None:
+    """Declared ones are refused at once, undeclared ones too, and no chunk counts for nothing."""
+    status, _, answer = client.ask("POST", "/pictures/colorize", headers={"Content-Length": "1000001"})
+    assert status == 413 and b"1,000,000 is the limit" in answer
+    start = b"POST /pictures/colorize HTTP/1.1\r\nHost: localhost\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    assert raw(client, start + chunked).split()[1] == b"411"
+    assert raw(client, start + b"Content-Length: 9\r\n" + chunked).split()[1] in (b"400", b"411")
+    assert raw(client, start + b"Content-Length: 9\r\nContent-Length: 8\r\n\r\n").split()[1] == b"400"
+    assert client.upload("colorize", b"")[1]["shown"].count("The file is empty") == 1
+    assert client.upload("nothing", b"x")[0] == 404
+
+
+def test_what_arrives_is_counted() -> None:
+    """Whatever was declared."""
+    messages = [{"type": "http.request", "body": b"x" * 60, "more_body": True}] * 5
+
+    async def receive() -> dict:
+        return messages.pop()
+
+    with pytest.raises(guard.Refused, match="limit, 100"):
+        asyncio.run(guard.body(receive, 100, 5))
+    assert len(messages) == 3
+
+    async def never() -> dict:
+        await asyncio.sleep(9)
+        return {}
+
+    with pytest.raises(guard.Refused, match="did not arrive"):
+        asyncio.run(guard.body(never, 100, 0.01))
+
+
+def test_memory_for_uploads_is_lent_within_bounds() -> None:
+    """To all together, and to each; who waits too long is sent away, and who breaks off gives it back."""
+
+    async def scene() -> None:
+        room = intake.Room(100, 60, wait=0.1)
+        async with room.lend("a", 60):
+            with pytest.raises(guard.Refused, match="try again in a minute"):
+                async with room.lend("a", 1):
+                    pass
+            async with room.lend("b", 40):
+                with pytest.raises(guard.Refused):
+                    async with room.lend("c", 1):
+                        pass
+            with pytest.raises(KeyError):
+                async with room.lend("b", 40):
+                    raise KeyError
+            async with room.lend("c", 40):
+                pass
+        assert not room.lent
+
+    asyncio.run(scene())
+
+
+def test_pictures_are_kept_within_bounds() -> None:
+    """A visitor's oldest goes first, then the oldest of all; time ends the rest; nobody guesses a name."""
+    now = [0.0]
+    shelf = Shelf(100_000, 50_000, seconds=60, clock=lambda: now[0])
+    picture = Upload(np.zeros((1, 1, 3), np.uint8), np.zeros((60, 100, 3), np.uint8))  # 20,000 bytes
+    first, second = shelf.put(picture, "a"), shelf.put(picture, "a")
+    assert shelf.get(first) is picture and shelf.get("") is None
+    shelf.put(picture, "a")
+    with pytest.raises(ValueError, match="no longer kept here; choose it again"):
+        shelf.get(second)  # the first was used since
+    for visitor in "bcde":
+        shelf.put(picture, visitor)
+    assert shelf.bytes() <= 100_000 and shelf.bytes("a") == 20_000
+    shelf.fix("example", picture)
+    now[0] = 61
+    with pytest.raises(ValueError, match="choose it again"):
+        shelf.get(first)
+    assert shelf.bytes() == 0 and shelf.get("example") is picture
+
+
+# Others meanwhile -----------------------------------------------------------------------------------------------------
+
+
+def test_a_visitor_with_many_files_keeps_nobody_else_waiting(client: Client) -> None:
+    """One file of a visitor is read at a time, so there is a reader left for others."""
+    large = io.BytesIO()
+    Image.new("L", (1400, 1400)).save(large, "PNG")
+    threads = [threading.Thread(target=client.upload, args=("inspect", large.getvalue())) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    other = Client(f"http://{client.host}:{client.port}", source="127.0.0.2")
+    assert other.upload("colorize", pillow_jpeg(photo(48, 48), 90))[0] == 200
+    assert any(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
