@@ -134,7 +134,7 @@ def test_the_process_that_forks_is_started_again(reading: Reader) -> None:
         b"", b"x", b"\xff" * 100, save({"answer": reader._text([])}), save({"answer": reader._text({"notes": []})}),
         save({"answer": reader._text({"notes": []}), "pixels": np.zeros((999, 999, 3), np.uint8)}),
         save({"answer": reader._text({"notes": []}), "pixels": np.zeros((4, 4, 3), np.float32)}),
-        save({"answer": reader._text({"notes": [], "height": 9, "width": 9}), "luma": np.zeros((1, 9, 9, 64), np.int16)}),
+        save({"answer": reader._text({"notes": [], "height": 9, "width": 9}), "luma": np.zeros((1, 9), np.int16)}),
     ],
 )  # fmt: skip
 def test_nonsense_from_a_reader_that_was_taken_over_is_refused(
