@@ -30,6 +30,7 @@ from dctransformer.codec.resize import FACTORS
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot
 from dctransformer.sequence import conditions
+from dctransformer.sequence.labels import label_number
 from dctransformer.sheets import heat_map
 from dctransformer.tasks.edit import (
     Edited,
@@ -39,7 +40,7 @@ from dctransformer.tasks.edit import (
     inpaint,
     upscale,
 )
-from dctransformer.tasks.generate import generate, label_number
+from dctransformer.tasks.generate import generate
 
 NO_PICTURE = "choose a picture first, or click on one of the examples"
 

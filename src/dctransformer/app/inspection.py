@@ -7,13 +7,13 @@ from torch import Tensor
 from dctransformer.app import render
 from dctransformer.app.uploads import Inspected
 from dctransformer.codec import Codec, huffman_bytes, order
+from dctransformer.codec.adapt import own_coefficients, requantised
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import require_finite, surprise
 from dctransformer.evaluate.plots import heat
 from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.tasks.edit import own_coefficients, requantised
 
 BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
 """The bands as a person reads them: zigzag frequencies."""

@@ -93,7 +93,7 @@ def prepared(
     with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
         from dctransformer.app.handlers import Studio
         from dctransformer.app.intake import Intake
-        from dctransformer.tasks.generate import loaded
+        from dctransformer.tasks.models import loaded
 
         network = loaded(model, device)
         studio = Studio(network, str(model), limits)

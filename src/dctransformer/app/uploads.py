@@ -13,8 +13,8 @@ from PIL import Image
 
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
+from dctransformer.codec.adapt import own_coefficients
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
-from dctransformer.tasks.edit import own_coefficients
 from dctransformer.tasks.info import describe_coefficients
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
