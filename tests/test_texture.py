@@ -18,6 +18,7 @@ from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
 from dctransformer.model.texture import MAGNITUDES, Picture, checkerboard
+from dctransformer.sampling import tiles
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Request, fill, sample
 from dctransformer.sampling.texture import draw_occupancy, next_channel
@@ -62,7 +63,7 @@ def triples_of(picture: Tensor, grid: Grid = GRID) -> Tensor:
 
 def sequence_of(picture: Tensor, model: DCTransformer, grid: Grid = GRID, **masks: Tensor) -> Sequence:
     """The picture as the model's sequence."""
-    return Sequence.from_triples(triples_of(picture, grid), grid, 1, texture=model.config.texture_rank, **masks)
+    return Sequence.from_triples(triples_of(picture, grid), grid, 1, **masks).structure(model.config.texture_rank)
 
 
 def random_mask(seed: int, share: float, grid: Grid = GRID) -> Tensor:
@@ -330,3 +331,30 @@ def test_a_sample_is_a_picture_with_a_likelihood() -> None:
     bits = code_lengths(model, sequences).bits.sum((1, 2))
     assert bool(bits.isfinite().all()) and float(bits.max()) < 40_000
     assert isinstance(samples.dct(), DCTImage)
+
+
+def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where structure is given, a large picture is filled at once, and what is given stays."""
+    model = make_model(5, size=32, max_grid=4)
+    grid = Grid(6, 9)
+    given = RANK_OF_SLOT.expand(grid.mcus, 6, 64) < model.config.texture_rank
+    known = random_picture(1, 0.1, grid) * given
+    monkeypatch.setattr(tiles, "waves", None)
+    done = tiles.complete(model, [tiles.Job(0, 3, known, given)], grid, SampleConfig(workers=1))
+    assert torch.equal(done[0][given], known[given]) and bool((done[0][~given] != 0).any())
+
+
+@torch.inference_mode()
+def test_texture_depends_on_what_is_near_alone() -> None:
+    """A window's place features are those of the picture, away from the border: so a large picture is no new case."""
+    model = make_model(1)
+    picture = random_picture(1, 0.1, Grid(7, 7))
+    square = picture.view(7, 7, 6, 64)
+    window = square[1:6, 1:6].reshape(25, 6, 64)
+    parts = []
+    for coefficients, grid in ((picture, Grid(7, 7)), (window, Grid(5, 5))):
+        none = torch.zeros(1, grid.mcus, 6, 64, dtype=torch.bool)
+        batch = Picture(coefficients[None], none, none, torch.tensor([1]), grid)
+        features = model.texture.begin(batch, torch.tensor([0]), torch.tensor([30])).features
+        parts.append(features.view(2 * grid.rows, 2 * grid.cols, -1))
+    torch.testing.assert_close(parts[0][6:8, 6:8], parts[1][4:6, 4:6], atol=1e-5, rtol=0)

@@ -166,7 +166,7 @@ class _TextureScores:
     def watching(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
         """The sequences themselves; their textures are scored when enough of one grid have passed."""
         for sequence in sequences:
-            yield sequence
+            yield sequence.structure(self.first)
             if self.first == order.NUM_CHANNELS:
                 continue
             if self.waiting and self.waiting[0].grid != sequence.grid:
@@ -210,7 +210,8 @@ def texture_slices(sequences: list[Sequence], used: list[Tensor]) -> Iterator[Te
         yield texture_batch(sequences, part, [torch.ones(len(p)) for p in part], use=start == 0)
 
 
-def _place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.inference_mode()
+def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Nats of a picture's texture, place by place.
 
     Args:
@@ -240,7 +241,7 @@ def _texture_bits_about(marked: Tensor, model: DCTransformer, sequence: Sequence
     its coefficients, or of its open places if it is not in use.
     """
     assert sequence.coefficients is not None
-    use, occupancy, values, saved = _place_nats(model, sequence, used)
+    use, occupancy, values, saved = place_nats(model, sequence, used)
     opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
     inside = rank_planes(marked[None], sequence.grid)[0] & opened
     held = (rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened
@@ -259,7 +260,7 @@ def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tens
     """
     assert sequence.coefficients is not None
     used = channels_in_use(sequence, model.config.texture_rank)
-    use, occupancy, values, saved = _place_nats(model, sequence, used)
+    use, occupancy, values, saved = place_nats(model, sequence, used)
     opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
     held = ((rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened)[used]
     count = held.sum(-1).clamp_min(1)
@@ -284,7 +285,7 @@ def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) ->
     """
     config = model.config
     parts = []
-    for group in _batches([sequence], config.stride, batch):
+    for group in _batches([sequence.structure(config.texture_rank)], config.stride, batch):
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
         parts.append(_chunk_nats(model, chunks)[0][chunks.predicted].double())
     nats = torch.cat(parts)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
-from dctransformer.likelihood import code_lengths
+from dctransformer.likelihood import code_lengths, place_nats
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.sequence.texture import channels_in_use
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
@@ -80,8 +82,9 @@ def require_finite(bits: Tensor, name: str) -> None:
 def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32) -> Tensor:
     """Where in the pictures the bits went.
 
-    All bits of a triple (its channel, position and value) are booked at its place: at its luma block, or, for
-    chroma, a quarter at each of the four blocks that the chroma block lies over. The stop has no place.
+    All bits of a triple (its channel, position and value), and those of occupancy and value at each place of a texture
+    channel, are booked at their place: at the luma block, or, for chroma, a quarter at each of the four blocks that the
+    chroma block lies over. The stop, and which texture channels are in use, have no place.
 
     Args:
         model: in eval mode.
@@ -105,15 +108,28 @@ def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int 
             rank, place = chunks.ranks[row, 1:], chunks.positions[row, 1:]
             counts = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
             rank, place, spent = rank[counts], place[counts], bits[row][counts]
-            is_luma = _CHANNEL[rank] < order.CB
-            flat = maps[picture].view(-1)
-            flat.index_add_(0, place[is_luma], spent[is_luma])
-            for offset in (0, 1, grid.width, grid.width + 1):
-                flat.index_add_(0, place[~is_luma] + offset, spent[~is_luma] / 4)
+            add(maps[picture].view(-1), rank, place, spent, grid)
         waiting.clear()
 
+    def add(flat: Tensor, rank: Tensor, place: Tensor, spent: Tensor, grid: Grid) -> None:
+        is_luma = _CHANNEL[rank] < order.CB
+        flat.index_add_(0, place[is_luma], spent[is_luma])
+        for offset in (0, 1, grid.width, grid.width + 1):
+            flat.index_add_(0, place[~is_luma] + offset, spent[~is_luma] / 4)
+
+    def add_texture(blocks: Tensor, sequence: Sequence) -> None:
+        used = channels_in_use(sequence, model.config.texture_rank)
+        _, occupancy, values, _ = place_nats(model, sequence, used)
+        spent = (occupancy + values) / math.log(2)
+        channel, place = spent.nonzero().unbind(1)
+        add(blocks.view(-1), used[channel], place, spent[channel, place], sequence.grid)
+
+    first = model.config.texture_rank
     for i, sequence in enumerate(sequences):
         maps.append(torch.zeros(2 * sequence.grid.rows, sequence.grid.width, dtype=torch.float64))
+        if first < order.NUM_CHANNELS:
+            add_texture(maps[i], sequence)
+        sequence = sequence.structure(first)
         for k in range(sequence.chunks(model.config.stride)):
             waiting.append((i, sequence, k))
             if len(waiting) == batch:

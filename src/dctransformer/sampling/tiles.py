@@ -1,9 +1,11 @@
-"""Pictures larger than the model's own size: tile after tile, each beside its finished neighbours.
+"""Pictures larger than the model's own size: tile after tile, each next to its finished neighbours.
 
 The model was trained on squares of one size. A larger picture is covered by such squares, half overlapping, in raster
 order. In each, the MCUs that earlier squares have finished are given, exactly as outside the hole of an inpainting, so
 that content and colour go on across the borders; only the rest is generated. Squares that don't touch are generated in
 one batch, a diagonal front that moves over the picture.
+
+Where all structure is given and only texture is open (upscaling), a model with texture needs no tiles.
 
 Shapes: N MCUs; masks and coefficients are ``[N, 6, 64]``.
 """
@@ -77,6 +79,11 @@ def complete(
     """
     known = torch.stack([job.known for job in jobs])
     given = torch.stack([job.given for job in jobs])
+    structure = model.config.texture_rank > RANK_OF_SLOT
+    if model.config.texture_rank < order.NUM_CHANNELS and bool(given[:, :, structure].all()):
+        # Only texture is open, whose network runs on a picture of any size: no tiles, no seams.
+        requests = [Request(job.index, job.label, torch.where(job.given, job.known, 0), job.given) for job in jobs]
+        return fill(model, requests, grid, config, progress=_part_finished(progress, len(jobs))).mcus
     side = model.config.size // order.MCU
     done, total = 0, sum(1 for _ in tiles(grid, side))
     for wave in waves(grid, side):
@@ -101,6 +108,11 @@ def complete(
                 given[i, mcus] = True
         done += len(wave)
     return known
+
+
+def _part_finished(progress: Callable[[float], None] | None, count: int) -> Callable[[int, int], None] | None:
+    """A callback for `fill` that reports the part of the pictures that is finished."""
+    return None if progress is None else lambda _, finished: progress(finished / count)
 
 
 def waves(grid: Grid, side: int) -> list[list[tuple[int, Grid, Tensor]]]:

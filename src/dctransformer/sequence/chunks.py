@@ -56,9 +56,8 @@ class Sequence:
         label: int,
         given: Tensor | None = None,
         hidden: Tensor | None = None,
-        texture: int = order.NUM_CHANNELS,
     ) -> Sequence:
-        """List what masks and texture leave open of a picture's triples.
+        """List what ``given`` and ``hidden`` leave open of a picture's triples.
 
         Args:
             triples: int ``[L, 3]`` (channel, position, value) in generation order.
@@ -66,7 +65,6 @@ class Sequence:
             label: class number.
             given: bool ``[N, 6, 64]``, coefficients that are settled from the start; None for none.
             hidden: bool ``[N, 6, 64]``, coefficients that are neither known nor to be listed; None for none.
-            texture: first rank that is not listed, because the model decides on whole channels from there on.
         """
         channel, position, value = triples.long().unbind(1)
         coefficients = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
@@ -84,9 +82,6 @@ class Sequence:
             known[slot[settled]] = value[settled].to(torch.int16)
             known = known.view(given.shape)
             channel, position, value = channel[~settled], position[~settled], value[~settled]
-        if texture < order.NUM_CHANNELS:
-            structure = _RANK[channel] < texture
-            channel, position, value = channel[structure], position[structure], value[structure]
         stop, zero = torch.tensor([order.STOP]), torch.tensor([0])
         return cls(
             torch.cat([_RANK[channel], stop]),
@@ -99,6 +94,14 @@ class Sequence:
             hidden,
             coefficients,
         )
+
+    def structure(self, texture: int) -> Sequence:
+        """What is listed as triples by a model that decides on whole channels from the rank ``texture`` on."""
+        listed = (self.ranks < texture) | (self.ranks == order.STOP)
+        if bool(listed.all()):
+            return self
+        ranks, positions, values = (x[listed] for x in (self.ranks, self.positions, self.values))
+        return dataclasses.replace(self, ranks=ranks, positions=positions, values=values)
 
     @property
     def closed(self) -> Tensor:
