@@ -46,7 +46,6 @@ from dctransformer.model.legality import (
 )
 from dctransformer.model.texture import Texture
 from dctransformer.sequence.chunks import START, ChunkBatch
-from dctransformer.sequence.texture import TextureBatch
 
 POINTER = 64
 """Size of the pointer's queries and keys over encoder features."""
@@ -525,20 +524,19 @@ class DCTransformer(nn.Module):
         """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
         return [s.new_cache(batch, like) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)]
 
-    def forward(self, batch: ChunkBatch, texture: TextureBatch | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, batch: ChunkBatch) -> Tensor | tuple[Tensor, Tensor]:
         """Negative log-likelihood of every triple of some chunks, by field, and of some textures.
 
         Args:
             batch: from `dctransformer.sequence.chunks.cut_chunks`.
-            texture: from `dctransformer.sequence.texture`, for a model that has texture.
 
         Returns:
             fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),
-            and position and value are 0 at the stop. With ``texture``, also what `Texture.forward` returns.
+            and position and value are 0 at the stop. If the batch has textures, also what `Texture.forward` returns.
         """
-        if texture is not None:
-            return self.triple_nats(batch), self.texture(texture)
-        return self.triple_nats(batch)
+        if batch.texture is None or not len(batch.texture.labels):
+            return self.triple_nats(batch)
+        return self.triple_nats(batch), self.texture(batch.texture)
 
     def triple_nats(self, batch: ChunkBatch) -> Tensor:
         """−log p of every triple of some chunks: see `forward`."""

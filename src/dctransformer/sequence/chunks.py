@@ -8,12 +8,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+
+if TYPE_CHECKING:
+    from dctransformer.sequence.texture import TextureBatch
 
 START = order.NUM_CHANNELS + 1
 """Rank that stands for "no triple yet" where the previous triple is asked for."""
@@ -137,6 +141,7 @@ class ChunkBatch:
         lengths: int64 ``[B]``, triples of the chunk before padding.
         labels: int64 ``[B]``.
         grid: the MCU grid, one for all.
+        texture: textures that are trained in the same step, of pictures of their own; None for none.
     """
 
     coefficients: Tensor
@@ -149,6 +154,7 @@ class ChunkBatch:
     lengths: Tensor
     labels: Tensor
     grid: Grid
+    texture: TextureBatch | None = None
 
     @property
     def predicted(self) -> Tensor:
@@ -158,15 +164,22 @@ class ChunkBatch:
 
     def to(self, device: torch.device | str) -> ChunkBatch:
         """The batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        texture = None if self.texture is None else self.texture.to(device)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True), texture)
 
     def rows(self, index: Tensor | slice) -> ChunkBatch:
-        """Some of the chunks."""
-        return self._each(lambda tensor: tensor[index])
+        """Some of the chunks; of a slice, with its part of the textures (the parts of all slices are the whole)."""
+        texture = None
+        if self.texture is not None and isinstance(index, slice):
+            start, stop, _ = index.indices(len(self.labels))
+            count = len(self.texture.labels)
+            texture = self.texture.rows(slice(start * count // len(self.labels), stop * count // len(self.labels)))
+        return self._each(lambda tensor: tensor[index], texture)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> ChunkBatch:
-        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "grid"}
-        return ChunkBatch(**changed, grid=self.grid)
+    def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
+        kept = ("grid", "texture")
+        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
+        return ChunkBatch(**changed, grid=self.grid, texture=texture)
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:

@@ -29,6 +29,7 @@ class TextureBatch:
         weight: fp32 ``[B, K]``, how often each counts; 0 for padding.
         use_weight: fp32 ``[B]``, how often the decisions about which channels are in use count.
         grid: the MCU grid, one for all.
+        pictures: pictures in a whole training step, of which these may be a part.
     """
 
     coefficients: Tensor
@@ -39,6 +40,7 @@ class TextureBatch:
     weight: Tensor
     use_weight: Tensor
     grid: Grid
+    pictures: int = 0
 
     def to(self, device: torch.device | str) -> TextureBatch:
         """The batch on another device."""
@@ -49,8 +51,9 @@ class TextureBatch:
         return self._each(lambda tensor: tensor[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextureBatch:
-        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "grid"}
-        return TextureBatch(**changed, grid=self.grid)
+        kept = ("grid", "pictures")
+        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
+        return TextureBatch(**changed, grid=self.grid, pictures=self.pictures)
 
 
 def channels_in_use(sequence: Sequence, first: int) -> Tensor:

@@ -46,6 +46,15 @@ class Progress:
         return config.done(self.triples, self.seconds)
 
 
+def texture_count(batch: ChunkBatch) -> float:
+    """What the nats of a step's textures are divided by: about their number of coefficients, eight per place.
+
+    Structure and texture have no weights in common, so that their proportion is a matter of the gradient's norm alone.
+    """
+    assert batch.texture is not None
+    return 8.0 * batch.texture.pictures * batch.texture.grid.positions
+
+
 class Trainer:
     """A model in training: ``step`` changes it, ``save`` and ``load`` are its checkpoints.
 
@@ -143,9 +152,14 @@ class Trainer:
         for i, part in enumerate(parts):
             with last_pass(self.replica, i == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    nats = self.replica(part.to(self.device)).sum((0, 1))
+                    result = self.replica(part.to(self.device))
+                nats, texture = result if isinstance(result, tuple) else (result, None)
+                nats = nats.sum((0, 1))
                 # Gradients are averaged over the processes: that makes up for the factor.
-                (nats.sum() / (count / self.processes.count)).backward()
+                loss = nats.sum() / (count / self.processes.count)
+                if texture is not None:
+                    loss = loss + texture.sum() / (texture_count(part) / self.processes.count)
+                loss.backward()
             total = nats.detach() if total is None else total + nats.detach()
         assert total is not None
         return total
