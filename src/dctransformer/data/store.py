@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,15 @@ class TripleStore:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         columns = (self.channels[span], self.positions[span], self.values[span])
         return torch.from_numpy(np.stack(columns, axis=1, dtype=np.int32, casting="safe"))
+
+    def listed(self, texture: int) -> np.ndarray:
+        """Triples of ranks below ``texture``, which every picture's list begins with: int64 ``[n]``."""
+        counts = np.diff(self.offsets)
+        if texture < order.NUM_CHANNELS:
+            below = texture > order.RANK
+            for i, (start, stop) in enumerate(pairwise(self.offsets.tolist())):
+                counts[i] = np.count_nonzero(below[self.channels[start:stop]])
+        return counts
 
     def grid(self, index: int) -> Grid:
         """Where one picture's positions lie."""

@@ -142,7 +142,7 @@ def _log_at_least_one(rate: Tensor) -> Tensor:
     return torch.where(rate < 0.7, (-torch.expm1(-rate)).log(), torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
 
 
-class _GatedMLP(nn.Module):
+class GatedMLP(nn.Module):
     """Pre-normalised gated feed-forward layer with a residual: ``[..., W]`` to the same."""
 
     def __init__(self, width: int, hidden: int):
@@ -162,7 +162,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.mlp = _GatedMLP(width, hidden)
+        self.mlp = GatedMLP(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, rows, cols, W]`` to the same."""
@@ -207,8 +207,8 @@ class Texture(nn.Module):
         # Luma channels see 5 × 5 blocks of themselves, chroma channels 5 × 5 MCUs.
         self.occupancy_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
         self.value_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
-        self.occupancy_mlp = _GatedMLP(w, hidden)
-        self.value_mlp = _GatedMLP(w, hidden)
+        self.occupancy_mlp = GatedMLP(w, hidden)
+        self.value_mlp = GatedMLP(w, hidden)
         self.occupancy_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
         self.value_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
         self.occupancy_out = nn.Embedding(order.NUM_CHANNELS, w)
@@ -219,7 +219,7 @@ class Texture(nn.Module):
         self.summary = nn.Parameter(torch.empty(order.NUM_CHANNELS, _SUMMARY, w))
         self.use_channel = nn.Embedding(order.NUM_CHANNELS, w)
         self.use_label = nn.Embedding(num_labels + 1, w)
-        self.use_mlp = _GatedMLP(w, hidden)
+        self.use_mlp = GatedMLP(w, hidden)
         self.use_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
         self.use_out = nn.Embedding(order.NUM_CHANNELS, w)
         self.use_bias = nn.Embedding(order.NUM_CHANNELS, 1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid, crop_triples, flip_triples
 from dctransformer.data.store import TripleStore
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.sequence.sampler import ChunkSampler, Shuffle, Starts
+from dctransformer.sequence.texture import TextureBatch, sampled_texture
 
 
 class ChunkBatches(Dataset[ChunkBatch]):
@@ -36,6 +41,9 @@ class ChunkBatches(Dataset[ChunkBatch]):
         shuffle: Shuffle = "all",
         starts: Starts = "uniform",
         window: Grid | None = None,
+        texture_from: int = order.NUM_CHANNELS,
+        texture: float = 0.5,
+        texture_channels: int = 8,
     ):
         """Count the chunks.
 
@@ -54,16 +62,35 @@ class ChunkBatches(Dataset[ChunkBatch]):
             shuffle: see `ChunkSampler`.
             starts: see there, too.
             window: grid of the windows that are cut out of larger pictures; None for whole pictures.
+            texture_from: rank of the first channel that the model decides as a whole; chunks hold no triples of it and
+                of those after it (`order.NUM_CHANNELS`: there are none).
+            texture: pictures whose texture a step trains, as a part of its chunks.
+            texture_channels: most texture channels of each of them.
 
         Raises:
-            ValueError: as `ChunkSampler`.
+            ValueError: as `ChunkSampler`, or there are fewer pictures with texture than processes.
         """
         self.store, self.chunk, self.overlap = store, chunk, overlap
         self.sampler = ChunkSampler(
-            store, chunk - overlap, batch, seed=seed, rows=rows, shuffle=shuffle, starts=starts, window=window
+            store,
+            chunk - overlap,
+            batch,
+            seed=seed,
+            rows=rows,
+            shuffle=shuffle,
+            starts=starts,
+            window=window,
+            texture=texture_from,
         )
         self.num_labels = len(store.info.labels) if num_labels is None else num_labels
         self.flip, self.label_dropout = flip, label_dropout
+        self.texture_from, self.texture_channels = texture_from, texture_channels
+        self.textures = max(1, round(batch * texture)) if texture_from < order.NUM_CHANNELS and texture else 0
+        if self.textures and not self._texture_rows(self.sampler.rows):
+            raise ValueError(
+                f"{self.textures} of a batch's {batch} pictures have their texture trained, fewer than there are "
+                "processes; give a larger --batch or --texture"
+            )
         self.conditions = conditions or Conditions(none=1, low=0, luma=0, region=0)
 
     @property
@@ -84,7 +111,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         grid = sampler.grid(step)
         # Drawn for all rows, so that no row depends on which others are made here.
         masks = [self.conditions.draw(grid, noise) for _ in range(sampler.batch)]
-        sequences, index = [], []
+        sequences, index, weights = [], [], []
         for row, seen in zip(sampler.rows, sampler.draws(step, sampler.rows), strict=True):
             (flip, drop), (given, first) = draw[row], masks[row]
             triples, picture = self.store.triples(seen.picture), self.store.grid(seen.picture)
@@ -96,9 +123,33 @@ class ChunkBatches(Dataset[ChunkBatch]):
             if drop < self.label_dropout or not 0 <= label < self.num_labels:
                 label = self.num_labels
             mask = {"hidden": ~given} if given is not None and first else {"given": given}
-            sequence = Sequence.from_triples(triples, grid, label, **mask)
+            sequence = Sequence.from_triples(triples, grid, label, **mask).structure(self.texture_from)
             sequences.append(sequence)
+            weights.append(self.sampler.total / (len(self.store) * seen.chunks))
             # A condition changes the number of chunks; a uniform draw of the old ones stays uniform over the new ones.
             count = sequence.chunks(stride)
             index.append(min(int((seen.chunk + spread[row]) * count / seen.chunks), count - 1))
-        return cut_chunks(sequences, index, self.chunk, self.overlap)
+        batch = cut_chunks(sequences, index, self.chunk, self.overlap)
+        if self.textures:
+            batch.texture = self._texture(step, sequences, weights)
+        return batch
+
+    def _texture_rows(self, rows: range) -> list[int]:
+        """Those of some rows whose pictures' texture is trained: equally spaced in the batch."""
+        batch = self.sampler.batch
+        return [row for row in rows if row * self.textures // batch < (row + 1) * self.textures // batch]
+
+    def _texture(self, step: int, sequences: list[Sequence], weights: list[float]) -> TextureBatch:
+        """The textures of a step.
+
+        A picture of K chunks comes K times as often as one of a single chunk, and so it counts 1 / K as much.
+        """
+        rows = self._texture_rows(self.sampler.rows)
+        places = [self.sampler.rows.index(row) for row in rows]
+        uniform = np.random.default_rng([self.sampler.seed, 13, step]).random(self.sampler.batch)[rows]
+        chosen = [sequences[place] for place in places]
+        texture = sampled_texture(chosen, torch.from_numpy(uniform), self.texture_channels, self.texture_from)
+        weight = torch.tensor([weights[place] for place in places])
+        return dataclasses.replace(
+            texture, weight=texture.weight * weight[:, None], use_weight=weight, pictures=self.textures
+        )

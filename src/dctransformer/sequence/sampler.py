@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
 from dctransformer.sequence.windows import chunks_by_window, most_chunks, window_grids
@@ -142,6 +143,7 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         shuffle: Shuffle = "all",
         starts: Starts = "uniform",
         window: Grid | None = None,
+        texture: int = order.NUM_CHANNELS,
     ):
         """Count the chunks.
 
@@ -154,6 +156,7 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
             shuffle: over the whole set, or in a stretch for each row.
             starts: every chunk as often, or early ones more often (of whole pictures, over the whole set).
             window: grid of the windows that are cut out of larger pictures; None for whole pictures.
+            texture: first rank that is not listed as triples.
 
         Raises:
             ValueError: there are fewer chunks than stretches, the window is larger than every picture, or there is no
@@ -169,7 +172,8 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         self.shuffle, self.starts = shuffle, starts
         self.rows = range(batch) if rows is None else rows
         pictures, grids = window_grids(store, None), window_grids(store, window)
-        self.chunks = most_chunks(np.diff(store.offsets), pictures, grids, stride)
+        self._listed = store.listed(texture)
+        self.chunks = most_chunks(self._listed, pictures, grids, stride)
         """int64 ``[n]``: chunks of each picture, the one with the stop included; with windows the bound M."""
         self.windowed = bool((grids != pictures).any())
         """Whether some pictures are larger than their windows."""
@@ -224,7 +228,8 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     # Windows ----------------------------------------------------------------------------------------------------------
 
     def _chunks_by_window(self, picture: int, grid: Grid) -> np.ndarray:
-        span = slice(int(self.store.offsets[picture]), int(self.store.offsets[picture + 1]))
+        start = int(self.store.offsets[picture])
+        span = slice(start, start + int(self._listed[picture]))
         return chunks_by_window(self.store.positions[span], self.store.grid(picture), grid, self.stride)
 
     def _accepts(self, picture: int, chunks: np.ndarray, noise: np.random.Generator) -> bool:

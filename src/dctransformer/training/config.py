@@ -55,6 +55,11 @@ class TrainConfig:
     window: str | None = None
     """Train on random windows of larger pictures: a side in pixels or WIDTHxHEIGHT, multiples of 16. Validation then
     scores the window at the centre of each picture. If not given, on whole pictures, those of one size at a time."""
+    texture: float = 0.5
+    """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure needs many
+    epochs and decides what a picture shows; texture is local and learns from few pictures."""
+    texture_channels: int = 8
+    """Most texture channels of each of those pictures; their weight makes up for the others."""
     flip: bool = True
     """Mirror a picture half of the time, exactly."""
     label_dropout: float = 0.1
@@ -108,6 +113,10 @@ class TrainConfig:
         for name in ("loaders", "sample_every", "weight_decay", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0")
+        if not 0 <= self.texture <= 1:
+            raise ValueError("texture must be from 0 (train structure alone) to 1")
+        if self.texture_channels < 1:
+            raise ValueError("texture_channels must be at least 1")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
         if not 0 <= self.final_lr <= 1:

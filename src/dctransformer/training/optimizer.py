@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dctransformer.model.context import LocalContext
 from dctransformer.model.layers import Attention, FeedForward, Stack
+from dctransformer.model.texture import GatedMLP, Texture
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.muon import Muon
 
@@ -78,14 +79,20 @@ def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = t
     for module in model.modules():
         if isinstance(module, LocalContext):
             tables |= {id(module.table), id(module.given_table)}
+    # A step of texture reads most rows of its tables: they need no larger steps than other parameters.
+    dense = {id(m.weight) for t in model.modules() if isinstance(t, Texture) for m in t.modules()
+             if isinstance(m, nn.Embedding)}  # fmt: skip
+    tables -= dense
     stacked: set[int] = set()
     if config.optimizer == "muon":
         stacks = (module for module in model.modules() if isinstance(module, Stack))
         stacked = {id(p) for stack in stacks for p in stack.layers.parameters() if p.ndim == 2}
+        layers = (module for module in model.modules() if isinstance(module, GatedMLP))
+        stacked |= {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
     pairs = {id(weight) for module in model.modules() for weight in fused_pairs(module)}
     groups: dict[str, list[Tensor]] = {"stacked": [], "matrices": [], "vectors": [], "tables": []}
     for p in model.parameters():
-        kind = "tables" if id(p) in tables else "matrices" if p.ndim >= 2 else "vectors"
+        kind = "tables" if id(p) in tables else "matrices" if p.ndim >= 2 and id(p) not in dense else "vectors"
         groups["stacked" if id(p) in stacked else kind].append(p)
     adamw = torch.optim.AdamW(
         [
@@ -111,5 +118,5 @@ def fused_pairs(module: nn.Module) -> Iterator[Tensor]:
     """Weights of a module that are two matrices one below the other: keys and values, or gate and up."""
     if isinstance(module, Attention):
         yield module.key_value.weight
-    elif isinstance(module, FeedForward) and module.modern:
+    elif isinstance(module, GatedMLP) or (isinstance(module, FeedForward) and module.modern):
         yield module.up.weight

@@ -61,5 +61,6 @@ class Steps(ChunkBatches):
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
-            shuffle=config.shuffle, starts=config.starts, window=window_of(config),
+            shuffle=config.shuffle, starts=config.starts, window=window_of(config), texture_from=model.texture_rank,
+            texture=config.texture, texture_channels=config.texture_channels,
         )  # fmt: skip
