@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -95,19 +98,57 @@ def test_the_citation_is_the_papers() -> None:
     assert paper["identifiers"][0]["value"] == "arXiv:2103.03841"
 
 
+def messages() -> list[list[str | None]]:
+    """Every string of the code as its literal parts, with None for each value that an f-string fills in."""
+    found: list[list[str | None]] = []
+    for path in sorted((ROOT / "src/dctransformer").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append([node.value])
+            elif isinstance(node, ast.JoinedStr):
+                found.append([str(p.value) if isinstance(p, ast.Constant) else None for p in node.values])
+    return found
+
+
+def literal_length(text: str, message: list[str | None]) -> float:
+    """Characters of ``text`` that a message has literally, if it can begin like this for some values; else 0."""
+    if not any(literal and literal[:6] in text for literal in message):
+        return 0
+
+    @functools.cache
+    def best(at: int, part: int) -> float:
+        if at == len(text):
+            return 0
+        if part == len(message):
+            return -math.inf
+        literal = message[part]
+        if literal is None:
+            ends = (end for end in range(at + 1, len(text) + 1) if "; " not in text[at:end])
+            return max((best(end, part + 1) for end in ends), default=-math.inf)
+        same = min(len(literal), len(text) - at)
+        return same + best(at + same, part + 1) if text[at : at + same] == literal[:same] else -math.inf
+
+    return max(best(0, 0), 0)
+
+
 def test_troubleshooting_quotes_real_sentences() -> None:
-    """Each message in bold code has three words in a row that stand in the code."""
-    code = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "src/dctransformer").rglob("*.py")))
-    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a sentence may be written over several lines
+    """Each message in bold code is, from its first word to its last, one that the code can end with."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = [q for bold in re.findall(r"\*\*(.+?)\*\*", page, flags=re.DOTALL) for q in re.findall(r"`([^`]+)`", bold)]
-    sentences = [q for q in quoted if " " in q]
+    sentences = [q.rstrip("… ") for q in quoted if " " in q]
     assert len(sentences) > 15
-    for sentence in sentences:
-        words = sentence.rstrip("….").split()
-        size = min(3, len(words) - 1)
-        runs = (" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
-        assert any(run in code for run in runs), f"the code does not say: {sentence}"
+    known = messages()
+    missing = [s for s in sentences if max(literal_length(s, message) for message in known) < 10]
+    assert not missing, f"the code has no such message: {missing}"
+
+
+def test_a_wrong_quotation_is_noticed() -> None:
+    """One word more, less or other than in the code is enough."""
+    message = ["there is no ", None, "; give a folder"]
+    assert literal_length("there is no x", message) == 12
+    assert literal_length("there is no x; give a folder", message) == 27
+    for wrong in ("there was no x", "there is no x; give the folder", "there is no x; give a folder or"):
+        assert literal_length(wrong, message) == 0
 
 
 def test_the_reference_is_built(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

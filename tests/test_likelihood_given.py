@@ -36,16 +36,41 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "run", folder / "data"
 
 
+def bytes_per_image(network: DCTransformer, sequences: list[Sequence]) -> float:
+    """Code length straight from the network, chunk by chunk."""
+    nats = 0.0
+    for sequence in sequences:
+        for k in range(sequence.chunks(network.config.stride)):
+            with torch.inference_mode():
+                nats += float(network(cut_chunks([sequence], [k], network.config.chunk, network.config.overlap)).sum())
+    return nats / math.log(2) / 8 / len(sequences)
+
+
 @pytest.mark.parametrize("given", [n for n in NAMES if n != "none"])
-def test_parts_add_up(run: tuple[Path, Path], given: str) -> None:
-    """The sum is that of the parts; the unconditional parts are those of the unconditional whole."""
+def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given: str) -> None:
+    """Counted again chunk by chunk: the given triples alone, the others alone, and everything without a condition."""
     summary = likelihood(*run, given=given)
     parts = {k.removesuffix("_bytes_per_image"): v for k, v in summary["given"].items()}
     assert parts["condition"] == given and parts["trained"] is True
-    assert parts["sum"] == pytest.approx(parts["given_first"] + parts["rest_given"])
-    whole = parts["given_unconditional"] + parts["rest_unconditional"]
-    assert whole == pytest.approx(summary["bytes_per_image"])
-    assert min(parts["given_first"], parts["rest_given"], parts["rest_unconditional"]) > 0
+    network, store, grid = DCTransformer.from_pretrained(run[0]), TripleStore.open(run[1], "validation"), Grid(4, 4)
+    mask = named(given).mask(grid)
+    assert mask is not None
+    pictures = [(store.triples(i), int(store.labels[i])) for i in range(len(store))]
+    inside, outside = ([], [])
+    for triples, label in pictures:
+        chosen = mask.flatten()[grid.slot(triples[:, 0].long(), triples[:, 1].long())]
+        inside.append(Sequence.from_triples(triples[chosen], grid, label, hidden=~mask))
+        full = Sequence.from_triples(triples, grid, label, given=mask)
+        assert torch.equal(full.positions[:-1], triples[~chosen, 1].long())
+        outside.append(full)
+    first, rest = bytes_per_image(network, inside), bytes_per_image(network, outside)
+    assert parts["given_first"] == pytest.approx(first, rel=1e-4)
+    assert parts["rest_given"] == pytest.approx(rest, rel=1e-4)
+    assert parts["sum"] == pytest.approx(first + rest, rel=1e-4)
+    whole = bytes_per_image(network, [Sequence.from_triples(triples, grid, label) for triples, label in pictures])
+    assert summary["bytes_per_image"] == pytest.approx(whole, rel=1e-4)
+    assert parts["given_unconditional"] + parts["rest_unconditional"] == pytest.approx(whole, rel=1e-4)
+    assert 0 < parts["given_unconditional"] < whole
 
 
 @pytest.mark.parametrize("given", ["low2", "luma", "region"])

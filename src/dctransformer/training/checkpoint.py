@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dctransformer.files import write_tensors
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.labels import model_labels
 from dctransformer.training.distributed import full, placed_like
 from dctransformer.training.optimizer import Optimizers
 
@@ -104,10 +105,8 @@ def start_from(model: DCTransformer, name: str) -> None:
             f"give the settings and the quality it was trained with, or leave --init out"
         )
     state = source.state_dict()
-    numbers = {n: i for i, n in enumerate(source.config.label_names)}
-    null = source.config.null_label
-    rows = [numbers.get(n, null) for n in model.config.label_names]
-    state["label.weight"] = state["label.weight"][[*rows, null]]
+    rows = model_labels(source.config, model.config.label_names, range(len(model.config.label_names)))
+    state["label.weight"] = state["label.weight"][[*rows, source.config.null_label]]
     with torch.no_grad():
         for key, p in model.named_parameters():
             p.copy_(state[key])
