@@ -9,11 +9,13 @@ from dctransformer.codec.jpeg import (
     write_jpeg,
     write_jpeg_bytes,
 )
+from dctransformer.codec.segments import check_scans
 from dctransformer.codec.tables import quant_tables, value_limits
 
 __all__ = [
     "Codec",
     "DCTImage",
+    "check_scans",
     "huffman_bytes",
     "quant_tables",
     "read_jpeg",
