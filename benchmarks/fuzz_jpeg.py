@@ -52,7 +52,8 @@ def originals() -> list[bytes]:
     found = []
     for mode, options in [
         ("RGB", {}), ("L", {}), ("RGB", {"subsampling": 0}), ("RGB", {"subsampling": 1}),
-        ("RGB", {"progressive": True}), ("L", {"progressive": True}), ("RGB", {"restart_marker_blocks": 2}), ("RGB", {"optimize": True, "quality": 98}),
+        ("RGB", {"progressive": True}), ("L", {"progressive": True}),
+        ("RGB", {"restart_marker_blocks": 2}), ("RGB", {"optimize": True, "quality": 98}),
         ("RGB", {"comment": b"c" * 90, "icc_profile": bytes(300)}), ("CMYK", {}), ("RGB", {"keep_rgb": True}),
     ]:  # fmt: skip
         file = io.BytesIO()
