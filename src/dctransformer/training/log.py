@@ -7,7 +7,6 @@ import json
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -74,7 +73,8 @@ class Log:
     def _begin_window(self) -> None:
         state = self.trainer.progress
         self.since = (state.seconds, state.triples)
-        self.bits, self.counted = torch.zeros(len(FIELDS)), 0
+        self.nats: Tensor | None = None
+        self.counted = 0
 
     def note(self, text: str) -> None:
         """Print a line, once, above the progress bar."""
@@ -88,7 +88,7 @@ class Log:
             nats: from `Trainer.step`.
             count: triples that all processes predicted in it.
         """
-        self.bits += nats.cpu() / math.log(2)
+        self.nats = nats if self.nats is None else self.nats + nats  # on the device, which nobody waits for here
         self.counted += count
 
     def report(self) -> None:
@@ -103,7 +103,8 @@ class Log:
     def _write_means(self) -> None:
         state = self.trainer.progress
         speed = (state.triples - self.since[1]) / (state.seconds - self.since[0])
-        bits = self.trainer.processes.all_reduce(self.bits) / self.counted
+        assert self.nats is not None
+        bits = self.trainer.processes.all_reduce(self.nats.cpu()) / (math.log(2) * self.counted)
         fields = dict(zip(FIELDS, bits.tolist(), strict=True))
         total = sum(fields.values())
         if self.metrics is not None:

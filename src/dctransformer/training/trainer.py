@@ -23,6 +23,9 @@ from dctransformer.training.distributed import Processes, choose, full, last_pas
 from dctransformer.training.memory import largest_micro_batch, split, too_large
 from dctransformer.training.optimizer import learning_rate, make_optimizer
 
+CHECK_EVERY = 20
+"""Steps between checks for divergence on a GPU, which must not wait for the host in every step."""
+
 
 class Diverged(ValueError):
     """A gradient became infinite or NaN."""
@@ -90,6 +93,8 @@ class Trainer:
         self.model.to(self.device)
         self.ema.to(self.device)
         self.optimizer = make_optimizer(self.model, config, self._product_dtype)
+        self._diverged_at = torch.tensor(-1, device=self.device)
+        """The first step with a gradient that was infinite or NaN; −1 for none. Kept on the device."""
         self.rate = 0.0
         """Learning rate of the last step."""
         if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
@@ -120,7 +125,8 @@ class Trainer:
             Nats by field, summed over this process's rows, fp32 ``[3]``, on the device.
 
         Raises:
-            ValueError: training diverged, or a micro-batch does not fit into memory.
+            ValueError: training diverged (which a GPU notices some steps later), or a micro-batch does not fit into
+                memory.
         """
         config, progress = self.config, self.progress
         self.rate = learning_rate(config, progress.step, progress.done(config))
@@ -133,16 +139,23 @@ class Trainer:
                 raise
             raise ValueError(too_large(self, batch)) from error
         norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        if not torch.isfinite(norm):
-            raise Diverged(
-                f"training diverged at step {progress.step}; start another run with a lower --lr (now {config.lr:g})"
-            )
+        first = ~torch.isfinite(norm) & (self._diverged_at < 0)
+        self._diverged_at.masked_fill_(first, progress.step)
+        if self.device.type == "cpu" or progress.step % CHECK_EVERY == 0:
+            self.check_finite()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._update_ema()
         progress.step += 1
         progress.triples += count
         return nats
+
+    def check_finite(self) -> None:
+        """Wait for the device and raise `Diverged` if a gradient has been infinite or NaN."""
+        if (step := int(self._diverged_at)) >= 0:
+            raise Diverged(
+                f"training diverged at step {step}; start another run with a lower --lr (now {self.config.lr:g})"
+            )
 
     def accumulate(self, batch: ChunkBatch, count: int, micro_batch: int | None) -> Tensor:
         """Add up the gradients of a batch, a micro-batch at a time, and return the nats by field."""
@@ -183,7 +196,13 @@ class Trainer:
         return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint (all processes take part, the first writes)."""
+        """Write a checkpoint (all processes take part, the first writes).
+
+        Raises:
+            Diverged: the state is of no use; the checkpoint before it stays.
+            ValueError: the disk is full or the folder can't be written.
+        """
+        self.check_finite()
         progress = {**dataclasses.asdict(self.progress), "precision": self.precision}
         save_checkpoint(path, self.model, self.ema, self.optimizer, progress, write=self.processes.first)
 

@@ -57,6 +57,7 @@ def is_due(every: int, now: int, last: int) -> bool:
 
 def validate(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: Log) -> None:
     """Score the EMA weights on the first held-out pictures; keep them in the run folder if they are the best so far."""
+    trainer.check_finite()
     model, first = full_model(trainer.ema), trainer.processes.first
     if not len(held_out):
         if first:
