@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from dctransformer.data.shapes import parse_size
@@ -80,8 +81,9 @@ class TrainConfig:
     shuffle: Literal["all", "stretches"] = "all"
     """all: a step's chunks come from anywhere in the data. stretches: every row of the batch has a stretch of the data
     to itself, so that each of several processes reads only its share of the files."""
-    loaders: int = 0
-    """Processes that cut chunks beside the training one."""
+    loaders: int | Literal["auto"] = "auto"
+    """Processes that cut chunks for the training process; 0 to cut them in it. auto takes 0 on a CPU, which trains more
+    slowly than one process cuts, and up to 8 for a GPU."""
 
     eval_every: int = 1_000_000
     """Triples between validations."""
@@ -110,7 +112,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1")
         if self.triples is not None and self.triples < 1:
             raise ValueError("triples must be at least 1")
-        for name in ("loaders", "sample_every", "weight_decay", "checkpoint_every"):
+        if isinstance(self.loaders, int) and self.loaders < 0:
+            raise ValueError("loaders must be at least 0")
+        for name in ("sample_every", "weight_decay", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0")
         if not 0 <= self.texture <= 1:
@@ -146,6 +150,17 @@ class TrainConfig:
             raise ValueError("muon needs whole matrices; give --parallel ddp or --optimizer adamw")
         optimizer = ("adamw" if sharded else "muon") if self.optimizer == "auto" else self.optimizer
         return dataclasses.replace(self, optimizer=optimizer, lr=self.lr or RATES[optimizer])
+
+    def loader_processes(self, device: str, processes: int = 1) -> int:
+        """Processes that cut chunks, per training process.
+
+        Args:
+            device: the kind of device that trains, ``cpu`` or ``cuda``.
+            processes: that train on this machine.
+        """
+        if isinstance(self.loaders, int):
+            return self.loaders
+        return 0 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
 
     def done(self, triples: int, seconds: float) -> float:
         """Part of the budget that is used, 0 to 1 and beyond."""

@@ -90,6 +90,11 @@ class Processes:
             gc.collect()
 
     @property
+    def local_count(self) -> int:
+        """How many processes there are on this machine, as far as the environment says."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+
+    @property
     def first(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0

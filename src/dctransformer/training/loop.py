@@ -65,7 +65,6 @@ def _train(
     data: str | Path, folder: RunFolder, model: ModelConfig, config: TrainConfig, processes: Processes, show: bool,
     lock: contextlib.ExitStack,
 ) -> dict[str, Any]:  # fmt: skip
-    # A mistake that one process finds ends all.
     with processes.fail_together():
         rows = processes.rows(config.batch)
         with processes.one_after_another():
@@ -101,9 +100,8 @@ def training_loop(
     log = Log(trainer, folder, show)
     log.note(what_is_scored(held_out, config))
     endless: Any = range(state.step, 1 << 62)  # the budget ends it
-    loader = DataLoader(
-        steps, batch_size=None, sampler=endless, num_workers=config.loaders, persistent_workers=config.loaders > 0
-    )
+    workers = config.loader_processes(trainer.device.type, processes.local_count)
+    loader = DataLoader(steps, batch_size=None, sampler=endless, num_workers=workers, persistent_workers=workers > 0)
     signal, saved = 0, state.seconds
     with StopSignal() as stop:
         clock = time.perf_counter()

@@ -1,0 +1,186 @@
+"""Device tests, GPU benchmarks and a training within some minutes: see ``scripts/gpu_session.sh``.
+
+Phases, in this order: ``tests`` (tests/test_gpu.py), ``benchmark`` (benchmarks/gpu_train.py), ``training`` (as long as
+time is left; it takes the faster of eager and compiled), ``sampling`` (pictures per second of the trained weights).
+Each is a process with a time limit of its own, so that none costs the others their time. After each the results file
+is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+AFTER = 75.0
+"""Seconds kept for what follows the last step of a training: validation, a sheet of samples, and the sampling phase."""
+TAIL = 6000
+"""Characters of a phase's output that are kept."""
+
+
+class Session:
+    """The time that is left, and the results so far."""
+
+    def __init__(self, minutes: float, out: Path):
+        self.ends = time.monotonic() + 60 * minutes
+        self.out = out
+        self.results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    def done(self, phase: str) -> bool:
+        """Whether a phase has succeeded, now or before."""
+        return self.results.get(phase, {}).get("status") == 0
+
+    def record(self, phase: str, facts: dict[str, Any]) -> None:
+        """Add a phase to the results file."""
+        self.results[phase] = facts
+        temporary = self.out.with_suffix(".part")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        temporary.replace(self.out)
+        print(f"-- {phase}: status {facts['status']}, {facts['seconds']} s; {self.left:.0f} s left", flush=True)
+
+    def run(self, phase: str, command: list[str], limit: float, grace: float = 20.0) -> dict[str, Any]:
+        """Run a command, with SIGTERM at its limit and SIGKILL after a grace; record and return what came of it."""
+        limit = max(limit, 1.0)
+        print(f"-- {phase}: at most {limit:.0f} s: {' '.join(command)}", flush=True)
+        began = time.monotonic()
+        log = self.out.with_suffix(f".{phase}.log")
+        with log.open("w") as file:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            status: int | str
+            try:
+                status = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    status = process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    status = process.wait()
+        text = log.read_text(errors="replace").replace("\r", "\n")
+        lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        facts: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - began, 1), "command": command}
+        if lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                facts["result"] = json.loads(lines[-1])
+        if status or not lines:
+            facts["output"] = text[-TAIL:]
+        self.record(phase, facts)
+        return facts
+
+
+def run_tests() -> int:
+    """Run tests/test_gpu.py, by pytest if there is one, and else one function after the other; returns the status."""
+    path = ROOT / "tests" / "test_gpu.py"
+    try:
+        import pytest
+    except ImportError:
+        pass
+    else:
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--noconftest", str(path)]))
+    import torch
+
+    if not torch.cuda.is_available():
+        print("skipped: there is no GPU")
+        return 0
+    sys.path.insert(0, str(path.parent))
+    import test_gpu  # pyright: ignore[reportMissingImports]
+
+    failed = []
+    for name in [name for name in dir(test_gpu) if name.startswith("test_")]:
+        began = time.monotonic()
+        try:
+            getattr(test_gpu, name)()
+        except Exception:
+            failed.append(name)
+            traceback.print_exc()
+        print(f"{'FAILED' if name in failed else 'passed'} {name} ({time.monotonic() - began:.1f} s)", flush=True)
+    print(json.dumps({"failed": failed}))
+    return int(bool(failed))
+
+
+def best_mode(benchmark: dict[str, Any]) -> list[str]:
+    """Options of ``train`` for the faster of eager and compiled at the largest batch that both were measured at."""
+    gains = benchmark.get("result", {}).get("compiled_over_eager") or {}
+    if not gains:
+        return ["--compile", "off"]
+    return ["--compile", "on" if list(gains.values())[-1] > 1.05 else "off"]
+
+
+def main() -> int:
+    """Do what is left to do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, help="folder made by `dctransformer prepare`; without it nothing is trained"
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/gpu"), help="run folder")
+    parser.add_argument("--out", type=Path, default=Path("gpu-session.json"), help="file of the results")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for everything together")
+    parser.add_argument("--train-minutes", type=float, help="budget of the training; what is left, if not given")
+    parser.add_argument("--device", default="cuda", help="cpu for a dry run")
+    parser.add_argument(
+        "--bench", nargs="+", default=[], help="options of benchmarks/gpu_train.py without their dashes, as seconds=60"
+    )
+    parser.add_argument("--skip", nargs="+", default=[], choices=["tests", "benchmark", "training", "sampling"])
+    parser.add_argument("--only-tests", action="store_true", help=argparse.SUPPRESS)
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    arguments = parser.parse_args(own)
+    if arguments.only_tests:
+        return run_tests()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    session = Session(arguments.minutes, arguments.out.resolve())
+    python, share = sys.executable, 60 * arguments.minutes
+    wanted = [p for p in ("tests", "benchmark", "training", "sampling") if p not in arguments.skip]
+
+    if "tests" in wanted and not session.done("tests"):
+        session.run("tests", [python, "scripts/gpu_session.py", "--only-tests"], min(0.2 * share, 120))
+    if "benchmark" in wanted and not session.done("benchmark"):
+        limit = min(0.2 * share, 90)
+        command = [python, "benchmarks/gpu_train.py", "--device", arguments.device, "--seconds", f"{0.8 * limit:.0f}"]
+        command += [part for option in arguments.bench for part in expanded(option)]
+        session.run("benchmark", command, limit, grace=2)
+    if "training" in wanted and arguments.data is not None and not session.done("training"):
+        after = min(AFTER, 0.25 * share)
+        minutes = arguments.train_minutes or max(session.left - after, 5.0) / 60
+        command = [python, "-m", "dctransformer.cli", "train", "--data", str(arguments.data.resolve())]
+        command += ["--run", str(arguments.run.resolve()), "--device", arguments.device, "--minutes", f"{minutes:.2f}"]
+        if "--compile" not in options:
+            command += best_mode(session.results.get("benchmark", {}))
+        session.run("training", [*command, *options], session.left - 0.3 * after, grace=0.25 * after)
+    weights = arguments.run.resolve() / "model.safetensors"
+    if "sampling" in wanted and weights.exists() and session.left > 5:
+        command = [python, "-m", "dctransformer.cli", "sample", str(arguments.run.resolve()), "--num", "64", "--json"]
+        out = session.out.with_suffix(".samples")
+        facts = session.run(
+            "sampling", [*command, "--out", str(out), "--device", arguments.device], session.left - 2, 1
+        )
+        facts["pictures_per_second"] = round(64 / facts["seconds"], 2)  # loading included
+        session.record("sampling", facts)
+    phases = {p: session.results.get(p, {}).get("status", "not run") for p in wanted}
+    print(json.dumps({"out": str(session.out), "weights": weights.exists(), "status": phases}))
+    return 0 if all(status == 0 for status in phases.values()) else 1
+
+
+def expanded(option: str) -> list[str]:
+    """``name=a,b`` as ``--name a b``."""
+    name, _, values = option.partition("=")
+    return [f"--{name}", *values.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

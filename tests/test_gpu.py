@@ -1,0 +1,117 @@
+"""On a real GPU: the same numbers as on a CPU, and the ways that only a GPU has. Skipped elsewhere.
+
+None of the tests takes a fixture, so that ``scripts/gpu_session.sh`` can run them without pytest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dctransformer.codec.grid import Grid
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.config import preset
+from dctransformer.sampling.engine import SampleConfig, sample
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.setup import new_model
+from dctransformer.training.trainer import Trainer
+
+try:
+    import pytest
+except ImportError:
+    pass
+else:
+    pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+CONFIG = preset("tiny", size=32, quality=30)
+
+
+def some_sequences(rows: int) -> list[Sequence]:
+    """Short sequences of a few channels."""
+    grid = Grid.of_size(CONFIG.size, CONFIG.size)
+    lists = [[[0, p, 1 + p] for p in range(4 + row % 8)] + [[1, 3, -1], [64, 2, 2]] for row in range(rows)]
+    return [Sequence.from_triples(torch.tensor(triples), grid, CONFIG.null_label) for triples in lists]
+
+
+def some_chunks(rows: int) -> ChunkBatch:
+    """Their first chunks."""
+    return cut_chunks(some_sequences(rows), [0] * rows, CONFIG.chunk, CONFIG.overlap)
+
+
+def nats(steps: int, **settings) -> torch.Tensor:
+    """The losses of some steps."""
+    trainer = Trainer(new_model(CONFIG, 0), TrainConfig(**{"batch": 8, "warmup": 2, **settings}))
+    return torch.stack([trainer.step(some_chunks(8)).cpu() for _ in range(steps)])
+
+
+def test_a_gpu_trains_as_a_cpu_does() -> None:
+    """The same losses in fp32, with either optimiser; in bf16 nearly."""
+    for optimizer in ("adamw", "muon"):
+        cpu, gpu = (nats(6, device=d, precision="fp32", compile="off", optimizer=optimizer) for d in ("cpu", "cuda"))
+        torch.testing.assert_close(cpu, gpu, rtol=2e-3, atol=2e-2)
+    half = nats(6, device="cuda", precision="bf16", compile="off", optimizer="muon")
+    torch.testing.assert_close(half, gpu, rtol=0.1, atol=2.0)
+
+
+def test_a_compiled_step_is_the_eager_one() -> None:
+    """Up to rounding."""
+    eager, compiled = (nats(4, device="cuda", precision="fp32", compile=mode) for mode in ("off", "on"))
+    torch.testing.assert_close(eager, compiled, rtol=2e-3, atol=2e-2)
+
+
+def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
+    """The trainer's own part of a step (clipping, optimiser, EMA, check for divergence) reads nothing."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, batch: ChunkBatch) -> torch.Tensor:
+            return self.weight[None] * batch.labels[:, None, None]
+
+    trainer = Trainer(Fixed(), TrainConfig(batch=8, device="cuda", compile="off", optimizer="adamw", micro_batch=None))
+    batch = some_chunks(8).to("cuda")
+    trainer.step(batch, 8)  # the first step of all allocates, and checks for divergence
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.step(batch, 8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_micro_batch_is_found_and_a_checkpoint_goes_round() -> None:
+    """Memory is measured; what is saved on a GPU loads on a CPU."""
+    settings = {"batch": 8, "precision": "fp32", "compile": "off", "optimizer": "muon"}
+    trainer = Trainer(new_model(CONFIG, 0), TrainConfig(device="cuda", **settings))
+    trainer.fit_memory(some_chunks(8))
+    assert trainer.micro_batch == 8
+    trainer.step(some_chunks(8))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(Path(folder) / "checkpoint.safetensors")
+        other = Trainer(new_model(CONFIG, 1), TrainConfig(device="cpu", **settings))
+        other.load(Path(folder) / "checkpoint.safetensors")
+    for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+def test_a_gpu_counts_the_bits_a_cpu_does() -> None:
+    """Exact code lengths agree within 1e-4."""
+    model = new_model(CONFIG, 0).eval()
+    on_cpu = code_lengths(model, iter(some_sequences(4))).bits
+    on_gpu = code_lengths(model.to("cuda"), iter(some_sequences(4))).bits
+    torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-4, atol=1e-3)
+
+
+def test_a_gpu_samples() -> None:
+    """Legal pictures, twice the same with the same seed."""
+    model = new_model(CONFIG, 0).eval().to("cuda")
+    first, second = (sample(model, 4, SampleConfig(seed=3)) for _ in range(2))
+    assert len(first.triples) == 4
+    assert all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first.triples, second.triples, strict=True)
+    )
