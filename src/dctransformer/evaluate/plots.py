@@ -20,6 +20,8 @@ from dctransformer.codec import Codec, order
 from dctransformer.sheets import contact_sheet
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
+BAND_COLOURS = {"dc": "#542788", "1-3": "#2166ac", "4-15": "#5aae61", "16-63": "#bf812d"}
+"""Of the bands in `order.BAND_NAMES`."""
 REAL, GENERATED = "#555555", "#d6604d"
 
 STAGES = (
@@ -95,18 +97,25 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
 
 
 def loss_curves(lines: list[dict[str, Any]]) -> Any:
-    """Two charts over triples seen: training bits a triple by field, and validation bytes an image."""
-    figure, (left, right) = _figure(9, 3.2, 2)
-    for field, colour in FIELD_COLOURS.items():
-        points = [(line["triples"] / 1e6, line[f"train/{field}"]) for line in lines if f"train/{field}" in line]
-        if points:
-            x, y = np.array(points).T
-            left.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-            left.plot(x, _smooth(y), color=colour, label=field)
-    left.set(xlabel="million triples", ylabel="bits a triple", title="training")
-    left.set_ylim(bottom=0)
-    if left.get_legend_handles_labels()[0]:
-        left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    """Charts over triples seen: bits per triple in training, by field and by band, and bytes per image on validation.
+
+    Runs whose metrics have no bands (older ones) have no chart by band.
+    """
+    by_band = any(f"train/{band}" in line for line in lines for band in BAND_COLOURS)
+    figure, (left, *middle, right) = _figure(13 if by_band else 9, 3.2, 3 if by_band else 2)
+    for axis, colours, title in zip(
+        (left, *middle), (FIELD_COLOURS, BAND_COLOURS), ("training, by field", "training, by band"), strict=False
+    ):
+        for name, colour in colours.items():
+            points = [(line["triples"] / 1e6, line[f"train/{name}"]) for line in lines if f"train/{name}" in line]
+            if points:
+                x, y = np.array(points).T
+                axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+                axis.plot(x, _smooth(y), color=colour, label=name)
+        axis.set(xlabel="million triples", ylabel="bits per triple", title=title)
+        axis.set_ylim(bottom=0)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
     points = [
         (line["triples"] / 1e6, line["validation/bytes_per_image"])
         for line in lines
@@ -116,7 +125,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> Any:
         x, y = np.array(points).T
         right.plot(x, y, "o-", color=FIELD_COLOURS["value"], markersize=3)
         right.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
-        right.set(xlabel="million triples", ylabel="bytes an image", title="validation")
+        right.set(xlabel="million triples", ylabel="bytes per image", title="validation")
     else:
         right.set_axis_off()
         right.set_title("no validation yet")

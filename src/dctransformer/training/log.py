@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dctransformer.files import write_text
 from dctransformer.likelihood import FIELDS
+from dctransformer.training.bands import BANDS, PARTS, bits_per_triple
 from dctransformer.training.config import DEFAULT_TRIPLES
 from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.trainer import Progress, Trainer
@@ -74,22 +75,22 @@ class Log:
         state = self.trainer.progress
         self.since = (state.seconds, state.triples)
         self.nats: Tensor | None = None
-        self.counted = 0
+        self.counts = [0] * len(BANDS)
 
     def note(self, text: str) -> None:
         """Print a line, once, above the progress bar."""
         if self.metrics is not None:
             self.bar.write(text)
 
-    def add(self, nats: Tensor, count: int) -> None:
+    def add(self, nats: Tensor, counts: list[int]) -> None:
         """Add a step to the sums.
 
         Args:
             nats: from `Trainer.step`.
-            count: triples that all processes predicted in it.
+            counts: triples of each band that all processes predicted in it.
         """
         self.nats = nats if self.nats is None else self.nats + nats  # on the device, which nobody waits for here
-        self.counted += count
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
 
     def report(self) -> None:
         """Move the progress bar; every few steps, write the means of the training metrics since the last time."""
@@ -104,14 +105,16 @@ class Log:
         state = self.trainer.progress
         speed = (state.triples - self.since[1]) / (state.seconds - self.since[0])
         assert self.nats is not None
-        bits = self.trainer.processes.all_reduce(self.nats.cpu()) / (math.log(2) * self.counted)
-        fields = dict(zip(FIELDS, bits.tolist(), strict=True))
-        total = sum(fields.values())
+        bits = self.trainer.processes.all_reduce(self.nats.cpu()) / math.log(2)
+        count = sum(self.counts)
+        fields = {f"train/{k}": b / count for k, b in zip(FIELDS, bits.sum(0).tolist(), strict=True)}
+        bands = bits_per_triple(bits, self.counts)
+        total = float(bits.sum()) / count
         if self.metrics is not None:
-            training = {**{f"train/{k}": v for k, v in fields.items()}, "train/bits_per_triple": total}
+            training = {**fields, **{f"train/{k}": v for k, v in bands.items()}, "train/bits_per_triple": total}
             self.metrics.write(state, {**training, "triples_per_second": speed, "lr": self.trainer.rate})
-        parts = " ".join(f"{k} {v:.3f}" for k, v in fields.items())
-        self.bar.set_postfix_str(f"{parts} = {total:.3f} bits/triple, {speed:,.0f} triples/s")
+        parts = ", ".join(f"{name} {bands[name]:.3f}" for name in PARTS if name in bands)
+        self.bar.set_postfix_str(f"{total:.3f} bits/triple ({parts}), {speed:,.0f} triples/s")
 
     def scores(self, name: str, scores: dict[str, Any]) -> None:
         """Report the scores of a validation."""
@@ -122,7 +125,8 @@ class Log:
         self.bar.write(
             f"step {state.step}: {name} {scores['bytes_per_image']:.1f} bytes per image "
             f"(libjpeg's optimised Huffman {scores['huffman_bytes_per_image']:.1f}), "
-            f"{scores['bits_per_triple']:.3f} bits per triple, {scores['images']} images"
+            f"{scores['bits_per_triple']:.3f} bits per triple (structure {scores['structure']:.3f}, "
+            f"texture {scores['texture']:.3f}), {scores['images']} images"
         )
 
     def close(self) -> None:

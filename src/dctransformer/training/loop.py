@@ -19,6 +19,7 @@ from dctransformer.data.store import TripleStore
 from dctransformer.files import explained, locked_folder
 from dctransformer.model.config import ModelConfig
 from dctransformer.sequence.batches import ChunkBatches
+from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
@@ -107,9 +108,10 @@ def training_loop(
         clock = time.perf_counter()
         for batch in loader:
             # What a clock or a signal decides, all processes decide alike.
-            gathered = processes.all_gather([state.seconds, stop.number, int(batch.predicted.sum())])
-            state.seconds, signal = gathered[0][0], int(max(number for _, number, _ in gathered))
-            count = int(sum(predicted for *_, predicted in gathered))
+            gathered = processes.all_gather([state.seconds, stop.number, *count_by_band(batch)])
+            state.seconds, signal = gathered[0][0], int(max(number for _, number, *_ in gathered))
+            counts = [int(sum(of_band)) for of_band in zip(*gathered, strict=True)][2:]
+            count = sum(counts)
             if state.done(config) >= 1 or signal:
                 break
 
@@ -119,8 +121,7 @@ def training_loop(
                 trainer.save(folder.checkpoint)
 
             # Take a step.
-            nats = trainer.step(batch, count)
-            log.add(nats, count)
+            log.add(trainer.step(batch, count), counts)
             state.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             log.report()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dctransformer.model.layers import Layer
 from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
 from dctransformer.sequence.chunks import ChunkBatch
+from dctransformer.training.bands import nats_by_band
 from dctransformer.training.checkpoint import load_checkpoint, save_checkpoint
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes, choose, full, last_pass, local, replicate, shard
@@ -122,7 +123,8 @@ class Trainer:
             count: triples that all processes predict in this step; None if there are no others.
 
         Returns:
-            Nats by field, summed over this process's rows, fp32 ``[3]``, on the device.
+            Nats summed over this process's rows, by band and field, fp32 ``[5, 3]`` on the device
+            (`dctransformer.training.bands`).
 
         Raises:
             ValueError: training diverged (which a GPU notices some steps later), or a micro-batch does not fit into
@@ -158,22 +160,25 @@ class Trainer:
             )
 
     def accumulate(self, batch: ChunkBatch, count: int, micro_batch: int | None) -> Tensor:
-        """Add up the gradients of a batch, a micro-batch at a time, and return the nats by field."""
+        """Add up the gradients of a batch, a micro-batch at a time, and return the nats by band and field."""
         torch.manual_seed(self._dropout_seed())
         total: Tensor | None = None
         parts = list(split(batch, micro_batch))
         for i, part in enumerate(parts):
             with last_pass(self.replica, i == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    result = self.replica(part.to(self.device))
+                    placed = part.to(self.device)
+                    result = self.replica(placed)
                 nats, texture = result if isinstance(result, tuple) else (result, None)
-                nats = nats.sum((0, 1))
                 # Gradients are averaged over the processes: that makes up for the factor.
                 loss = nats.sum() / (count / self.processes.count)
                 if texture is not None:
                     loss = loss + texture.sum() / (texture_count(part) / self.processes.count)
                 loss.backward()
-            total = nats.detach() if total is None else total + nats.detach()
+            summed = nats_by_band(nats.detach(), placed)
+            if texture is not None:
+                summed[: texture.shape[1]] += texture.detach().sum(0)
+            total = summed if total is None else total + summed
         assert total is not None
         return total
 

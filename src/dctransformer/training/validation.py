@@ -19,6 +19,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.windows import centred
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.bands import bits_per_triple
 from dctransformer.training.distributed import Processes, full_model
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
@@ -104,11 +105,13 @@ def score(
         own = slice(share.start, None, share.step)
         bits[own], triples[own], pixels[own] = part.bits, part.triples, part.pixels
         huffman[own] = torch.tensor([_huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
-    summary = CodeLengths(*(processes.all_reduce(sums) for sums in (bits, triples, pixels))).summary()
+    bits, triples, pixels = (processes.all_reduce(sums) for sums in (bits, triples, pixels))
+    summary = CodeLengths(bits, triples, pixels).summary()
     return {
         "bytes_per_image": summary["bytes_per_image"],
         "huffman_bytes_per_image": float(processes.all_reduce(huffman).mean()),
         **summary["bits_per_triple_by_field"],
+        **{"structure": 0.0, "texture": 0.0, **bits_per_triple(bits.sum(0), triples.sum(0).tolist())},
         "bits_per_triple": summary["bits_per_triple"],
         "bits_per_pixel": summary["bits_per_pixel"],
         "images": summary["images"],

@@ -1,0 +1,62 @@
+"""Losses by band: structure (DC and 1–3) and texture (4–15 and 16–63) apart, so that nobody tunes by their sum alone.
+
+Shapes: B batch, L triples, F fields, K = 5 bands, the stop last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dctransformer.codec import order
+
+BANDS = (*order.BAND_NAMES, "stop")
+PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
+"""Bands that are reported together."""
+
+_BAND_OF_RANK = torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)])
+"""int64 ``[193]``: the band of each rank, and of the stop."""
+
+
+def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
+    """Sum negative log-likelihoods by band and field, without reading from the device.
+
+    Args:
+        nats: ``[B, L, F]``, 0 where nothing is predicted.
+        batch: what the nats are of; one without ``ranks`` has no bands, and everything counts as the first.
+
+    Returns:
+        fp32 ``[K, F]`` on the device of ``nats``.
+    """
+    ranks = getattr(batch, "ranks", None)
+    if ranks is None:
+        return F.pad(nats.sum((0, 1))[None], (0, 0, 0, len(BANDS) - 1))
+    band = F.one_hot(_bands(ranks), len(BANDS)).to(nats.dtype)
+    return torch.einsum("blk,blf->kf", band, nats)  # unlike index_add, its sums are in a fixed order on a GPU, too
+
+
+def count_by_band(batch: Any) -> list[int]:
+    """How many triples a batch predicts of each band, and how many stops: K numbers (read from the batch's device)."""
+    ranks = getattr(batch, "ranks", None)
+    if ranks is None:
+        return [int(batch.predicted.sum())] + [0] * (len(BANDS) - 1)
+    return torch.bincount(_bands(ranks)[batch.predicted], minlength=len(BANDS)).tolist()
+
+
+def _bands(ranks: Tensor) -> Tensor:
+    return _BAND_OF_RANK.to(ranks.device)[ranks[:, 1:].clamp(max=order.STOP)]
+
+
+def bits_per_triple(bits: Tensor, counts: list[int]) -> dict[str, float]:
+    """Means over the triples of each band and of structure and texture, for the metrics; absent where nothing is.
+
+    Args:
+        bits: ``[K, F]``, sums.
+        counts: of triples, K numbers.
+    """
+    total = bits.sum(1)
+    groups = {**{name: slice(i, i + 1) for i, name in enumerate(order.BAND_NAMES)}, **PARTS}
+    return {name: float(total[part].sum()) / sum(counts[part]) for name, part in groups.items() if sum(counts[part])}

@@ -1,0 +1,66 @@
+"""Losses by band are sums of the very losses that are trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
+from dctransformer.evaluate.plots import loss_curves
+from dctransformer.model.config import preset
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.training.bands import BANDS, bits_per_triple, count_by_band, nats_by_band
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.setup import new_model
+from dctransformer.training.trainer import Trainer
+
+CONFIG = preset("tiny", size=32, quality=30)
+
+
+def two_chunks() -> ChunkBatch:
+    """Triples of all four bands, and of one."""
+    grid = Grid.of_size(32, 32)
+    lists = [[[0, 0, 5], [0, 3, 1], [1, 2, 2], [70, 0, 1], [20, 1, -1]], [[0, 1, 3]]]
+    sequences = [Sequence.from_triples(torch.tensor(triples), grid, CONFIG.null_label) for triples in lists]
+    return cut_chunks(sequences, [0, 0], CONFIG.chunk, CONFIG.overlap)
+
+
+def test_every_triple_counts_once_in_its_band() -> None:
+    """Channel 70 is Cb's frequency 6; each sequence has a stop."""
+    assert dict(zip(BANDS, count_by_band(two_chunks()), strict=True)) == {
+        "dc": 3, "1-3": 1, "4-15": 1, "16-63": 1, "stop": 2
+    }  # fmt: skip
+
+
+def test_a_step_reports_the_losses_it_trains_on() -> None:
+    """In whole or in micro-batches, the sums by band are those of a loop over the triples."""
+    batch = two_chunks()
+    model = new_model(CONFIG, 0)
+    with torch.no_grad():
+        nats = model(batch)
+    expected = torch.zeros(len(BANDS), 3)
+    for row, index in batch.predicted.nonzero().tolist():
+        rank = int(batch.ranks[row, index + 1])
+        band = 4 if rank == order.STOP else int(order.BAND_OF_CHANNEL[order.GENERATION_ORDER[rank]])
+        expected[band] += nats[row, index]
+    torch.testing.assert_close(nats_by_band(nats, batch), expected)
+    for micro_batch in (None, 1):
+        settings = TrainConfig(batch=2, micro_batch=micro_batch, precision="fp32", device="cpu")
+        torch.testing.assert_close(Trainer(new_model(CONFIG, 0), settings).step(batch), expected)
+
+
+def test_structure_and_texture_are_means_over_their_triples() -> None:
+    """What has no triples has no mean; the stop belongs to neither."""
+    bits = torch.tensor([[1.0, 2, 3], [4, 0, 0], [5, 5, 5], [0, 0, 0], [9, 0, 0]])
+    means = bits_per_triple(bits, [2, 3, 5, 0, 1])
+    assert means == pytest.approx({"dc": 3, "1-3": 4 / 3, "4-15": 3, "structure": 2, "texture": 3})
+
+
+def test_curves_have_a_chart_by_band_where_the_metrics_have_bands() -> None:
+    """Older runs have two charts."""
+    old = [{"triples": 1000 * i, "train/channel": 1.0, "train/position": 2.0, "train/value": 3.0} for i in range(3)]
+    new = [{**line, "train/dc": 4.0, "train/4-15": 3.0} for line in old]
+    assert [axis.get_title() for axis in loss_curves(old).axes][:1] == ["training, by field"]
+    assert len(loss_curves(old).axes) == 2
+    assert [axis.get_title() for axis in loss_curves(new).axes][:2] == ["training, by field", "training, by band"]
