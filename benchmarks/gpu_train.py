@@ -12,8 +12,10 @@ GPU's dense bf16 peak from its maker's data sheet or, for a GPU that is not list
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
+import signal
 import statistics
 import time
 import traceback
@@ -28,6 +30,16 @@ from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops
+
+
+class TimeUp(BaseException):
+    """SIGTERM: what has been measured is printed at once."""
+
+
+def end(*_: object) -> None:
+    """Handle SIGTERM."""
+    raise TimeUp
+
 
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"compile": "off", "optimizer": "adamw"},
@@ -86,27 +98,10 @@ def measure(
     }  # fmt: skip
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[64, 256, 1024])
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=80.0, help="no variant is begun after this time")
-    parser.add_argument("--device", default="cuda")
-    arguments = parser.parse_args()
-    began = time.perf_counter()
-    until = began + arguments.seconds
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print(json.dumps({"benchmark": "gpu_train", "ratio": None, "skipped": "there is no GPU here"}))
-        return
-    facts = machine(device)
-    product = product_flops(torch.bfloat16, device, 8192 if device.type == "cuda" else 512)
-    peak = next((peak for name, peak in PEAKS.items() if name in facts["machine"]), product)
-    print(f"{facts['machine']}: peak {peak / 1e12:.1f} TFLOP/s, a product reaches {product / 1e12:.1f}")
-    table = []
+def fill(
+    table: list[dict[str, Any]], arguments: argparse.Namespace, device: torch.device, peak: float, until: float
+) -> None:
+    """Measure every variant, and print and append a row for each."""
     for name in arguments.presets:
         config = configuration(name)
         flops = flops_of(config)
@@ -142,6 +137,32 @@ def main() -> None:
                     f"  {row['mfu']:.4f}  {row['gib']:6.2f}  {row['warm_up_seconds']:8.1f}",
                     flush=True,
                 )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["small"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 256, 1024])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=80.0, help="no variant is begun after this time")
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
+    began = time.perf_counter()
+    until = began + arguments.seconds
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(json.dumps({"benchmark": "gpu_train", "ratio": None, "skipped": "there is no GPU here"}))
+        return
+    facts = machine(device)
+    product = product_flops(torch.bfloat16, device, 8192 if device.type == "cuda" else 512)
+    peak = next((peak for name, peak in PEAKS.items() if name in facts["machine"]), product)
+    print(f"{facts['machine']}: peak {peak / 1e12:.1f} TFLOP/s, a product reaches {product / 1e12:.1f}")
+    table: list[dict[str, Any]] = []
+    with contextlib.suppress(TimeUp):
+        fill(table, arguments, device, peak, until)
     rate = {(r["preset"], r["batch"], r["mode"]): r.get("triples_per_second") for r in table}
     gains = {
         f"{p}-{b}": round(compiled / eager, 3)

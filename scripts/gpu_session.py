@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-AFTER = 75.0
-"""Seconds kept for what follows the last step of a training: validation, a sheet of samples, and the sampling phase."""
+AROUND = 120.0
+"""Seconds kept for the start of a training, and for what follows its last step: validation, a sheet of samples, and the
+sampling phase."""
 TAIL = 6000
 """Characters of a phase's output that are kept."""
 
@@ -113,7 +114,7 @@ def run_tests() -> int:
 
 
 def best_mode(benchmark: dict[str, Any]) -> list[str]:
-    """Options of ``train`` for the faster of eager and compiled at the largest batch that both were measured at."""
+    """Options of ``train`` for the faster of eager and compiled, as measured at the last batch size."""
     gains = benchmark.get("result", {}).get("compiled_over_eager") or {}
     if not gains:
         return ["--compile", "off"]
@@ -153,15 +154,15 @@ def main() -> int:
         limit = min(0.2 * share, 90)
         command = [python, "benchmarks/gpu_train.py", "--device", arguments.device, "--seconds", f"{0.8 * limit:.0f}"]
         command += [part for option in arguments.bench for part in expanded(option)]
-        session.run("benchmark", command, limit, grace=2)
+        session.run("benchmark", command, limit, grace=10)
     if "training" in wanted and arguments.data is not None and not session.done("training"):
-        after = min(AFTER, 0.25 * share)
-        minutes = arguments.train_minutes or max(session.left - after, 5.0) / 60
+        around = min(AROUND, 0.3 * share)
+        minutes = arguments.train_minutes or max(session.left - around, 5.0) / 60
         command = [python, "-m", "dctransformer.cli", "train", "--data", str(arguments.data.resolve())]
         command += ["--run", str(arguments.run.resolve()), "--device", arguments.device, "--minutes", f"{minutes:.2f}"]
         if "--compile" not in options:
             command += best_mode(session.results.get("benchmark", {}))
-        session.run("training", [*command, *options], session.left - 0.3 * after, grace=0.25 * after)
+        session.run("training", [*command, *options], session.left - 0.3 * around, grace=0.2 * around)
     weights = arguments.run.resolve() / "model.safetensors"
     if "sampling" in wanted and weights.exists() and session.left > 5:
         command = [python, "-m", "dctransformer.cli", "sample", str(arguments.run.resolve()), "--num", "64", "--json"]

@@ -247,6 +247,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "run the same command again" in out
+    DCTransformer.from_pretrained(tmp_path / "run")  # though nothing was validated yet
     state = json.loads(safe_progress(tmp_path / "run/checkpoint.safetensors"))
     assert state["step"] == json.loads(out.splitlines()[-1])["step"]
     again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

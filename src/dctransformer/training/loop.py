@@ -2,8 +2,7 @@
 
 With a budget in triples, a resumed run on a CPU ends with the same weights, to the last bit, as one that was never
 stopped, because chunks, flips, dropped labels and dropout all come from (seed, step). (Some sums on a GPU come out in
-no fixed order, resumed or not.) Several processes (`dctransformer.training.distributed`) take equal shares of every
-batch and of validation. What a run learns depends on their number only by rounding and by the dropout's noise.
+no fixed order.) Several processes take equal shares of every batch: see `dctransformer.training.distributed`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import Steps, new_model, shape_for
 from dctransformer.training.signals import StopSignal
 from dctransformer.training.trainer import Trainer
-from dctransformer.training.validation import draw_sheet, is_due, score_kept, validate, what_is_scored
+from dctransformer.training.validation import draw_sheet, is_due, save_ema, score_kept, validate, what_is_scored
 
 
 def train(
@@ -81,7 +80,6 @@ def _train(
         if processes.first:
             lock.enter_context(locked_folder(folder.path))
             folder.prepare(network.config, trainer.config, store.info.fingerprint)
-    with processes.fail_together():
         if resumed:
             trainer.load(folder.checkpoint)
     if trainer.progress.finished and trainer.progress.done(config) >= 1:
@@ -138,6 +136,8 @@ def training_loop(
     # Finish, or leave the rest to the next call.
     trainer.save(folder.checkpoint)
     if state.done(config) < 1:
+        if not folder.weights.exists():
+            save_ema(trainer, folder)
         log.close()
         if processes.first:
             print(f"stopped at step {state.step}; run the same command again to go on")

@@ -56,19 +56,24 @@ def is_due(every: int, now: int, last: int) -> bool:
     return every > 0 and now // every > (now - last) // every
 
 
+def save_ema(trainer: Trainer, folder: RunFolder) -> None:
+    """Write the EMA weights as the run folder's model; every process must call it."""
+    model = full_model(trainer.ema)
+    if trainer.processes.first:
+        save_model(model, folder.path)
+
+
 def validate(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: Log) -> None:
     """Score the EMA weights on the first held-out pictures; keep them in the run folder if they are the best so far."""
     trainer.check_finite()
-    model, first = full_model(trainer.ema), trainer.processes.first
+    model = full_model(trainer.ema)
     if not len(held_out):
-        if first:
-            save_model(model, folder.path)
+        save_ema(trainer, folder)
         return
     scores = score(model, held_out, trainer.config.eval_images, trainer.processes, window_of(trainer.config))
     if scores["bytes_per_image"] < trainer.progress.best or not folder.weights.exists():
         trainer.progress.best = scores["bytes_per_image"]
-        if first:
-            save_model(model, folder.path)
+        save_ema(trainer, folder)
     trainer.processes.wait()
     log.scores("validation", scores)
 
