@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from dctransformer.data.store import TripleStore
 from dctransformer.files import explained, locked_folder
 from dctransformer.model.config import ModelConfig
-from dctransformer.sequence.batches import ChunkBatches
 from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
@@ -54,9 +53,7 @@ def train(
         with contextlib.ExitStack() as lock:
             result = _train(data, folder, model, config, processes, progress and processes.first, lock)
             processes.wait()  # nobody leaves while another still sends it messages
-        return result
-    except OSError as error:
-        raise explained(error, folder.path) from error
+            return result
     finally:
         processes.leave()
 
@@ -86,11 +83,14 @@ def _train(
         if processes.first:
             print(f"{folder.path} is finished; give more --triples or --minutes to go on")
         return {"step": trainer.progress.step, "triples": trainer.progress.triples, "finished": True}
-    return training_loop(trainer, steps, held_out, folder, show)
+    try:
+        return training_loop(trainer, steps, held_out, folder, show)
+    except OSError as error:
+        raise explained(error, folder.path) from error
 
 
 def training_loop(
-    trainer: Trainer, steps: ChunkBatches, held_out: TripleStore, folder: RunFolder, show: bool
+    trainer: Trainer, steps: Steps, held_out: TripleStore, folder: RunFolder, show: bool
 ) -> dict[str, Any]:
     """Take steps until the budget is used or a signal comes; validate, draw samples and save on the way."""
     config, state, processes = trainer.config, trainer.progress, trainer.processes
@@ -136,8 +136,7 @@ def training_loop(
     # Finish, or leave the rest to the next call.
     trainer.save(folder.checkpoint)
     if state.done(config) < 1:
-        if not folder.weights.exists():
-            save_ema(trainer, folder)
+        save_ema(trainer, folder, replace=False)
         log.close()
         if processes.first:
             print(f"stopped at step {state.step}; run the same command again to go on")

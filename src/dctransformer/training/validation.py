@@ -56,10 +56,16 @@ def is_due(every: int, now: int, last: int) -> bool:
     return every > 0 and now // every > (now - last) // every
 
 
-def save_ema(trainer: Trainer, folder: RunFolder) -> None:
-    """Write the EMA weights as the run folder's model; every process must call it."""
+def save_ema(trainer: Trainer, folder: RunFolder, *, replace: bool = True) -> None:
+    """Write the EMA weights as the run folder's model; every process must call it.
+
+    Args:
+        trainer: whose weights they are.
+        folder: of the run.
+        replace: also where there are weights already.
+    """
     model = full_model(trainer.ema)
-    if trainer.processes.first:
+    if trainer.processes.first and (replace or not folder.weights.exists()):
         save_model(model, folder.path)
 
 
