@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -157,6 +158,32 @@ def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPat
         Processes.join()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Processes.join() == Processes()
+
+
+def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is taken, nobody listens there, or a process does not come: each says what to change, in time."""
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        ports = {name: str(s.getsockname()[1]) for name, s in (("taken", taken), ("free", free))}
+        free.close()
+        settings = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**settings, "MASTER_PORT": ports["taken"]}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("dctransformer.training.distributed.MEETING", datetime.timedelta(seconds=1.5))
+        with pytest.raises(
+            ValueError, match=r"port of 127.0.0.1:\d+ is taken.*MASTER_PORT.*--rdzv-endpoint localhost:0"
+        ):
+            Processes.join()
+        monkeypatch.setenv("MASTER_PORT", ports["free"])
+        monkeypatch.setenv("RANK", "1")
+        for rank in "10":
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(
+                ValueError, match=r"the 2 processes did not meet at 127.0.0.1:\d+ within 2 s; .*MASTER_"
+            ):
+                Processes.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's processes in /proc")

@@ -33,6 +33,9 @@ from dctransformer.model.layers import Layer
 TIMEOUT = datetime.timedelta(hours=2)
 """How long processes wait for each other: a sample sheet of large pictures takes the first one a while."""
 
+MEETING = datetime.timedelta(minutes=5)
+"""How long processes wait for each other at the start."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
@@ -51,10 +54,10 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """Meet the processes that the environment speaks of.
+        """Meet the processes that the environment names.
 
         Raises:
-            ValueError: the environment speaks of several, but does not say who is who or where they meet.
+            ValueError: the environment names several, but not their ranks or their address; or they did not meet there.
         """
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
@@ -71,7 +74,8 @@ class Processes:
             raise ValueError(f"WORLD_SIZE is {count}, but {what}; start the processes with torchrun")
         # Small messages go between CPUs, so that they never wait for a GPU's queue.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=count, timeout=TIMEOUT)
+        store = _meet(rank, count)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
         return cls(rank, count, local_rank, joined=True)
 
     def leave(self) -> None:
@@ -179,6 +183,32 @@ class Processes:
         failures = [rank for rank, (bad,) in enumerate(self.all_gather([failed is not None])) if bad]
         if failures:
             raise SystemExit(2) if failed is None or self.rank != failures[0] else failed
+
+
+def _meet(rank: int, count: int) -> dist.Store:
+    """Connect to MASTER_ADDR:MASTER_PORT, where process 0 (or torchrun) listens, and wait for all processes.
+
+    Raises:
+        ValueError: the port is taken, nobody listens there, or a process does not come in time.
+    """
+    where, seconds = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", f"{MEETING.total_seconds():.0f} s"
+    try:
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, count, timeout=MEETING)))
+        names = [f"dctransformer/rank-{i}" for i in range(count)]
+        store.set(names[rank], "here")
+        store.wait(names, MEETING)
+        store.set_timeout(TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise ValueError(
+                f"the port of {where} is taken, perhaps by another training; set MASTER_PORT to a free one, "
+                "or start torchrun with --rdzv-endpoint localhost:0"
+            ) from error
+        raise ValueError(
+            f"the {count} processes did not meet at {where} within {seconds}; start all of them, each with its RANK "
+            "and the same MASTER_ADDR and MASTER_PORT (on one machine: torchrun --rdzv-endpoint localhost:0)"
+        ) from error
+    return store
 
 
 # Weights of which each process holds all, or a share ------------------------------------------------------------------
