@@ -10,6 +10,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.plots import loss_curves
 from dctransformer.model.config import preset
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.texture import TextureBatch
 from dctransformer.training.bands import BANDS, bits_per_triple, count_by_band, nats_by_band
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
@@ -64,3 +65,20 @@ def test_curves_have_a_chart_by_band_where_the_metrics_have_bands() -> None:
     assert [axis.get_title() for axis in loss_curves(old).axes][:1] == ["training, by field"]
     assert len(loss_curves(old).axes) == 2
     assert [axis.get_title() for axis in loss_curves(new).axes][:2] == ["training, by field", "training, by band"]
+
+
+def test_texture_is_counted_with_its_pictures_weight() -> None:
+    """A model that decides on whole channels: bits per coefficient of its bands, and none of the structure's twice."""
+    config = preset("tiny", size=32, quality=30, texture_from=2)
+    batch = two_chunks()
+    coefficients = torch.zeros(2, 4, 6, 64, dtype=torch.int16)
+    coefficients[0, 0, 0, [0, 5, 20]] = 1  # DC, which is structure, and one coefficient of either texture band
+    coefficients[1, 3, 5, 40] = 2
+    nothing = torch.zeros_like(coefficients, dtype=torch.bool)
+    weight = torch.tensor([1.0, 0.5])
+    batch.texture = TextureBatch(
+        coefficients, nothing, nothing, batch.labels, torch.full((2, 1), 190), weight[:, None], weight, batch.grid,
+        pictures=2, first=config.texture_rank,
+    )  # fmt: skip
+    extra = [a - b for a, b in zip(count_by_band(batch), count_by_band(two_chunks()), strict=True)]
+    assert extra == [0, 0, 1, 1.5, 0]

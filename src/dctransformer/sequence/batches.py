@@ -151,5 +151,6 @@ class ChunkBatches(Dataset[ChunkBatch]):
         texture = sampled_texture(chosen, torch.from_numpy(uniform), self.texture_channels, self.texture_from)
         weight = torch.tensor([weights[place] for place in places])
         return dataclasses.replace(
-            texture, weight=texture.weight * weight[:, None], use_weight=weight, pictures=self.textures
-        )
+            texture, weight=texture.weight * weight[:, None], use_weight=weight, pictures=self.textures,
+            first=self.texture_from,
+        )  # fmt: skip

@@ -30,6 +30,7 @@ class TextureBatch:
         use_weight: fp32 ``[B]``, how often the decisions about which channels are in use count.
         grid: the MCU grid, one for all.
         pictures: pictures in a whole training step, of which these may be a part.
+        first: rank of the first texture channel.
     """
 
     coefficients: Tensor
@@ -41,6 +42,7 @@ class TextureBatch:
     use_weight: Tensor
     grid: Grid
     pictures: int = 0
+    first: int = 0
 
     def to(self, device: torch.device | str) -> TextureBatch:
         """The batch on another device."""
@@ -51,9 +53,9 @@ class TextureBatch:
         return self._each(lambda tensor: tensor[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextureBatch:
-        kept = ("grid", "pictures")
+        kept = ("grid", "pictures", "first")
         changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
-        return TextureBatch(**changed, grid=self.grid, pictures=self.pictures)
+        return TextureBatch(**changed, grid=self.grid, pictures=self.pictures, first=self.first)
 
 
 def channels_in_use(sequence: Sequence, first: int) -> Tensor:

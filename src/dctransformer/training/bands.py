@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
+from dctransformer.codec.grid import RANK_OF_SLOT
 
 BANDS = (*order.BAND_NAMES, "stop")
 PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
@@ -38,19 +39,33 @@ def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
     return torch.einsum("blk,blf->kf", band, nats)  # unlike index_add, its sums are in a fixed order on a GPU, too
 
 
-def count_by_band(batch: Any) -> list[int]:
-    """How many triples a batch predicts of each band, and how many stops: K numbers (read from the batch's device)."""
+def count_by_band(batch: Any) -> list[float]:
+    """How many triples and texture coefficients the nats of a batch are about, and how many stops.
+
+    Args:
+        batch: on the CPU, since it is read; one without ``ranks`` has no bands, and everything counts as the first.
+
+    Returns:
+        K numbers; a texture's coefficients count as often as its picture does.
+    """
     ranks = getattr(batch, "ranks", None)
     if ranks is None:
-        return [int(batch.predicted.sum())] + [0] * (len(BANDS) - 1)
-    return torch.bincount(_bands(ranks)[batch.predicted], minlength=len(BANDS)).tolist()
+        return [float(batch.predicted.sum())] + [0.0] * (len(BANDS) - 1)
+    counts = torch.bincount(_bands(ranks)[batch.predicted], minlength=len(BANDS)).double()
+    texture = batch.texture
+    if texture is not None:
+        open_ = (texture.coefficients != 0) & ~texture.given & ~texture.hidden & (texture.first <= RANK_OF_SLOT)
+        row, *slot = open_.nonzero(as_tuple=True)
+        band = _BAND_OF_RANK[RANK_OF_SLOT.expand(open_.shape[1:])[tuple(slot)]]
+        counts += torch.bincount(band, texture.use_weight[row].double(), minlength=len(BANDS))
+    return counts.tolist()
 
 
 def _bands(ranks: Tensor) -> Tensor:
-    return _BAND_OF_RANK.to(ranks.device)[ranks[:, 1:].clamp(max=order.STOP)]
+    return _BAND_OF_RANK.to(ranks.device)[ranks[:, 1:]]
 
 
-def bits_per_triple(bits: Tensor, counts: list[int]) -> dict[str, float]:
+def bits_per_triple(bits: Tensor, counts: list[float]) -> dict[str, float]:
     """Means over the triples of each band and of structure and texture, for the metrics; absent where nothing is.
 
     Args:

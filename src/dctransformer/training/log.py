@@ -75,19 +75,19 @@ class Log:
         state = self.trainer.progress
         self.since = (state.seconds, state.triples)
         self.nats: Tensor | None = None
-        self.counts = [0] * len(BANDS)
+        self.counts = [0.0] * len(BANDS)
 
     def note(self, text: str) -> None:
         """Print a line, once, above the progress bar."""
         if self.metrics is not None:
             self.bar.write(text)
 
-    def add(self, nats: Tensor, counts: list[int]) -> None:
+    def add(self, nats: Tensor, counts: list[float]) -> None:
         """Add a step to the sums.
 
         Args:
             nats: from `Trainer.step`.
-            counts: triples of each band that all processes predicted in it.
+            counts: from `count_by_band`, summed over all processes.
         """
         self.nats = nats if self.nats is None else self.nats + nats  # on the device, which nobody waits for here
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]

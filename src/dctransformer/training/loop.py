@@ -106,10 +106,9 @@ def training_loop(
         clock = time.perf_counter()
         for batch in loader:
             # What a clock or a signal decides, all processes decide alike.
-            gathered = processes.all_gather([state.seconds, stop.number, *count_by_band(batch)])
-            state.seconds, signal = gathered[0][0], int(max(number for _, number, *_ in gathered))
-            counts = [int(sum(of_band)) for of_band in zip(*gathered, strict=True)][2:]
-            count = sum(counts)
+            facts = [state.seconds, stop.number, int(batch.predicted.sum()), *count_by_band(batch)]
+            seconds, numbers, predicted, *bands = zip(*processes.all_gather(facts), strict=True)
+            state.seconds, signal, count = seconds[0], int(max(numbers)), int(sum(predicted))
             if state.done(config) >= 1 or signal:
                 break
 
@@ -119,7 +118,7 @@ def training_loop(
                 trainer.save(folder.checkpoint)
 
             # Take a step.
-            log.add(trainer.step(batch, count), counts)
+            log.add(trainer.step(batch, count), [sum(band) for band in bands])
             state.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             log.report()

@@ -18,8 +18,8 @@ from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.windows import centred
-from dctransformer.training.config import TrainConfig
 from dctransformer.training.bands import bits_per_triple
+from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes, full_model
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
