@@ -184,6 +184,9 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
         (Settings(seed=1e300), "must be from 0 to"),
         (Settings(seed=float("nan")), "must be a whole number"),
         (Settings(temperature=-1.0), "temperature -1"),
+        (Settings(temperature=1e-310), "must be 0 or at least 0.001"),
+        (Settings(temperature=9e-4), "must be 0 or at least 0.001"),
+        (Settings(temperature=float("nan")), "must be 0 or at least 0.001"),
         (Settings(top_p=0.0), "top-p 0"),
         (Settings(guidance=-0.5), "guidance -0.5"),
         (Settings(label="tulip"), "no label 'tulip'"),
@@ -387,10 +390,11 @@ def test_the_folder_for_uploads_is_private_and_goes() -> None:
     assert not folder.exists()
 
 
-def test_what_goes_wrong_is_said_in_the_page(capsys: pytest.CaptureFixture) -> None:
+def test_what_goes_wrong_is_shown_in_the_page(capsys: pytest.CaptureFixture) -> None:
     """A sentence for what was foreseen; else a hint, and the traceback in the log."""
-    pytest.importorskip("gradio")
-    from dctransformer.app.page import _said
+    gradio = pytest.importorskip("gradio")
+    from dctransformer.app.page import _safely
+    from dctransformer.app.visitors import Presence
 
     def foreseen() -> Iterator[str]:
         yield "before"
@@ -400,9 +404,13 @@ def test_what_goes_wrong_is_said_in_the_page(capsys: pytest.CaptureFixture) -> N
         raise RuntimeError("secret")
         yield
 
-    first, second = _said(foreseen)()
+    presence = Presence()
+    presence.opened("tab")
+    request = gradio.Request(session_hash="tab")
+    first, second = _safely(foreseen, presence)(request)
     assert first == "before" and "The &lt;picture&gt; is odd" in second
-    assert "secret" not in next(_said(unforeseen)()) and "RuntimeError: secret" in capsys.readouterr().err
+    shown = next(_safely(unforeseen, presence)(request))
+    assert "secret" not in shown and "RuntimeError: secret" in capsys.readouterr().err
 
 
 def test_any_class_means_none_is_asked_for() -> None:

@@ -24,6 +24,7 @@ from dctransformer.app.guard import Hosts, public_path
 from dctransformer.app.limits import Limits
 from dctransformer.app.shelf import Shelf
 from dctransformer.app.uploads import Upload
+from dctransformer.app.visitors import Presence
 from dctransformer.codec import read_jpeg_bytes
 from pictures import photo, pillow_jpeg
 from test_app import downloads
@@ -353,3 +354,40 @@ def test_a_visitor_with_many_files_keeps_nobody_else_waiting(client: Client) -> 
     assert any(thread.is_alive() for thread in threads)
     for thread in threads:
         thread.join()
+
+
+def test_jobs_that_nobody_waits_for_end() -> None:
+    """While nobody listens only the end is kept, and after a moment the work is given up."""
+    now = [0.0]
+    presence = Presence(grace=10, clock=lambda: now[0])
+    done = []
+
+    def work() -> Iterator[str]:
+        try:
+            for i in range(5):
+                yield str(i)
+                now[0] += 4
+        finally:
+            done.append(now[0])
+
+    presence.opened("tab")
+    assert list(presence.pass_on("tab", work())) == ["0", "1", "2", "3", "4"]
+    presence.closed("tab")
+    assert list(presence.pass_on("tab", work())) == [] and done.pop() - done.pop() == 12  # not 20
+    presence.seen("tab")
+    assert list(presence.pass_on("tab", iter("ab"))) == ["b"]
+    assert list(presence.pass_on("never heard of", iter("ab"))) == []
+
+
+def test_a_visitor_gets_a_part_of_the_queue(client: Client) -> None:
+    """Three of four places; what nobody listens to is given up, so the next visitor need not wait for it."""
+    inspect = client.endpoints()[-1]
+    other = Client(f"http://{client.host}:{client.port}", source="127.0.0.2")
+    picture = client.upload("inspect", pillow_jpeg(photo(48, 48), 90))[1]["picture"]
+    answers = [client.join(inspect["id"], [picture, ""], f"tab{i}") for i in range(8)]
+    refused = [answer["detail"] for status, answer in answers if status == 503]
+    assert refused and all("jobs from your address are waiting already" in detail for detail in refused)
+    status, answer = other.join(inspect["id"], ["", ""], "other")
+    assert status == 200, answer
+    done = [message for message in other.results("other") if message["msg"] == "process_completed"]
+    assert "Choose a picture first" in done[0]["output"]["data"][0]

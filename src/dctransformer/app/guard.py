@@ -13,7 +13,9 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+from dctransformer.app.visitors import Presence
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -152,16 +154,21 @@ def public_path(root_path: str) -> tuple[str, str]:
 class Guard:
     """Refuses what the page does not use, what comes from other web sites, and what is too large."""
 
-    def __init__(self, app: Any, hosts: Hosts, max_bytes: int, admit: Callable[[str], str | None] = lambda _: None):
+    def __init__(
+        self, app: Any, hosts: Hosts, max_bytes: int, presence: Presence | None = None,
+        admit: Callable[[str, str], str | None] = lambda visitor, session: None,
+    ):  # fmt: skip
         """Wrap an application.
 
         Args:
             app: the application behind.
             hosts: by which the page may be called.
             max_bytes: most that an upload may hold.
-            admit: for a visitor's address, why no job of theirs is taken on now, or None if one is.
+            presence: is notified of browsers that listen to their jobs.
+            admit: returns, for a visitor's address and session, why no job is taken on now, or None if one is.
         """
         self.app, self.hosts, self.max_bytes, self.admit = app, hosts, max_bytes, admit
+        self.presence = presence or Presence()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -193,7 +200,15 @@ class Guard:
                 message = {**message, "headers": [*kept, *HEADERS]}
             await send(message)
 
-        await self.app(scope, receive, send_on)
+        if scope["path"] != "/gradio_api/queue/data":
+            await self.app(scope, receive, send_on)
+            return
+        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        self.presence.opened(session)
+        try:
+            await self.app(scope, receive, send_on)
+        finally:
+            self.presence.closed(session)
 
     def _check_sender(self, scope: Scope) -> None:
         """Refuse other names, other web sites and addresses that the page does not use."""
@@ -247,9 +262,11 @@ class Guard:
             if not all(_is_plain(item) for item in (value if isinstance(value, list) else [value])):
                 raise Refused(400, "forms hold words and numbers here, and no files")
         if scope["path"].endswith("/join"):
-            why = self.admit(visitor(scope))
+            session = str(form.get("session_hash"))
+            why = self.admit(visitor(scope), session)
             if why is not None:
                 raise Refused(503, why)
+            self.presence.seen(session)
         data = json.dumps(form).encode()
         headers = [
             (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"content-type")

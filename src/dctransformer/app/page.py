@@ -24,6 +24,7 @@ from dctransformer.app.limits import Limits
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.shelf import Shelf
 from dctransformer.app.uploads import examples
+from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
 
 FOLDER = Path(__file__).parent
@@ -39,8 +40,14 @@ fine. What you see below *is* the JPEG file it wrote.
 """
 
 
-def build(studio: Studio, shelf: Shelf) -> gr.Blocks:
-    """Lay out the page of a model; ``shelf`` keeps the pictures that people bring."""
+def build(studio: Studio, shelf: Shelf, presence: Presence) -> gr.Blocks:
+    """Lay out the page of a model.
+
+    Args:
+        studio: does the work.
+        shelf: keeps the pictures that people bring.
+        presence: knows who still waits for a result.
+    """
     config = studio.config
     classes = f", {config.num_labels} classes" if config.num_labels else ""
     with gr.Blocks(title="DCTransformer", analytics_enabled=False) as page:
@@ -50,17 +57,17 @@ def build(studio: Studio, shelf: Shelf) -> gr.Blocks:
             elem_classes="dct-title",
         )
         with gr.Tab("Generate", id="generate"):
-            _generate(studio)
+            _generate(studio, presence)
         with gr.Tab("Upscale", id="upscale"):
-            _upscale(studio, shelf)
+            _upscale(studio, shelf, presence)
         with gr.Tab("Colorize", id="colorize"):
-            _colorize(studio, shelf)
+            _colorize(studio, shelf, presence)
         with gr.Tab("Inpaint", id="inpaint"):
-            _inpaint(studio, shelf)
+            _inpaint(studio, shelf, presence)
         with gr.Tab("Continue", id="continue"):
-            _continue(studio, shelf)
+            _continue(studio, shelf, presence)
         with gr.Tab("Inspect", id="inspect"):
-            _inspect(studio, shelf)
+            _inspect(studio, shelf, presence)
         limits = studio.limits
         gr.Markdown(
             f"Uploads: up to {limits.max_megabytes:g} MB and {limits.max_megapixels:g} million pixels; they are read "
@@ -94,7 +101,7 @@ class _Form:
         )  # fmt: skip
         with gr.Accordion("More settings", open=False):
             self.temperature = gr.Slider(
-                0, 1.5, 1, step=0.05, label="Temperature", info="Below 1 is tamer, 0 takes the likeliest.",
+                0, 1.5, 1, step=0.05, label="Temperature", info="Below 1 is tamer, 0 takes the likeliest (or at least 0.001).",
                 elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.top_p = gr.Slider(
@@ -153,12 +160,12 @@ def _unforeseen() -> str:
     return render.message(UNFORESEEN)
 
 
-def _said(run: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
-    """The same, with what can't be done said in the page."""
+def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[..., Iterator[str]]:
+    """Wrap a task: what can't be done is shown in the page, and nothing is done that nobody waits for."""
 
-    def safely(*args: Any) -> Iterator[str]:
+    def safely(request: gr.Request, *args: Any) -> Iterator[str]:
         try:
-            yield from run(*args)
+            yield from presence.pass_on(str(request.session_hash), run(*args))
         except ValueError as error:
             yield render.message(str(error))
         except Exception:
@@ -171,30 +178,31 @@ _EMPTY = '<div class="dct-empty">{}</div>'
 
 
 def _on(
-    event: Callable[..., Any], run: Callable[..., Iterator[str]], inputs: list[Any], out: gr.HTML, js: str | None = None
-) -> Any:
+    event: Callable[..., Any], presence: Presence, run: Callable[..., Iterator[str]], inputs: list[Any], out: gr.HTML,
+    js: str | None = None,
+) -> Any:  # fmt: skip
     """Queue something slow: one at a time in the whole server."""
     return event(
-        _said(run), inputs, out, js=js, concurrency_id="model", concurrency_limit=1, api_visibility="private",
-        show_progress="full",
+        _safely(run, presence), inputs, out, js=js, concurrency_id="model", concurrency_limit=1,
+        api_visibility="private", show_progress="full",
     )  # fmt: skip
 
 
 def _connect(
-    form: _Form, out: gr.HTML, run: Callable[..., Iterator[str]], before: list[Any], picture: _Picture | None = None,
-    *, js: str | None = None, prepaint: str | None = None,
+    form: _Form, presence: Presence, out: gr.HTML, run: Callable[..., Iterator[str]], before: list[Any],
+    picture: _Picture | None = None, *, js: str | None = None, prepaint: str | None = None,
 ) -> None:  # fmt: skip
     """Tie a form's buttons, and the examples, to a task."""
     inputs = [*before, *form.inputs()]
     chosen = _in_browser(form.go.click, "window.dct.seed", [form.seed, form.fresh], [form.seed])
-    jobs = [_on(chosen.then, run, inputs, out, js)]
+    jobs = [_on(chosen.then, presence, run, inputs, out, js)]
     for number in range(len(picture.examples) if picture is not None else 0):
         assert picture is not None
         shown = picture.clicked(number)
         if prepaint is not None:
             shown = _in_browser(shown.then, prepaint, [], [])
         if form.go.interactive:
-            jobs.append(_on(shown.then, run, inputs, out, js))
+            jobs.append(_on(shown.then, presence, run, inputs, out, js))
     form.stop.click(None, None, None, cancels=jobs)
 
 
@@ -209,7 +217,7 @@ _PRESETS = {
 """One-click settings: class, top-p, guidance. Those whose class the model lacks are left out."""
 
 
-def _generate(studio: Studio) -> None:
+def _generate(studio: Studio, presence: Presence) -> None:
     gr.Markdown(
         "Pictures from nothing. Watch one sharpen band by band, beside a heat-map of the places that got coefficients.",
         elem_classes="dct-say",
@@ -231,11 +239,11 @@ def _generate(studio: Studio) -> None:
     def run(*settings: Any) -> Iterator[str]:
         return studio.generate(Settings(*settings))
 
-    _connect(form, out, run, [])
+    _connect(form, presence, out, run, [])
     for button, label, top_p, guidance in buttons:
         script = f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, 1, {top_p}, {guidance}]"
         chosen = _in_browser(button.click, script, [form.seed, form.fresh], form.inputs())
-        job = _on(chosen.then, run, form.inputs(), out)
+        job = _on(chosen.then, presence, run, form.inputs(), out)
         form.stop.click(None, None, None, cancels=[job])
 
 
@@ -254,7 +262,7 @@ def _task_tab(
     return form, picture, extra, out
 
 
-def _upscale(studio: Studio, shelf: Shelf) -> None:
+def _upscale(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     factors = studio.factors()
     form, picture, extra, out = _task_tab(
         studio, "upscale", "Upscale",
@@ -266,10 +274,10 @@ def _upscale(studio: Studio, shelf: Shelf) -> None:
     def run(name: str, factor: float, *settings: Any) -> Iterator[str]:
         return studio.upscale(shelf.get(name), factor, Settings(*settings))
 
-    _connect(form, out, run, [picture.held, *extra], picture)
+    _connect(form, presence, out, run, [picture.held, *extra], picture)
 
 
-def _colorize(studio: Studio, shelf: Shelf) -> None:
+def _colorize(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     form, picture, _, out = _task_tab(
         studio, "colorize", "Colorize",
         "Brightness stays as it is, coefficient by coefficient; colours are generated (those a picture has are "
@@ -280,10 +288,10 @@ def _colorize(studio: Studio, shelf: Shelf) -> None:
     def run(name: str, *settings: Any) -> Iterator[str]:
         return studio.colorize(shelf.get(name), Settings(*settings))
 
-    _connect(form, out, run, [picture.held], picture)
+    _connect(form, presence, out, run, [picture.held], picture)
 
 
-def _inpaint(studio: Studio, shelf: Shelf) -> None:
+def _inpaint(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     def more() -> list[Any]:
         gr.Button("Wipe the brush off", size="sm", elem_id="inpaint-clear").click(
             None, None, None, js="() => { window.dct.clear(); }"
@@ -301,13 +309,13 @@ def _inpaint(studio: Studio, shelf: Shelf) -> None:
         return studio.inpaint(shelf.get(name), squares, Settings(*settings))
 
     _connect(
-        form, out, run, [picture.held, *squares], picture,
+        form, presence, out, run, [picture.held, *squares], picture,
         js="(held, squares, ...rest) => [held, window.dct.squares(), ...rest]",
         prepaint="() => { window.dct.middle(); }",
     )  # fmt: skip
 
 
-def _continue(studio: Studio, shelf: Shelf) -> None:
+def _continue(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     form, picture, extra, out = _task_tab(
         studio, "continue", "Continue",
         "Keep the beginning of a picture's list of coefficients, coarse to fine, and let the model write the rest: "
@@ -322,10 +330,10 @@ def _continue(studio: Studio, shelf: Shelf) -> None:
     def run(name: str, bands: float, *settings: Any) -> Iterator[str]:
         return studio.continue_(shelf.get(name), bands, Settings(*settings))
 
-    _connect(form, out, run, [picture.held, *extra], picture)
+    _connect(form, presence, out, run, [picture.held, *extra], picture)
 
 
-def _inspect(studio: Studio, shelf: Shelf) -> None:
+def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     gr.Markdown(
         "What a JPEG file holds, and how many bits the model needs for it: few where it expected what is there, many "
         "where it was surprised.",
@@ -336,7 +344,7 @@ def _inspect(studio: Studio, shelf: Shelf) -> None:
         with gr.Column(scale=2, min_width=300):
             picture = _Picture("inspect", studio.limits)
             label = gr.Dropdown(
-                [("none", ANY), *studio.labels()], value=ANY, label="Class that the model is told",
+                [("none", ANY), *studio.labels()], value=ANY, label="Class that is given to the model",
                 visible=bool(studio.labels()), elem_id="inspect-label",
             )  # fmt: skip
             go = gr.Button("Inspect", variant="primary", elem_id="inspect-go")
@@ -346,6 +354,6 @@ def _inspect(studio: Studio, shelf: Shelf) -> None:
     def run(name: str, label: str) -> Iterator[str]:
         return studio.inspect(shelf.get(name), label)
 
-    _on(go.click, run, [picture.held, label], out)
+    _on(go.click, presence, run, [picture.held, label], out)
     for number in range(len(picture.examples)):
-        _on(picture.clicked(number).then, run, [picture.held, label], out)
+        _on(picture.clicked(number).then, presence, run, [picture.held, label], out)

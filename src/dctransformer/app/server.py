@@ -93,6 +93,7 @@ def prepared(
     with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
         from dctransformer.app.handlers import Studio
         from dctransformer.app.intake import Intake
+        from dctransformer.app.visitors import Line, Presence
         from dctransformer.tasks.models import loaded
 
         network = loaded(model, device)
@@ -108,7 +109,8 @@ def prepared(
 
         from dctransformer.app.page import FOLDER, build
 
-        page = build(studio, intake.shelf)
+        presence = Presence()
+        page = build(studio, intake.shelf, presence)
         app = fastapi.FastAPI(openapi_url=None)
         app.add_route("/pictures/{task}", intake.upload, methods=["POST"])
         app.add_route("/pictures/{task}/{number:int}", intake.example, methods=["GET"])
@@ -123,7 +125,7 @@ def prepared(
         )  # fmt: skip
         page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
         hosts = Hosts(host, taken.getsockname()[0], public)
-        guarded = Guard(app, hosts, intake.max_bytes)
+        guarded = Guard(app, hosts, intake.max_bytes, presence, Line(page._queue, limits.queue).admit)
         settings = uvicorn.Config(
             guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", limit_concurrency=CONNECTIONS
         )

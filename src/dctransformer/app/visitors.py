@@ -1,0 +1,90 @@
+"""Who waits for what: bounds on the jobs of a visitor, and an end to jobs that nobody waits for."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+GRACE = 10
+"""Seconds for which a job goes on while no browser listens to it."""
+
+REMEMBERED = 1000
+"""Sessions (browser tabs) whose last sign of life is remembered."""
+
+
+class Presence:
+    """Knows which sessions have a browser that listens."""
+
+    def __init__(self, grace: float = GRACE, clock: Callable[[], float] = time.monotonic):
+        """``grace`` is how many seconds a session may be silent; ``clock`` tells the time in seconds."""
+        self.grace, self._clock = grace, clock
+        self._open: Counter[str] = Counter()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def seen(self, session: str) -> None:
+        """Note a sign of life."""
+        self._seen[session] = self._clock()
+        self._seen.move_to_end(session)
+        while len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def opened(self, session: str) -> None:
+        """Note that a browser begins to listen."""
+        self._open[session] += 1
+
+    def closed(self, session: str) -> None:
+        """Note that a browser no longer listens."""
+        self._open[session] -= 1
+        if not self._open[session]:
+            del self._open[session]
+        self.seen(session)
+
+    def listens(self, session: str) -> bool:
+        """Whether a browser listens now."""
+        return session in self._open
+
+    def waits(self, session: str) -> bool:
+        """Whether a browser listens or did so until a moment ago."""
+        return self.listens(session) or self._clock() - self._seen.get(session, -1e9) <= self.grace
+
+    def pass_on(self, session: str, work: Iterator[str]) -> Iterator[str]:
+        """Yield what a job yields while somebody listens, else its end only; without anybody, the job is given up."""
+        last = None
+        for html in work:
+            if self.listens(session):
+                yield html
+                last = None
+            elif self.waits(session):
+                last = html
+            else:
+                return
+        if last is not None:
+            yield last
+
+
+class Line:
+    """Gradio's queue, of which one visitor gets a part."""
+
+    def __init__(self, queue: Any, most: int):
+        """Watch a queue.
+
+        Args:
+            queue: of a `gradio.Blocks`.
+            most: jobs that may wait.
+        """
+        self._queue, self.visitor_most = queue, max(1, 3 * most // 4)
+        # Messages for tabs, read or not; Gradio would keep those of 2,000.
+        self._queue.pending_messages_per_session.max_size = max(100, 6 * most)
+
+    def admit(self, visitor: str, session: str) -> str | None:
+        """Say why no job of a visitor is taken on now, or None if one is."""
+        messages = self._queue.pending_messages_per_session
+        if session in messages:
+            messages.move_to_end(session)  # so that it is among the last to be forgotten
+        waiting = [e for line in self._queue.event_queue_per_concurrency_id.values() for e in line.queue]
+        of_visitor = sum(e.request.client is not None and e.request.client.host == visitor for e in waiting)
+        if of_visitor >= self.visitor_most:
+            return f"{of_visitor} jobs from your address are waiting already; wait until some are done"
+        return None
