@@ -101,7 +101,7 @@ class _Form:
         )  # fmt: skip
         with gr.Accordion("More settings", open=False):
             self.temperature = gr.Slider(
-                0, 1.5, 1, step=0.05, label="Temperature", info="Below 1 is tamer, 0 takes the likeliest (or at least 0.001).",
+                0, 1.5, 1, step=0.05, label="Temperature", info="Below 1 is tamer, 0 takes the likeliest.",
                 elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.top_p = gr.Slider(
