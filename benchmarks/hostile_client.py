@@ -87,7 +87,7 @@ def encoded(pixels: np.ndarray, kind: str) -> bytes:
     return out.getvalue()
 
 
-# Attacks: each is called again and again, and returns how it was answered ----------------------------------------------
+# Attacks: each is called again and again, and returns how it was answered --------------------------------------------
 
 
 def paths(visitor: Visitor, rng: random.Random, secret: Path, endpoints: list[dict[str, Any]]) -> str:

@@ -414,7 +414,7 @@ class App:
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     root_path: str = ""
-    """Where a proxy shows the page, say https://example.org/flowers; a path alone if it hides the proxy's name."""
+    """Where a proxy shows the page, say https://example.org/flowers."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
     """What the page takes on."""
     device: str = "auto"
