@@ -76,6 +76,13 @@
     choose(box, event.dataTransfer.files);
   });
 
+  const clear = () => {
+    const c = canvas();
+    if (!c) return;
+    c.getContext("2d").clearRect(0, 0, c.width, c.height);
+    touched(c).clear();
+  };
+
   const message = (text) => {
     const div = document.createElement("div");
     div.className = "dct-message dct-error";
@@ -86,6 +93,7 @@
   const ask = async (address, options) => {
     try {
       const answer = await (await fetch(window.gradio_config.root + address, options)).json();
+      if (address.startsWith("/pictures/inpaint")) clear();  // Gradio may keep the canvas for the next picture
       return answer.shown === undefined ? ["", message(answer.detail)] : [answer.picture, answer.shown];
     } catch {
       return ["", message("the server can't be reached; try again")];
@@ -112,12 +120,7 @@
     example: (task, number) => ask(`/pictures/${task}/${number}`),
     seed: (seed, fresh) => fresh ? Math.floor(Math.random() * 1000000) : seed,
     squares: () => { const c = canvas(); return c ? [...touched(c)].sort((a, b) => a - b).join(",") : ""; },
-    clear: () => {
-      const c = canvas();
-      if (!c) return;
-      c.getContext("2d").clearRect(0, 0, c.width, c.height);
-      touched(c).clear();
-    },
+    clear,
     middle: () => {  // what the examples replace
       const c = canvas();
       if (!c) return;
