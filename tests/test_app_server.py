@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import io
 import json
 import os
@@ -19,7 +21,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 
 from app_server import Client, running
-from dctransformer.app import guard, intake
+from dctransformer.app import guard, intake, server, visitors
 from dctransformer.app.guard import Hosts, public_path
 from dctransformer.app.limits import Limits
 from dctransformer.app.shelf import Shelf
@@ -391,3 +393,54 @@ def test_a_visitor_gets_a_part_of_the_queue(client: Client) -> None:
     assert status == 200, answer
     done = [message for message in other.results("other") if message["msg"] == "process_completed"]
     assert "Choose a picture first" in done[0]["output"]["data"][0]
+
+
+def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
+    """One that listens and reads nothing is sent the end of its job only."""
+    presence = Presence()
+    presence.opened("tab")
+    unread: list[str] = []
+    presence.unread = lambda session: len(unread)
+    for html in presence.pass_on("tab", map(str, range(100))):
+        unread.append(html)
+    assert unread == [*map(str, range(visitors.UNREAD)), "99"]
+
+
+def test_a_visitor_gets_a_part_of_the_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than that are closed, and those that send nothing soon, too; others come through meanwhile."""
+    monkeypatch.setattr(server, "VISITOR_CONNECTIONS", 5)
+    monkeypatch.setattr(server.connections, "__defaults__", (1,))
+    with running(save_tiny_model(tmp_path), Limits()) as (url, _), contextlib.ExitStack() as stack:
+        other = Client(url, source="127.0.0.2")
+        idle = []
+        for _ in range(8):
+            idle.append(stack.enter_context(socket.create_connection((other.host, other.port), timeout=10)))
+        idle[0].sendall(b"GET / HTTP/1.1\r\nHost: ")
+        for connection in idle[5:]:
+            assert connection.recv(1) == b""
+        assert other.ask("GET", "/config")[0] == 200
+        for connection in idle[:5]:
+            assert connection.recv(1) == b""
+        assert Client(url).ask("GET", "/config")[0] == 200
+
+
+def test_a_visitor_gets_a_part_of_the_answers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is refused; others come through meanwhile. Addresses of one IPv6 network are one visitor's."""
+    monkeypatch.setattr(guard, "REQUESTS", 2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            connection = http.client.HTTPConnection(client.host, client.port, timeout=10)
+            stack.callback(connection.close)
+            connection.request("GET", "/gradio_api/heartbeat/tab")
+            assert connection.getresponse().status == 200
+        assert client.ask("GET", "/config")[0] == 503
+        assert Client(f"http://{client.host}:{client.port}", source="127.0.0.2").ask("GET", "/config")[0] == 200
+    one, same, another = ({"client": (a, 1)} for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1"))
+    assert visitors.visitor(one) == visitors.visitor(same) != visitors.visitor(another)
+
+
+@pytest.mark.parametrize("session", ["", "a" * 65, "a b", "../x"])
+def test_sessions_that_are_none_are_refused(client: Client, session: str) -> None:
+    """Long names would be remembered."""
+    assert client.join(client.endpoints()[0]["id"], SETTINGS, session)[0] == 400
+    assert client.ask("GET", f"/gradio_api/queue/data?session_hash={session.replace(' ', '+')}")[0] == 400

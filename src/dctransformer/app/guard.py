@@ -11,11 +11,12 @@ import ipaddress
 import json
 import re
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from dctransformer.app.visitors import Presence
+from dctransformer.app.visitors import Presence, visitor
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -49,12 +50,19 @@ PICTURES = re.compile(r"/pictures/[a-z]+")
 
 READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(?:static|assets|svelte)/[\w./-]+"
-    r"|/gradio_api/(?:theme\.css|startup-events|info|queue/data|heartbeat/\w+)|/pictures/[a-z]+/\d+"
+    r"|/gradio_api/(?:theme\.css|startup-events|info|queue/data|heartbeat/\w{1,64})|/pictures/[a-z]+/\d+"
 )
 """Addresses of the page that are read. Gradio's /file, /proxy and /stream are not among them."""
 
 WRITTEN = re.compile(r"/gradio_api/(?:queue/join|cancel|reset)")
 """Addresses of the page that forms are sent to. Gradio's /upload, /run, /call and /component_server are not."""
+
+
+SESSION = re.compile(r"\w{1,64}", re.ASCII)
+"""Names of browser tabs."""
+
+REQUESTS = 100
+"""Most requests of one visitor that are being answered at a time; a browser tab has two while it waits for a result."""
 
 
 class Hosts:
@@ -169,6 +177,7 @@ class Guard:
         """
         self.app, self.hosts, self.max_bytes, self.admit = app, hosts, max_bytes, admit
         self.presence = presence or Presence()
+        self._answering: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -181,6 +190,19 @@ class Guard:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        who = visitor(scope)
+        if self._answering[who] >= REQUESTS:
+            await refuse(send, 503, f"{REQUESTS} requests from your address are being answered; try again in a minute")
+            return
+        self._answering[who] += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._answering[who] -= 1
+            if not self._answering[who]:
+                del self._answering[who]
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check_sender(scope)
             if scope["method"] == "POST":
@@ -204,6 +226,9 @@ class Guard:
             await self.app(scope, receive, send_on)
             return
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        if not SESSION.fullmatch(session):
+            await refuse(send, 400, "this is no session of the page")
+            return
         self.presence.opened(session)
         try:
             await self.app(scope, receive, send_on)
@@ -263,6 +288,8 @@ class Guard:
                 raise Refused(400, "forms hold words and numbers here, and no files")
         if scope["path"].endswith("/join"):
             session = str(form.get("session_hash"))
+            if not SESSION.fullmatch(session):
+                raise Refused(400, "this is no session of the page")
             why = self.admit(visitor(scope), session)
             if why is not None:
                 raise Refused(503, why)
@@ -286,11 +313,6 @@ class Refused(Exception):
     def __init__(self, status: int, why: str):
         super().__init__(why)
         self.status = status
-
-
-def visitor(scope: Scope) -> str:
-    """Address of whoever sent a request; what all share who come through a proxy that names nobody."""
-    return (scope.get("client") or ("",))[0]
 
 
 async def body(receive: Receive, most: int, seconds: float) -> bytes:

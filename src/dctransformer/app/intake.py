@@ -20,11 +20,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from dctransformer.app import render
-from dctransformer.app.guard import Refused, body, visitor
+from dctransformer.app.guard import Refused, body
 from dctransformer.app.limits import Limits
 from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
+from dctransformer.app.visitors import visitor
 
 TASKS: dict[str, Kind] = {
     "upscale": "work", "colorize": "work", "inpaint": "work", "continue": "work", "inspect": "inspect"
@@ -123,7 +124,7 @@ class Intake:
 
     async def upload(self, request: Request) -> JSONResponse:
         """Take a file in."""
-        task, who = request.path_params["task"], visitor(dict(request.scope))
+        task, who = request.path_params["task"], visitor(request.scope)
         if task not in TASKS:
             return _nothing(404, "there is no such task")
         try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib.util
@@ -14,15 +15,63 @@ import socket
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dctransformer.app.guard import Guard, Hosts, public_path
 from dctransformer.app.limits import Limits
+from dctransformer.app.visitors import Line, Presence, visitor
 
 CONNECTIONS = 300
-"""Most connections at a time; a browser tab has two while it waits for a result."""
+"""Most connections at a time."""
+
+VISITOR_CONNECTIONS = 120
+"""Most connections of one visitor, unless all come through a proxy."""
+
+REQUEST_SECONDS = 20
+"""How long a connection may take to send a request's headers."""
+
+
+def connections(visitor_most: int | None, seconds: float = REQUEST_SECONDS) -> type[asyncio.Protocol]:
+    """Return uvicorn's handler of connections, with bounds on a visitor's, and on those that send no request.
+
+    Args:
+        visitor_most: connections from one address; None for any number.
+        seconds: after which a connection is closed that has not sent a request.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    of_visitor: Counter[str] = Counter()
+
+    class Connection(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.address = visitor({"client": self.client})
+            of_visitor[self.address] += 1
+            if visitor_most is not None and of_visitor[self.address] > visitor_most:
+                transport.close()
+            else:
+                self._watch(object())
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            of_visitor[self.address] -= 1
+            if not of_visitor[self.address]:
+                del of_visitor[self.address]
+            super().connection_lost(exc)
+
+        def _watch(self, before: object) -> None:
+            """Close the connection if it rests, and has done so since the look before."""
+            if self.transport.is_closing():
+                return
+            resting = self.cycle is None or self.cycle.response_complete
+            if resting and self.cycle is before:
+                self.transport.close()
+            else:
+                self.loop.call_later(seconds, self._watch, self.cycle if resting else object())
+
+    return Connection
 
 
 def require_gradio() -> None:
@@ -93,7 +142,6 @@ def prepared(
     with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
         from dctransformer.app.handlers import Studio
         from dctransformer.app.intake import Intake
-        from dctransformer.app.visitors import Line, Presence
         from dctransformer.tasks.models import loaded
 
         network = loaded(model, device)
@@ -125,9 +173,16 @@ def prepared(
         )  # fmt: skip
         page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
         hosts = Hosts(host, taken.getsockname()[0], public)
-        guarded = Guard(app, hosts, intake.max_bytes, presence, Line(page._queue, limits.queue).admit)
+        line = Line(page._queue, limits.queue)
+        presence.unread = line.unread
+        guarded = Guard(app, hosts, intake.max_bytes, presence, line.admit)
         settings = uvicorn.Config(
-            guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", limit_concurrency=CONNECTIONS
+            guarded,
+            log_level="warning",
+            timeout_graceful_shutdown=2,
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            http=connections(None if public else VISITOR_CONNECTIONS),
         )
         try:
             yield uvicorn.Server(settings), taken, studio

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 GRACE = 10
 """Seconds for which a job goes on while no browser listens to it."""
 
+UNREAD = 20
+"""Messages that may wait for a browser; as long as there are more, it is sent the end of its job only."""
+
 REMEMBERED = 1000
 """Sessions (browser tabs) whose last sign of life is remembered."""
+
+
+def visitor(scope: Mapping[str, Any]) -> str:
+    """Address of whoever sent a request: what all share who come through a proxy that names nobody.
+
+    Of an IPv6 address it is the network, since whoever has one address there has all of the network's.
+    """
+    address = (scope.get("client") or ("",))[0]
+    return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
 
 
 class Presence:
@@ -20,6 +33,8 @@ class Presence:
     def __init__(self, grace: float = GRACE, clock: Callable[[], float] = time.monotonic):
         """``grace`` is how many seconds a session may be silent; ``clock`` tells the time in seconds."""
         self.grace, self._clock = grace, clock
+        self.unread: Callable[[str], int] = lambda session: 0
+        """How many messages a session has not read yet."""
         self._open: Counter[str] = Counter()
         self._seen: OrderedDict[str, float] = OrderedDict()
 
@@ -45,15 +60,19 @@ class Presence:
         """Whether a browser listens now."""
         return session in self._open
 
+    def reads(self, session: str) -> bool:
+        """Whether a browser listens now and takes what it is sent."""
+        return self.listens(session) and self.unread(session) < UNREAD
+
     def waits(self, session: str) -> bool:
         """Whether a browser listens or did so until a moment ago."""
         return self.listens(session) or self._clock() - self._seen.get(session, -1e9) <= self.grace
 
     def pass_on(self, session: str, work: Iterator[str]) -> Iterator[str]:
-        """Yield what a job yields while somebody listens, else its end only; without anybody, the job is given up."""
+        """Yield what a job yields while somebody reads it, else its end only; without anybody, the job is given up."""
         last = None
         for html in work:
-            if self.listens(session):
+            if self.reads(session):
                 yield html
                 last = None
             elif self.waits(session):
@@ -78,13 +97,18 @@ class Line:
         # Messages for tabs, read or not; Gradio would keep those of 2,000.
         self._queue.pending_messages_per_session.max_size = max(100, 6 * most)
 
-    def admit(self, visitor: str, session: str) -> str | None:
+    def admit(self, who: str, session: str) -> str | None:
         """Say why no job of a visitor is taken on now, or None if one is."""
         messages = self._queue.pending_messages_per_session
         if session in messages:
             messages.move_to_end(session)  # so that it is among the last to be forgotten
-        waiting = [e for line in self._queue.event_queue_per_concurrency_id.values() for e in line.queue]
-        of_visitor = sum(e.request.client is not None and e.request.client.host == visitor for e in waiting)
+        waiting = [event for line in self._queue.event_queue_per_concurrency_id.values() for event in line.queue]
+        of_visitor = sum(visitor(event.request.scope) == who for event in waiting)
         if of_visitor >= self.visitor_most:
             return f"{of_visitor} jobs from your address are waiting already; wait until some are done"
         return None
+
+    def unread(self, session: str) -> int:
+        """Count the messages that wait for a session's browser."""
+        messages = self._queue.pending_messages_per_session.get(session)
+        return 0 if messages is None else messages.qsize()
