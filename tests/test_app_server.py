@@ -435,8 +435,15 @@ def test_a_visitor_gets_a_part_of_the_answers(client: Client, monkeypatch: pytes
             assert connection.getresponse().status == 200
         assert client.ask("GET", "/config")[0] == 503
         assert Client(f"http://{client.host}:{client.port}", source="127.0.0.2").ask("GET", "/config")[0] == 200
-    one, same, another = ({"client": (a, 1)} for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1"))
-    assert visitors.visitor(one) == visitors.visitor(same) != visitors.visitor(another)
+
+
+def test_a_visitor_is_an_address_or_a_network() -> None:
+    """Whoever has an IPv6 address has 2 ** 64 of them."""
+    names = [visitors.visitor({"client": (a, 1)}) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1")]
+    assert names[0] == names[1] != names[2]
+    for address in ("192.0.2.1", "::ffff:192.0.2.1", "unknown", ""):
+        assert visitors.visitor({"client": (address, 1)}) == address.removeprefix("::ffff:")
+    assert visitors.visitor({"client": None}) == ""
 
 
 @pytest.mark.parametrize("session", ["", "a" * 65, "a b", "../x"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 GRACE = 10
@@ -24,7 +24,13 @@ def visitor(scope: Mapping[str, Any]) -> str:
     Of an IPv6 address it is the network, since whoever has one address there has all of the network's.
     """
     address = (scope.get("client") or ("",))[0]
-    return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
+    try:
+        ip = ipaddress.ip_address(str(address).partition("%")[0])
+    except ValueError:
+        return str(address)
+    if ip.version == 4 or ip.ipv4_mapped is not None:
+        return str(ip if ip.version == 4 else ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 class Presence:
@@ -71,16 +77,20 @@ class Presence:
     def pass_on(self, session: str, work: Iterator[str]) -> Iterator[str]:
         """Yield what a job yields while somebody reads it, else its end only; without anybody, the job is given up."""
         last = None
-        for html in work:
-            if self.reads(session):
-                yield html
-                last = None
-            elif self.waits(session):
-                last = html
-            else:
-                return
-        if last is not None:
-            yield last
+        try:
+            for html in work:
+                if self.reads(session):
+                    yield html
+                    last = None
+                elif self.waits(session):
+                    last = html
+                else:
+                    return
+            if last is not None:
+                yield last
+        finally:
+            if isinstance(work, Generator):
+                work.close()
 
 
 class Line:
