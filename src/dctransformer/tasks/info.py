@@ -50,7 +50,7 @@ def describe_image(path: Path) -> dict[str, Any]:
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} can't be read as an image ({error}); give an image file") from error
     facts: dict[str, Any] = {"kind": "image", "format": kind, "width": width, "height": height, "mode": mode}
-    if kind == "JPEG":
+    if kind in ("JPEG", "MPO"):  # MPO: several JPEG pictures in one file, as phones write; the first is described.
         facts |= describe_coefficients(read_jpeg(path))
         facts["file_bytes"] = path.stat().st_size
     return facts
