@@ -15,6 +15,7 @@ import pytest
 
 from dctransformer.codec import Codec, check_scans, libjpeg, read_jpeg_bytes, write_jpeg_bytes
 from dctransformer.codec.segments import MAX_SCANS, MAX_SEGMENTS, read_picture, segments
+from dctransformer.data.images import load_image
 from pictures import photo, pillow_jpeg
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,14 @@ def test_files_with_thousands_of_scans_are_refused_at_once():
             refuse(data, name="cat.jpg")
         assert str(caught.value).startswith("cat.jpg has")
     assert time.perf_counter() - began < 1
+
+
+def test_pixels_of_files_with_thousands_of_scans_are_not_decoded(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(with_scans(5000))
+    for source in (tmp_path / "cat.jpg", with_scans(5000)):
+        with pytest.raises(ValueError, match=f"can't be read \\(it has more than {MAX_SCANS} scans"):
+            load_image(source)
+    assert load_image(with_scans(20)).size == (64, 64)
 
 
 def test_files_with_few_scans_are_read():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
+from dctransformer.codec import check_scans
 from dctransformer.data.formats import check_regular, png_without_text, register_optional_readers, unknown_format
 from dctransformer.data.rgb import as_rgb, orientation, to_rgb, upright
 from dctransformer.data.shapes import Shape
@@ -89,6 +90,8 @@ def _load(
                     needed = enough / min(width, height)
                 scale = DRAFT_GAP * needed
                 image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+            if image.format in ("JPEG", "MPO"):
+                check_scans(source if isinstance(source, bytes) else Path(source).read_bytes(), "it")
             image.load()
             turn = orientation(image)
             result = to_rgb(image)
