@@ -63,7 +63,7 @@ def fill_texture(
         views = _views(model, picture, coefficients, active, guided)
         uniform = torch.tensor([keys[i].which(before[i]) for i in active], dtype=torch.float64).to(device)
         rates = _mixed_rates([model.texture.use_rates(view) for view in views], config.guidance)
-        ranks = next_channel(rates, torch.tensor([before[i] for i in active]).to(device), uniform).tolist()
+        ranks = next_channel(rates, torch.tensor([before[i] for i in active]).to(device), uniform).cpu().tolist()
         going = [(i, rank) for i, rank in zip(active, ranks, strict=True) if rank < order.STOP]
         if len(going) < len(active):
             active = [i for i, _ in going]
