@@ -151,6 +151,42 @@ def test_a_wrong_quotation_is_noticed() -> None:
         assert literal_length(wrong, message) == 0
 
 
+def names_of(node: ast.stmt) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [name.id for target in targets for name in ast.walk(target or ast.Pass()) if isinstance(name, ast.Name)]
+
+
+def defined(dotted: str) -> bool:
+    """Whether a dotted name is a module of the package, or is defined in one, judged by the text alone."""
+    parts = dotted.split(".")
+    for size in range(len(parts), 0, -1):
+        folder = ROOT / "src" / Path(*parts[:size])
+        module = next((m for m in (folder.with_suffix(".py"), folder / "__init__.py") if m.is_file()), None)
+        if module is None:
+            continue
+        body = ast.parse(module.read_text(encoding="utf-8")).body
+        for name in parts[size:]:
+            found = next((node for node in body if name in names_of(node)), None)
+            if found is None:
+                return False
+            body = getattr(found, "body", [])
+        return True
+    return False
+
+
+def test_the_architecture_names_real_things() -> None:
+    """Every module, class, function and constant on the page is where the page says."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(dctransformer(?:\.\w+)+)`", page))
+    assert len(names) > 30 and not defined("dctransformer.codec.order.NO_SUCH")
+    assert not [name for name in sorted(names) if name != "dctransformer.DCTransformer" and not defined(name)]
+    packages = {p.parent.name for p in (ROOT / "src/dctransformer").glob("*/__init__.py")}
+    assert packages == set(re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE))
+
+
 def test_the_reference_is_built(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """One page for every module, with the docstrings in it."""
     pytest.importorskip("pdoc")
