@@ -68,10 +68,10 @@ def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(4, 3))
+            self.weight = torch.nn.Parameter(torch.ones(3))
 
         def forward(self, batch: ChunkBatch) -> torch.Tensor:
-            return self.weight[None] * batch.labels[:, None, None]
+            return self.weight * batch.predicted[..., None]
 
     trainer = Trainer(Fixed(), TrainConfig(batch=8, device="cuda", compile="off", optimizer="adamw", micro_batch=None))
     batch = some_chunks(8).to("cuda")

@@ -5,6 +5,7 @@ Shapes: B batch, L triples, F fields, K = 5 bands, the stop last.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ BANDS = (*order.BAND_NAMES, "stop")
 PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
 """Bands that are reported together."""
 
-_BAND_OF_RANK = torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)])
-"""int64 ``[193]``: the band of each rank, and of the stop."""
+
+@functools.cache
+def _band_of_rank(device: torch.device) -> Tensor:
+    """The band of each rank, and of the stop, int64 ``[193]``: kept on the device, since copying waits for it."""
+    return torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)], device=device)
 
 
 def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
@@ -56,13 +60,13 @@ def count_by_band(batch: Any) -> list[float]:
     if texture is not None:
         open_ = (texture.coefficients != 0) & ~texture.given & ~texture.hidden & (texture.first <= RANK_OF_SLOT)
         row, *slot = open_.nonzero(as_tuple=True)
-        band = _BAND_OF_RANK[RANK_OF_SLOT.expand(open_.shape[1:])[tuple(slot)]]
+        band = _band_of_rank(row.device)[RANK_OF_SLOT.expand(open_.shape[1:])[tuple(slot)]]
         counts += torch.bincount(band, texture.use_weight[row].double(), minlength=len(BANDS))
     return counts.tolist()
 
 
 def _bands(ranks: Tensor) -> Tensor:
-    return _BAND_OF_RANK.to(ranks.device)[ranks[:, 1:]]
+    return _band_of_rank(ranks.device)[ranks[:, 1:]]
 
 
 def bits_per_triple(bits: Tensor, counts: list[float]) -> dict[str, float]:
