@@ -15,7 +15,7 @@ from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.memory import largest_fitting, too_large
 from dctransformer.training.setup import new_model
-from dctransformer.training.trainer import Trainer
+from dctransformer.training.trainer import Diverged, Trainer
 
 CONFIG = preset("tiny", size=32, quality=30, dropout=0.1)
 
@@ -131,3 +131,22 @@ def test_a_missing_gpu_falls_back_to_the_cpu_and_says_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert precision.resolve_device("cuda") == torch.device("cpu")
     assert capsys.readouterr().err == "no CUDA device here; using the CPU\n"
+
+
+def test_a_diverged_state_is_never_saved(tmp_path: Path) -> None:
+    """Where the check waits for no device, as on a GPU, saving makes up for it; the sentence names the step."""
+    diverging = trainer(tmp_path, micro_batch=None)
+    diverging.step(batch_of(4))
+    diverging.device = torch.device("meta")  # no CPU: checked every few steps only
+    diverging.accumulate = lambda *_: _spoil(diverging.model)  # type: ignore[method-assign]
+    diverging.step(batch_of(4), 4)
+    diverging.step(batch_of(4), 4)
+    with pytest.raises(Diverged, match=r"diverged at step 1; .*lower --lr"):
+        diverging.save(tmp_path / "checkpoint.safetensors")
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def _spoil(model: nn.Module) -> torch.Tensor:
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    return torch.zeros(5, 3)

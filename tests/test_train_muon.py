@@ -1,16 +1,22 @@
-"""Muon: what it computes, and in which precision."""
+"""Muon: what it computes, and in which precision; and how often a step converts weights to another."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
+from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.muon import Muon, orthogonalise
 from dctransformer.training.optimizer import make_optimizer
 from dctransformer.training.setup import new_model
+from dctransformer.training.trainer import Trainer
 
 
 def test_singular_values_end_near_one() -> None:
@@ -68,3 +74,34 @@ def test_keys_and_values_and_gates_are_parts() -> None:
     }
     rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert not rest & set(parts) and rest | set(parts) == set(names.values())
+
+
+class CastCount(TorchDispatchMode):
+    """Counts how often each parameter is converted to bf16."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in model.named_parameters()}
+        self.casts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation, and note it if it converts a parameter."""
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+            name = self.names.get(args[0].data_ptr())
+            self.casts.update([name] if name else [])
+        return result
+
+
+def test_a_step_in_bf16_casts_every_weight_once() -> None:
+    """However many layers and products read it."""
+    config = preset("tiny", size=32, quality=30, encoder=(1, 1))
+    trainer = Trainer(new_model(config, 0), TrainConfig(batch=2, device="cpu", precision="bf16", optimizer="adamw"))
+    grid = Grid.of_size(32, 32)
+    triples = torch.tensor([[0, 0, 5], [0, 3, 1], [1, 2, 2]])
+    sequences = [Sequence.from_triples(triples, grid, config.null_label) for _ in range(2)]
+    batch = cut_chunks(sequences, [0, 0], config.chunk, config.overlap)
+    with CastCount(trainer.model) as count:
+        trainer.step(batch)
+    assert len(count.casts) > 20
+    assert set(count.casts.values()) == {1}
