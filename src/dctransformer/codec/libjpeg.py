@@ -67,10 +67,11 @@ def _scratch_file() -> Iterator[tuple[int, bytes]]:
 def _fill(handle: int, data: bytes) -> None:
     """Makes ``data`` the contents of a file."""
     os.lseek(handle, 0, os.SEEK_SET)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-    os.ftruncate(handle, len(data))
+    written = 0
+    while written < len(data):
+        written += os.write(handle, memoryview(data)[written:])
+    if os.fstat(handle).st_size > written:
+        os.ftruncate(handle, written)
 
 
 def _buffer(*shape: int, dtype: type[np.generic]) -> np.ndarray:
@@ -79,7 +80,7 @@ def _buffer(*shape: int, dtype: type[np.generic]) -> np.ndarray:
 
 
 def _pointers(*buffers: np.ndarray) -> list[ctypes.c_void_p]:
-    return [buffer.ctypes.data_as(ctypes.c_void_p) for buffer in buffers]
+    return [ctypes.c_void_p(buffer.ctypes.data) for buffer in buffers]
 
 
 def _frame(path: bytes) -> Frame:

@@ -27,6 +27,7 @@ _PROGRESSIVE = {0xC2, 0xCA}
 _ARITHMETIC = {0xC9, 0xCA}
 _TABLES = {DHT, DQT, DRI, DAC}
 _METADATA = {*range(_APP0, 0xF0), _COM, _DNL}
+_KNOWN = FRAMES | _TABLES | _METADATA | {SOS}
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
@@ -169,7 +170,7 @@ def segments(data: bytes) -> Iterator[Segment]:
             return
         if marker == _TEM or marker in _RESTARTS:
             continue
-        if marker not in FRAMES | _TABLES | _METADATA | {SOS}:
+        if marker not in _KNOWN:
             raise Unreadable(
                 f"has the marker 0xFF{marker:02X}, which no ordinary JPEG file has; fetch it again, or re-encode it"
             )
