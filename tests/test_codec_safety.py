@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jpeglib
 import numpy as np
 import pytest
 
@@ -25,11 +26,20 @@ def segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-def two_faced(marker: int) -> bytes:
-    """A 256×256 file in a segment of a marker that parsers may skip, then the header of a 32×32 one."""
-    large, small = (pillow_jpeg(np.full((side, side, 3), 90, np.uint8), 50) for side in (256, 32))
-    assert len(large) < 65_000
-    return b"\xff\xd8" + segment(marker, large[2:]) + small[2:]
+def two_faced(marker: int, sampling: str = "4:1:0") -> bytes:
+    """A 256×256 file in a segment of a marker that parsers may skip, then the header of a 32×32 one.
+
+    No decoder that stops at warnings has a name for 4:1:0, so only the marker can be what is wrong.
+    """
+    files = []
+    with tempfile.TemporaryDirectory() as folder:
+        for side in (256, 32):
+            picture = jpeglib.from_spatial(np.full((side, side, 3), 90, np.uint8))
+            picture.samp_factor = sampling
+            picture.write_spatial(f"{folder}/a.jpg", qt=50)
+            files.append(Path(folder, "a.jpg").read_bytes())
+    assert len(files[0]) < 65_000
+    return b"\xff\xd8" + segment(marker, files[0][2:]) + files[1][2:]
 
 
 def test_headers_that_parsers_disagree_about(tmp_path):
@@ -59,8 +69,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 @pytest.mark.parametrize("marker", [0xE1, 0xFE, 0xDC])
 def test_headers_in_metadata_are_metadata(marker):
-    small = pillow_jpeg(np.full((32, 32, 3), 90, np.uint8), 50)
-    assert read_jpeg_bytes(two_faced(marker)).equal(read_jpeg_bytes(small))
+    dct = read_jpeg_bytes(two_faced(marker, "4:2:0"))
+    assert (dct.height, dct.width) == (32, 32)
 
 
 def test_buffers_have_the_size_that_libjpeg_reports():
