@@ -68,7 +68,7 @@ REQUESTS = 100
 class Hosts:
     """Names and addresses by which the page may be called.
 
-    A web site whose name is made to point at this machine (DNS rebinding) is told by its name. Addresses can't be
+    A web site whose name is made to point at this machine (DNS rebinding) is known by that name. Addresses can't be
     made to point elsewhere, so a server that listens on all of its addresses may be called by any.
     """
 

@@ -61,7 +61,7 @@ class Studio:
         self._turn = threading.Lock()
 
     def missing(self, condition: str) -> str | None:
-        """Why a task can't be done with this model; None if it can."""
+        """Say why a task can't be done with this model; None if it can."""
         try:
             conditions.check_trained(self.config.conditions, condition, self.name)
         except ValueError as error:
@@ -69,43 +69,43 @@ class Studio:
         return None
 
     def factors(self) -> list[int]:
-        """By which it enlarges."""
+        """Return the factors by which the model enlarges."""
         return [f for f, c in conditions.BY_FACTOR.items() if c.name in self.config.conditions]
 
     def labels(self) -> list[str]:
-        """Names of the classes, sorted; none for a model without classes."""
+        """Return the names of the classes, sorted; none for a model without classes."""
         if self.config.label_names:
             return sorted(self.config.label_names)
         return [str(i) for i in range(self.config.num_labels)]
 
     def _in_turn(self, work: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
-        """Do something slow in a thread of its own: what it tells on the way, then what it returns."""
-        told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        """Do something slow in a thread of its own; yields its reports on the way, then its result."""
+        messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
 
-        def tell(html: str) -> None:
+        def report(html: str) -> None:
             if left.is_set():
                 raise _Left
-            told.put(("told", html))
+            messages.put(("report", html))
 
         def run() -> None:
             try:
-                tell(render.progress(0, "starting"))
+                report(render.progress(0, "starting"))
                 with self._turn:
-                    told.put(("returned", work(tell)))
+                    messages.put(("result", work(report)))
             except _Left:
                 pass
-            except BaseException as error:  # whatever it is, the waiting side must hear of it
-                told.put(("raised", error))
+            except BaseException as error:  # whatever it is, the waiting side must get it
+                messages.put(("error", error))
 
         threading.Thread(target=run, daemon=True).start()
         try:
             while True:
-                what, value = told.get()
-                if what == "raised":
+                kind, value = messages.get()
+                if kind == "error":
                     raise value
                 yield value
-                if what == "returned":
+                if kind == "result":
                     return
         finally:
             left.set()
@@ -121,7 +121,7 @@ class Studio:
     # Generate ---------------------------------------------------------------------------------------------------------
 
     def generate(self, settings: Settings) -> Iterator[str]:
-        """Pictures from nothing, each on its way beside the heat-map of the places chosen so far.
+        """Generate pictures from nothing; each is shown on its way, next to the heat-map of the places chosen so far.
 
         Raises:
             ValueError: a setting is impossible.
@@ -131,13 +131,13 @@ class Studio:
         self._require("none")
         latest: dict[int, Snapshot] = {}
 
-        def work(tell: Callable[[str], None]) -> str:
+        def work(report: Callable[[str], None]) -> str:
             samples, names = generate(
                 self.model, num, label=settings.label or None, sampling=sampling,
                 watch=lambda s: latest.__setitem__(s.index, s),
-                progress=lambda triples, finished: tell(self._under_way(latest, triples, finished, num)),
+                progress=lambda triples, finished: report(self._under_way(latest, triples, finished, num)),
             )  # fmt: skip
-            return self._made(samples, names, settings)
+            return self._results(samples, names, settings)
 
         yield from self._in_turn(work)
 
@@ -166,7 +166,7 @@ class Studio:
     def _dct(self, mcus: Tensor, grid: Grid) -> DCTImage:
         return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, self.codec.luma_table, self.codec.chroma_table)
 
-    def _made(self, samples: Samples, names: list[str], settings: Settings) -> str:
+    def _results(self, samples: Samples, names: list[str], settings: Settings) -> str:
         dct, heats, bands = samples.dct(), heat_map(samples.places()), samples.by_band()
         seed = int(settings.seed or 0)
         parts = []
@@ -278,9 +278,9 @@ class Studio:
         sampling = self._checked(settings)
         num, seed = int(settings.num or 1), int(settings.seed or 0)
 
-        def work(tell: Callable[[str], None]) -> str:
+        def work(report: Callable[[str], None]) -> str:
             options = Options(num, settings.label or None, sampling)
-            options.progress = lambda done: tell(note + render.progress(done, f"{done:.0%}"))
+            options.progress = lambda done: report(note + render.progress(done, f"{done:.0%}"))
             edited = task(options)[0]
             figures = [render.figure(render.png_uri(edited.before), known, alt="what was known")]
             for k, dct in enumerate(edited.results):
@@ -306,7 +306,7 @@ class Studio:
             raise ValueError(NO_PICTURE)
         number = self.config.null_label if label == ANY else label_number(self.config, label)
 
-        def work(tell: Callable[[str], None]) -> str:
+        def work(report: Callable[[str], None]) -> str:
             found = inspection.needed_bits(self.model, self.codec, self.name, picture, number)
             return inspection.file_facts(picture) + found
 
@@ -314,11 +314,11 @@ class Studio:
 
 
 class _Left(Exception):
-    """Nobody waits for the result any more."""
+    """Raised in work whose result nobody waits for any more."""
 
 
 def places(mcus: Tensor, grid: Grid) -> Tensor:
-    """How often each luma block was chosen in a picture that is not finished: int64 ``[2·rows, 2·cols]``.
+    """Count how often each luma block was chosen in a picture that is not finished: int64 ``[2·rows, 2·cols]``.
 
     Args:
         mcus: int16 ``[N, 6, 64]``; every coefficient that is not zero was chosen.
@@ -330,13 +330,13 @@ def places(mcus: Tensor, grid: Grid) -> Tensor:
 
 
 def part_done(mcus: Tensor) -> float:
-    """How far down the list of channels a picture is, 0 to 1; the last ones are rare, so this is a lower bound."""
+    """Return how far down the list of channels a picture is, 0 to 1: a lower bound, as the last ones are rare."""
     used = RANK_OF_SLOT[(mcus != 0).any(0)]
     return 0.0 if not len(used) else int(used.max()) / order.NUM_CHANNELS
 
 
 def band_words(mcus: Tensor) -> str:
-    """Which band the last chosen coefficient is in."""
+    """Say which band the last chosen coefficient is in."""
     used = (mcus != 0).flatten(0, 1).any(0).nonzero()
     if not len(used):
         return "nothing yet"

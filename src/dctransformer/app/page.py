@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nothing is told to anybody
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it must send nothing
 import gradio as gr
 from gradio.components import Component
 

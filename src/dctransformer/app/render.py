@@ -15,12 +15,12 @@ from dctransformer.codec import DCTImage, order, write_jpeg_bytes
 
 
 def jpeg_uri(dct: DCTImage) -> str:
-    """A DCT image of batch 1 as a real JPEG file in a data URI."""
+    """Write a DCT image of batch 1 as a real JPEG file in a data URI."""
     return _uri(write_jpeg_bytes(dct), "jpeg")
 
 
 def png_uri(pixels: np.ndarray) -> str:
-    """Pixels, uint8 ``[H, W, 3]``, as a PNG file in a data URI."""
+    """Write pixels, uint8 ``[H, W, 3]``, as a PNG file in a data URI."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return _uri(out.getvalue(), "png")
@@ -31,18 +31,18 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def message(text: str, kind: str = "error") -> str:
-    """A sentence that stays in the page; ``kind`` is error or note."""
+    """Show a sentence that stays in the page; ``kind`` is error or note."""
     text = text[:1].upper() + text[1:]
     return f'<div class="dct-message dct-{kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</div>'
 
 
 def notes(texts: Iterable[str]) -> str:
-    """Sentences about an upload."""
+    """Show sentences about an upload."""
     return "".join(message(text, "note") for text in texts)
 
 
 def figure(uri: str, caption: str, *, alt: str, download: str | None = None, note: str = "") -> str:
-    """A picture, enlarged without smoothing, with a caption and perhaps a link to the file itself."""
+    """Show a picture, enlarged without smoothing, with a caption and perhaps a link to the file itself."""
     link = f'<a class="dct-download" href="{uri}" download="{escape(download)}">⤓ Download JPEG</a>' if download else ""
     small = f'<span class="dct-small">{escape(note)}</span>' if note else ""
     return (
@@ -52,23 +52,23 @@ def figure(uri: str, caption: str, *, alt: str, download: str | None = None, not
 
 
 def row(figures: Sequence[str], size: str = "large") -> str:
-    """Figures side by side; ``size`` is large or small."""
+    """Show figures side by side; ``size`` is large or small."""
     return f'<div class="dct-row dct-{size}">{"".join(figures)}</div>'
 
 
 def progress(done: float, text: str) -> str:
-    """A bar."""
+    """Show how far work is, 0 to 1, as a bar with a text."""
     percent = round(100 * min(max(done, 0), 1))
     return f'<div class="dct-progress"><progress max="100" value="{percent}"></progress> {escape(text)}</div>'
 
 
 def command(text: str) -> str:
-    """The command line that does the same."""
+    """Show the command line that does the same."""
     return f'<p class="dct-same">The same on the command line: <code>{escape(text)}</code></p>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; the first column is text, the others are figures."""
+    """Show a table; the first column is text, the others are figures."""
 
     def cells(values: Sequence[Any], tag: str) -> str:
         return "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in values)
@@ -78,7 +78,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def canvas(pixels: np.ndarray) -> str:
-    """A picture under a canvas of as many dots, on which ``brush.js`` paints; the 16 × 16 squares are drawn on it."""
+    """Show a picture under a canvas of as many dots, on which ``page.js`` paints, with its 16 × 16 squares."""
     height, width = pixels.shape[:2]
     square = order.MCU
     return (
