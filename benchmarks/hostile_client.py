@@ -257,6 +257,12 @@ def main() -> None:
             assert "What surprised it most" in honest.result(session), "the honest visitor got no result"
             return time.monotonic() - start
 
+        # The most that a job takes stays with the process; so it is there before the attack, too.
+        largest = next(e for e in endpoints if len(e["inputs"]) == 6)
+        honest.join(largest["id"], ["", 1, 4, 1, 1, 4], "largest")
+        honest.result("largest")
+        files_read = [honest.ask("POST", "/pictures/inpaint", file)[0] for file in files]
+        assert 200 in files_read
         alone = [use() for _ in range(5)]
         before = memory_mb(process.pid)
         end = time.monotonic() + args.seconds
@@ -291,10 +297,10 @@ def main() -> None:
             thread.join()
         for _ in range(30):  # what is under way ends
             time.sleep(1)
+            after_alone = use()
             after = memory_mb(process.pid)
             if after < before + KEPT_MB / 2:
                 break
-        after_alone = use()
         if process.poll() is not None:
             failures.append(f"the server ended with {process.returncode}")
     log = (folder / "log").read_text(errors="replace")

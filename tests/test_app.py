@@ -200,6 +200,23 @@ def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings
             list(run)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["", None, 1, 1, 1, 1], "the seed must be a number"),
+        (["", 1, "2", 1, 1, 1], "the number of pictures must be a number"),
+        (["", 1, 1, True, 1, 1], "the temperature must be a number"),
+        (["", 1, 1, 1, 10**400, 1], "the top-p must be a number"),
+        (["", 1, 1, 1, 1, float("inf")], "the guidance must be a number"),
+    ],
+)
+def test_forms_may_hold_anything(values: list, says: str) -> None:
+    """Each is one sentence; a class that is none is found out later."""
+    with pytest.raises(ValueError, match=says):
+        Settings.of(*values)
+    assert Settings.of(None, 1, 1, 1, 1, 1).label == ANY and Settings.of(5, 1, 1, 1, 1, 1).label == "5"
+
+
 def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
     """Bands, factors, no picture at all."""
     upload = read_upload(png(photo(32, 32)), studio.limits)

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,19 @@ SETTINGS = ["", 3, 1, 1, 1, 1]
 """Class, seed, pictures, temperature, top-p, guidance."""
 
 
+CONNECTIONS = 30
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a page of a tiny model."""
     folder = save_tiny_model(tmp_path_factory.mktemp("model"))
-    with running(folder, Limits(max_megabytes=1, max_megapixels=2, max_side=64, queue=4)) as (url, _):
-        yield Client(url)
+    limits = Limits(max_megabytes=1, max_megapixels=2, max_side=64, queue=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "VISITOR_CONNECTIONS", CONNECTIONS)
+        patch.setattr(server, "REQUEST_SECONDS", 2)
+        with running(folder, limits) as (url, _):
+            yield Client(url)
 
 
 def result(client: Client, fn_index: int, data: list[Any], session: str) -> str:
@@ -406,22 +414,20 @@ def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
     assert unread == [*map(str, range(visitors.UNREAD)), "99"]
 
 
-def test_a_visitor_gets_a_part_of_the_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visitor_gets_a_part_of_the_connections(client: Client) -> None:
     """More than that are closed, and those that send nothing soon, too; others come through meanwhile."""
-    monkeypatch.setattr(server, "VISITOR_CONNECTIONS", 5)
-    monkeypatch.setattr(server.connections, "__defaults__", (1,))
-    with running(save_tiny_model(tmp_path), Limits()) as (url, _), contextlib.ExitStack() as stack:
-        other = Client(url, source="127.0.0.2")
+    with contextlib.ExitStack() as stack:
+        other = Client(f"http://{client.host}:{client.port}", source="127.0.0.2")
         idle = []
-        for _ in range(8):
-            idle.append(stack.enter_context(socket.create_connection((other.host, other.port), timeout=10)))
+        for _ in range(CONNECTIONS + 3):
+            idle.append(stack.enter_context(socket.create_connection((client.host, client.port), timeout=10)))
         idle[0].sendall(b"GET / HTTP/1.1\r\nHost: ")
-        for connection in idle[5:]:
+        for connection in idle[CONNECTIONS:]:
             assert connection.recv(1) == b""
         assert other.ask("GET", "/config")[0] == 200
-        for connection in idle[:5]:
+        for connection in idle[:CONNECTIONS]:
             assert connection.recv(1) == b""
-        assert Client(url).ask("GET", "/config")[0] == 200
+        assert client.ask("GET", "/config")[0] == 200
 
 
 def test_a_visitor_gets_a_part_of_the_answers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,3 +457,37 @@ def test_sessions_that_are_none_are_refused(client: Client, session: str) -> Non
     """Long names would be remembered."""
     assert client.join(client.endpoints()[0]["id"], SETTINGS, session)[0] == 400
     assert client.ask("GET", f"/gradio_api/queue/data?session_hash={session.replace(' ', '+')}")[0] == 400
+
+
+def test_visitors_take_turns() -> None:
+    """Who comes with many jobs waits longest; nobody's own order changes."""
+
+    def job(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, request=SimpleNamespace(scope={"client": (name[0], 1)}))
+
+    waiting = SimpleNamespace(queue=[job(name) for name in ("a1", "a2", "a3", "b1", "a4", "b2", "c1")])
+    queue = SimpleNamespace(
+        pending_messages_per_session=SimpleNamespace(max_size=0), event_queue_per_concurrency_id={"model": waiting}
+    )
+    visitors.Line(queue, 16).take_turns()
+    assert [event.name for event in waiting.queue] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+@pytest.mark.parametrize(
+    "form", [{"fn_index": 10**6}, {"fn_index": "0"}, {"fn_index": True}, {"data": []}, {"data": 3}]
+)
+def test_forms_that_the_page_lacks_are_refused(client: Client, form: dict) -> None:
+    """Unknown ones, and those with too few values."""
+    endpoint = client.endpoints()[0]
+    good = {"data": [None] * len(endpoint["inputs"]), "fn_index": endpoint["id"], "session_hash": "tab"}
+    status, _, answer = client.ask("POST", "/gradio_api/queue/join", {**good, **form})
+    assert status == 400 and b"no form of the page" in answer
+
+
+def test_any_values_are_answered_in_the_page(client: Client, capfd: pytest.CaptureFixture) -> None:
+    """With a sentence, and without a traceback in the log."""
+    for number, endpoint in enumerate(client.endpoints()[:1] + client.endpoints()[-1:]):
+        for value in ("/etc/passwd", -1e300, True, None):
+            html = result(client, endpoint["id"], [value] * len(endpoint["inputs"]), f"any{number}")
+            assert "dct-error" in html and "went wrong" not in html
+    assert "Traceback" not in capfd.readouterr().err

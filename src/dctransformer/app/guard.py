@@ -12,11 +12,11 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from dctransformer.app.visitors import Presence, visitor
+from dctransformer.app.visitors import Line, Presence, visitor
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -164,7 +164,7 @@ class Guard:
 
     def __init__(
         self, app: Any, hosts: Hosts, max_bytes: int, presence: Presence | None = None,
-        admit: Callable[[str, str], str | None] = lambda visitor, session: None,
+        line: Line | None = None, forms: Mapping[int, int] | None = None,
     ):  # fmt: skip
         """Wrap an application.
 
@@ -173,9 +173,10 @@ class Guard:
             hosts: by which the page may be called.
             max_bytes: most that an upload may hold.
             presence: is notified of browsers that listen to their jobs.
-            admit: returns, for a visitor's address and session, why no job is taken on now, or None if one is.
+            line: the queue of jobs; None for no bounds.
+            forms: how many values each form has, by its number; None if that is not to be checked.
         """
-        self.app, self.hosts, self.max_bytes, self.admit = app, hosts, max_bytes, admit
+        self.app, self.hosts, self.max_bytes, self.line, self.forms = app, hosts, max_bytes, line, forms
         self.presence = presence or Presence()
         self._answering: Counter[str] = Counter()
 
@@ -224,6 +225,8 @@ class Guard:
 
         if scope["path"] != "/gradio_api/queue/data":
             await self.app(scope, receive, send_on)
+            if scope["path"].endswith("/join") and self.line is not None:
+                self.line.take_turns()
             return
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
         if not SESSION.fullmatch(session):
@@ -290,7 +293,11 @@ class Guard:
             session = str(form.get("session_hash"))
             if not SESSION.fullmatch(session):
                 raise Refused(400, "this is no session of the page")
-            why = self.admit(visitor(scope), session)
+            if self.forms is not None:
+                number, data = form.get("fn_index"), form.get("data")
+                if type(number) is not int or not isinstance(data, list) or self.forms.get(number) != len(data):
+                    raise Refused(400, "this is no form of the page")
+            why = None if self.line is None else self.line.admit(visitor(scope), session)
             if why is not None:
                 raise Refused(503, why)
             self.presence.seen(session)

@@ -22,6 +22,7 @@ from torch import Tensor
 from dctransformer.app import inspection, render
 from dctransformer.app.inspection import BAND_TITLES
 from dctransformer.app.limits import Limits
+from dctransformer.app.memory import give_back
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.uploads import Inspected, Upload
 from dctransformer.codec import Codec, DCTImage, order
@@ -97,6 +98,8 @@ class Studio:
                 pass
             except BaseException as error:  # whatever it is, the waiting side must get it
                 messages.put(("error", error))
+            finally:
+                give_back()
 
         threading.Thread(target=run, daemon=True).start()
         try:
@@ -354,7 +357,7 @@ def read_squares(squares: str | None, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: there are none, or there are no such squares.
     """
-    if not squares:
+    if not squares or not isinstance(squares, str):
         raise ValueError("brush over what is to be replaced first: nothing is painted yet")
     side = order.MCU
     rows, columns = -(-size[0] // side), -(-size[1] // side)

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from dctransformer.app import render
 from dctransformer.app.guard import Refused, body
 from dctransformer.app.limits import Limits
+from dctransformer.app.memory import give_back
 from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
@@ -142,6 +143,8 @@ class Intake:
         except Exception:
             traceback.print_exc()
             return _nothing(500, UNFORESEEN)
+        finally:
+            give_back()
         return JSONResponse({"picture": self.shelf.put(picture, who), "shown": shown})
 
 

@@ -183,7 +183,7 @@ def _on(
 ) -> Any:  # fmt: skip
     """Queue something slow: one at a time in the whole server."""
     return event(
-        _safely(run, presence), inputs, out, js=js, concurrency_id="model", concurrency_limit=1,
+        _safely(run, presence), inputs, out, js=js, concurrency_id="model", concurrency_limit=1, preprocess=False,
         api_visibility="private", show_progress="full",
     )  # fmt: skip
 
@@ -237,7 +237,7 @@ def _generate(studio: Studio, presence: Presence) -> None:
             out = gr.HTML(_EMPTY.format("Press <b>Generate</b>, or one of the small buttons."), elem_id="generate-out")
 
     def run(*settings: Any) -> Iterator[str]:
-        return studio.generate(Settings(*settings))
+        return studio.generate(Settings.of(*settings))
 
     _connect(form, presence, out, run, [])
     for button, label, top_p, guidance in buttons:
@@ -272,7 +272,7 @@ def _upscale(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     )  # fmt: skip
 
     def run(name: str, factor: float, *settings: Any) -> Iterator[str]:
-        return studio.upscale(shelf.get(name), factor, Settings(*settings))
+        return studio.upscale(shelf.get(name), factor, Settings.of(*settings))
 
     _connect(form, presence, out, run, [picture.held, *extra], picture)
 
@@ -286,7 +286,7 @@ def _colorize(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     )  # fmt: skip
 
     def run(name: str, *settings: Any) -> Iterator[str]:
-        return studio.colorize(shelf.get(name), Settings(*settings))
+        return studio.colorize(shelf.get(name), Settings.of(*settings))
 
     _connect(form, presence, out, run, [picture.held], picture)
 
@@ -306,7 +306,7 @@ def _inpaint(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     )  # fmt: skip
 
     def run(name: str, squares: str | None, *settings: Any) -> Iterator[str]:
-        return studio.inpaint(shelf.get(name), squares, Settings(*settings))
+        return studio.inpaint(shelf.get(name), squares, Settings.of(*settings))
 
     _connect(
         form, presence, out, run, [picture.held, *squares], picture,
@@ -328,7 +328,7 @@ def _continue(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     )  # fmt: skip
 
     def run(name: str, bands: float, *settings: Any) -> Iterator[str]:
-        return studio.continue_(shelf.get(name), bands, Settings(*settings))
+        return studio.continue_(shelf.get(name), bands, Settings.of(*settings))
 
     _connect(form, presence, out, run, [picture.held, *extra], picture)
 
@@ -352,7 +352,7 @@ def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:
             out = gr.HTML(_EMPTY.format("Choose a picture, or click on an example."), elem_id="inspect-out")
 
     def run(name: str, label: str) -> Iterator[str]:
-        return studio.inspect(shelf.get(name), label)
+        return studio.inspect(shelf.get(name), str(label))
 
     _on(go.click, presence, run, [picture.held, label], out)
     for number in range(len(picture.examples)):

@@ -34,7 +34,7 @@ REQUEST_SECONDS = 20
 """How long a connection may take to send a request's headers."""
 
 
-def connections(visitor_most: int | None, seconds: float = REQUEST_SECONDS) -> type[asyncio.Protocol]:
+def connections(visitor_most: int | None, seconds: float) -> type[asyncio.Protocol]:
     """Return uvicorn's handler of connections, with bounds on a visitor's, and on those that send no request.
 
     Args:
@@ -173,16 +173,17 @@ def prepared(
         )  # fmt: skip
         page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
         hosts = Hosts(host, taken.getsockname()[0], public)
+        forms = {number: len(fn.inputs) for number, fn in page.fns.items() if fn.fn is not None and fn.queue}
         line = Line(page._queue, limits.queue)
         presence.unread = line.unread
-        guarded = Guard(app, hosts, intake.max_bytes, presence, line.admit)
+        guarded = Guard(app, hosts, intake.max_bytes, presence, line, forms)
         settings = uvicorn.Config(
             guarded,
             log_level="warning",
             timeout_graceful_shutdown=2,
             ws="none",
             limit_concurrency=CONNECTIONS,
-            http=connections(None if public else VISITOR_CONNECTIONS),
+            http=connections(None if public else VISITOR_CONNECTIONS, REQUEST_SECONDS),
         )
         try:
             yield uvicorn.Server(settings), taken, studio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from typing import Any
 
 from dctransformer.sampling.engine import SampleConfig
 
@@ -31,13 +32,27 @@ class Settings:
     top_p: float = 0.9
     guidance: float = 1.0
 
+    @classmethod
+    def of(cls, *values: Any) -> Settings:
+        """Check what a form sent, which may be anything, and return it as settings.
+
+        Raises:
+            ValueError: a value is missing or of the wrong kind.
+        """
+        label, *numbers = values
+        names = ("seed", "number of pictures", "temperature", "top-p", "guidance")
+        for name, number in zip(names, numbers, strict=True):
+            if not _is_number(number):
+                raise ValueError(f"the {name} must be a number; enter one")
+        return cls(ANY if label is None else str(label), *map(float, numbers))
+
     def whole(self, name: str, value: float | None) -> int:
         """Return a form's number as an int.
 
         Raises:
             ValueError: it is missing or not whole.
         """
-        if value is None or not float(value).is_integer():
+        if value is None or not _is_number(value) or not float(value).is_integer():
             raise ValueError(f"the {name} must be a whole number; enter one")
         return int(value)
 
@@ -59,3 +74,7 @@ class Settings:
             if value != 1:
                 words.append(f"--{name} {value:g}")
         return " ".join(words)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-GRACE = 10
+GRACE = 5
 """Seconds for which a job goes on while no browser listens to it."""
 
 UNREAD = 20
@@ -117,6 +117,17 @@ class Line:
         if of_visitor >= self.visitor_most:
             return f"{of_visitor} jobs from your address are waiting already; wait until some are done"
         return None
+
+    def take_turns(self) -> None:
+        """Sort the jobs that wait: everybody's first, then everybody's second, and so on."""
+        for line in self._queue.event_queue_per_concurrency_id.values():
+            before: Counter[str] = Counter()
+            turns = []
+            for event in line.queue:
+                who = visitor(event.request.scope)
+                turns.append(before[who])
+                before[who] += 1
+            line.queue[:] = [line.queue[i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
 
     def unread(self, session: str) -> int:
         """Count the messages that wait for a session's browser."""
