@@ -17,13 +17,14 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -185,15 +186,15 @@ class Processes:
             raise SystemExit(2) if failed is None or self.rank != failures[0] else failed
 
 
-def _meet(rank: int, count: int) -> dist.Store:
-    """Connect to MASTER_ADDR:MASTER_PORT, where process 0 (or torchrun) listens, and wait for all processes.
+def _meet(rank: int, count: int) -> Any:
+    """Connect to the store at MASTER_ADDR:MASTER_PORT, where process 0 or torchrun listens, and wait for all processes.
 
     Raises:
         ValueError: the port is taken, nobody listens there, or a process does not come in time.
     """
     where, seconds = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", f"{MEETING.total_seconds():.0f} s"
     try:
-        store, _, _ = next(iter(dist.rendezvous("env://", rank, count, timeout=MEETING)))
+        store, _, _ = next(iter(rendezvous("env://", rank, count, timeout=MEETING)))
         names = [f"dctransformer/rank-{i}" for i in range(count)]
         store.set(names[rank], "here")
         store.wait(names, MEETING)

@@ -76,9 +76,9 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             gradients: list[Any] = [p.grad for p in parameters]
             momenta: list[Any] = [self.state[p]["momentum_buffer"] for p in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])  # pyright: ignore
+            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # pyright: ignore
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
             for p, update in zip(parameters, ahead, strict=True):
                 for matrix, change in zip(p.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     wide = (matrix, change) if matrix.shape[0] <= matrix.shape[1] else (matrix.mT, change.mT)
@@ -86,4 +86,4 @@ class Muon(torch.optim.Optimizer):
         for (_, columns, lr), pairs in by_shape.items():
             updates = orthogonalise(torch.stack([change for _, change in pairs]), self.dtype)
             size = 0.2 * math.sqrt(columns)
-            torch._foreach_add_([p for p, _ in pairs], list(updates.to(pairs[0][0].dtype).unbind()), alpha=-lr * size)
+            torch._foreach_add_([p for p, _ in pairs], list(updates.to(pairs[0][0].dtype).unbind()), alpha=-lr * size)  # pyright: ignore

@@ -113,7 +113,7 @@ class Trainer:
             batch: this process's rows of a batch like those to come.
         """
         if self.config.micro_batch == "auto" and self.device.type == "cuda":
-            self.micro_batch = largest_micro_batch(self, batch)
+            self.micro_batch = largest_micro_batch(self, batch)  # pyright: ignore[reportArgumentType]
 
     def step(self, batch: ChunkBatch, count: int | None = None) -> Tensor:
         """Take one optimiser step.
@@ -139,7 +139,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise ValueError(too_large(self, batch)) from error
+            raise ValueError(too_large(self, batch)) from error  # pyright: ignore[reportArgumentType]
         norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         first = ~torch.isfinite(norm) & (self._diverged_at < 0)
         self._diverged_at.masked_fill_(first, progress.step)
