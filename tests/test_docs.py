@@ -187,6 +187,19 @@ def test_the_architecture_names_real_things() -> None:
     assert packages == set(re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE))
 
 
+def test_imports_point_one_way() -> None:
+    """No package imports one that the architecture page lists below it, not even late, but for the command line."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    order = re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE)
+    backward = []
+    for path in sorted((ROOT / "src/dctransformer").glob("*/*.py")):
+        imports = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+        for name in (n.module.split(".")[1] for n in imports if n.module and n.module.startswith("dctransformer.")):
+            if name in order and order.index(name) > order.index(path.parent.name):
+                backward.append(f"{path.parent.name}/{path.name} imports {name}")
+    assert not backward, backward
+
+
 def test_the_reference_is_built(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """One page for every module, with the docstrings in it."""
     pytest.importorskip("pdoc")

@@ -105,8 +105,8 @@ def test_saving_may_write_a_card_and_upload(model: DCTransformer, uploads: list[
     """A card only where it is asked for; one that is there stays."""
     model.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "plain/README.md").exists()
-    model.save_pretrained(tmp_path / "carded", model_card_kwargs={"figures": {"bytes an image": 12.5}})
-    assert "| bytes an image | 12.5 |" in (tmp_path / "carded/README.md").read_text()
+    model.save_pretrained(tmp_path / "carded", model_card_kwargs={"figures": {"bytes per image": 12.5}})
+    assert "| bytes per image | 12.5 |" in (tmp_path / "carded/README.md").read_text()
     (tmp_path / "carded/README.md").write_text("mine")
     model.save_pretrained(
         tmp_path / "carded", model_card_kwargs={}, push_to_hub=True, repo_id="me/x", commit_message="Hello"
@@ -135,10 +135,10 @@ def test_push_takes_the_runs_figures(
     card = ModelCard(uploads[-1]["files"]["README.md"].decode())
     figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert figures == {
-        "bytes an image, held-out pictures": 70.25, "libjpeg's optimised Huffman, the same pictures": 99.0,
-        "bits a triple": 3.5, "fid-small64, samples to originals": 1.5,
+        "bytes per image, held-out pictures": 70.25, "libjpeg's optimised Huffman, the same pictures": 99.0,
+        "bits per triple": 3.5, "fid-small64, samples to originals": 1.5,
     }  # fmt: skip
-    assert "| bytes an image, held-out pictures | 70.25 |" in card.text
+    assert "| bytes per image, held-out pictures | 70.25 |" in card.text
     (run / "evaluation.json").write_text(json.dumps({**result, "weights": "others"}))
     main(["push", str(run), "me/flowers"])
     assert b"fid-small64" not in uploads[-1]["files"]["README.md"]

@@ -393,9 +393,10 @@ class Push:
 
     def run(self) -> None:
         """Upload."""
+        from dctransformer.evaluate.figures import run_figures
         from dctransformer.hub.push import push
 
-        print(push(self.model, self.repo, private=self.private or None))
+        print(push(self.model, self.repo, private=self.private or None, figures=run_figures))
 
 
 @dataclasses.dataclass
