@@ -159,31 +159,39 @@ def test_alternatives_depend_on_seed_and_picture_alone(model: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("grid", "side"), [(Grid(1, 1), 4), (Grid(4, 4), 4), (Grid(5, 9), 4), (Grid(3, 7), 1)])
-def test_tiles_cover_every_mcu(grid: Grid, side: int) -> None:
-    """In squares of the model's size (less where the picture is smaller), each with something new."""
+TILES = [
+    (Grid(1, 1), Grid(4, 4)), (Grid(4, 4), Grid(4, 4)), (Grid(5, 9), Grid(4, 4)), (Grid(3, 7), Grid(1, 1)),
+    (Grid(9, 12), Grid(4, 4)), (Grid(3, 8), Grid(3, 3)), (Grid(7, 10), Grid(2, 4)), (Grid(7, 3), Grid(3, 5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grid", "size"), TILES)
+def test_tiles_cover_every_mcu(grid: Grid, size: Grid) -> None:
+    """In tiles of the model's size (less where the picture is smaller), each with something new."""
     seen = torch.zeros(grid.mcus, dtype=torch.bool)
-    for tile, index in tiles(grid, side):
-        assert (tile.rows, tile.cols) == (min(side, grid.rows), min(side, grid.cols))
+    for tile, index in tiles(grid, size):
+        assert (tile.rows, tile.cols) == (min(size.rows, grid.rows), min(size.cols, grid.cols))
         assert len(index.unique()) == tile.mcus
+        row, col = index // grid.cols, index % grid.cols
+        assert (row.max() - row.min() + 1, col.max() - col.min() + 1) == (tile.rows, tile.cols)
         assert not bool(seen[index].all())
         seen[index] = True
     assert bool(seen.all())
 
 
-@pytest.mark.parametrize(("grid", "side"), [(Grid(1, 1), 4), (Grid(9, 12), 4), (Grid(3, 8), 3)])
-def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, side: int) -> None:
-    """And nothing in a wave touches; large pictures have several tiles a wave."""
+@pytest.mark.parametrize(("grid", "size"), TILES)
+def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, size: Grid) -> None:
+    """And nothing in a wave touches; large pictures have several tiles in a wave."""
     seen: list[tuple[int, set[int]]] = []
-    groups = waves(grid, side)
+    groups = waves(grid, size)
     for wave in groups:
         held = torch.cat([mcus for _, _, mcus in wave])
         assert len(held.unique()) == len(held)
         for number, _, mcus in wave:
-            own = set(mcus.tolist())
-            assert all(other < number for other, theirs in seen if own & theirs)
-            seen.append((number, own))
-    assert sorted(number for number, _ in seen) == list(range(sum(1 for _ in tiles(grid, side))))
+            covered = set(mcus.tolist())
+            assert all(other < number for other, earlier in seen if covered & earlier)
+            seen.append((number, covered))
+    assert sorted(number for number, _ in seen) == list(range(sum(1 for _ in tiles(grid, size))))
     if grid == Grid(9, 12):
         assert max(map(len, groups)) > 1
 

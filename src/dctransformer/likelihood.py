@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
@@ -29,6 +29,10 @@ FIELDS = ("channel", "position", "value")
 
 TEXTURE_PLACES = 1 << 16
 """Most places whose texture features are computed together."""
+
+
+Marked = Tensor | Mapping[Grid, Tensor]
+"""Marked coefficients, bool ``[N, 6, 64]``, of pictures of one grid or of each grid."""
 
 
 @dataclasses.dataclass
@@ -84,6 +88,10 @@ _BAND_OF_RANK = torch.cat(
 )
 
 
+def _of_grid(marked: Marked, grid: Grid) -> Tensor:
+    return marked if isinstance(marked, Tensor) else marked[grid]
+
+
 def _batches(sequences: Iterable[Sequence], stride: int, size: int) -> Iterator[list[tuple[int, Sequence, int]]]:
     waiting: list[tuple[int, Sequence, int]] = []
     for i, sequence in enumerate(sequences):
@@ -102,7 +110,7 @@ def code_lengths(
     sequences: Iterable[Sequence],
     *,
     batch: int = 32,
-    marked: Tensor | None = None,
+    marked: Marked | None = None,
     progress: Any = None,
 ) -> CodeLengths:
     """Exact bits of pictures under a model, in fp32 whatever the training precision.
@@ -111,7 +119,8 @@ def code_lengths(
         model: in eval mode.
         sequences: the pictures, of any sizes; those of one size are scored together if they are neighbours.
         batch: chunks at a time.
-        marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too (see `_bits_about`).
+        marked: bool ``[N, 6, 64]``, coefficients whose bits are counted apart, too (see `_bits_about`); for pictures
+            of several sizes one for each grid.
         progress: called with the number of pictures begun so far, now and then.
 
     Returns:
@@ -141,7 +150,7 @@ def code_lengths(
             bits[i].index_add_(0, which, nats[row][predicted[row]].double() / math.log(2))
             counts[i].index_add_(0, which, torch.ones_like(which))
             if marked is not None and by_channel is not None:
-                apart[i] += _bits_about(marked, chunks, row, nats[row], by_channel[row])
+                apart[i] += _bits_about(_of_grid(marked, chunks.grid), chunks, row, nats[row], by_channel[row])
         if progress is not None:
             progress(len(bits))
     if not bits:
@@ -157,7 +166,7 @@ def code_lengths(
 class _TextureScores:
     """Scores the textures of sequences that pass by, several pictures at a time."""
 
-    def __init__(self, model: DCTransformer, marked: Tensor | None):
+    def __init__(self, model: DCTransformer, marked: Marked | None):
         self.model, self.marked = model, marked
         self.first = model.config.texture_rank
         self.waiting: list[Sequence] = []
@@ -193,7 +202,10 @@ class _TextureScores:
             assert sequence.coefficients is not None
             listed = (sequence.coefficients != 0) & ~sequence.closed & (self.first <= RANK_OF_SLOT)
             triples = torch.bincount(band[RANK_OF_SLOT.expand(listed.shape)[listed]], minlength=len(order.BANDS))
-            about = 0.0 if self.marked is None else _texture_bits_about(self.marked, self.model, sequence, used[i])
+            about = 0.0
+            if self.marked is not None:
+                mask = _of_grid(self.marked, sequence.grid)
+                about = _texture_bits_about(mask, self.model, sequence, used[i])
             self.done.append((nats[i] / math.log(2), triples, about))
 
 

@@ -37,6 +37,12 @@ class Grid:
         """Width and height in pixels, ``"96x64"``."""
         return f"{self.cols * order.MCU}x{self.rows * order.MCU}"
 
+    def within(self, window: Grid | None) -> Grid:
+        """The grid of this picture's windows: the window's, but no larger than the picture (None: all of it)."""
+        if window is None:
+            return self
+        return Grid.shared(min(self.rows, window.rows), min(self.cols, window.cols))
+
     @property
     def mcus(self) -> int:
         """Number N of MCUs."""

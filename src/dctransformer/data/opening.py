@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
+from dctransformer.codec.grid import Grid
 from dctransformer.data.info import INFO, SPLITS
+from dctransformer.data.shapes import Shape
 from dctransformer.data.store import TripleStore
+
+
+class Trained(Protocol):
+    """The part of a `ModelConfig` that describes the pictures on which the model was trained."""
+
+    @property
+    def quality(self) -> int:
+        """JPEG quality."""
+        ...
+
+    @property
+    def windows(self) -> bool:
+        """Whether they were windows of larger pictures."""
+        ...
+
+    @property
+    def trained_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
 
 
 def is_prepared(data: str | Path) -> bool:
@@ -14,32 +36,44 @@ def is_prepared(data: str | Path) -> bool:
 
 
 def open_pictures(
-    data: str | Path, split: str, *, size: int, quality: int, any_size: bool = False, progress: bool = False
+    data: str | Path, split: str, config: Trained, *, any_size: bool = False, progress: bool = False
 ) -> TripleStore:
     """Open pictures as triples in the tables of a model.
 
     Args:
         data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as `prepare` does it.
         split: of a prepared data set.
-        size: side in pixels on which the model was trained.
-        quality: JPEG quality on which the model was trained.
+        config: of the model.
         any_size: accept a data set that was prepared at another size.
         progress: show a bar while pictures are read.
 
     Raises:
-        ValueError: there is no such data or split, it is empty, or its quality or size is another.
+        ValueError: there is no such data or split, it is empty, its quality is another, or none of its pictures has
+            the size on which the model was trained.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+    height, width = config.trained_shape
     if not is_prepared(data):
-        return TripleStore.from_images(data, size=size, quality=quality, progress=progress)
+        return TripleStore.from_images(data, Shape.of((width, height)), config.quality, progress=progress)
     store = TripleStore.open(data, split, progress=progress)
     if not len(store):
         raise ValueError(f"the {split} split of {data} is empty; choose another with --split")
-    for name, found, needed in (("quality", store.info.quality, quality), ("size", store.info.size, size)):
-        if found != needed and not (any_size and name == "size"):
-            raise ValueError(
-                f"{data} was prepared at {name} {found}, the model was trained at {needed}; "
-                f"prepare the pictures with --{name} {needed}"
-            )
+    if store.info.quality != config.quality:
+        raise ValueError(
+            f"{data} was prepared at quality {store.info.quality}, the model was trained at {config.quality}; "
+            f"prepare the pictures with --quality {config.quality}"
+        )
+    grid = Grid.of_size(height, width)
+    if not any_size and not any(picture.within(window_of(config)) == grid for picture in store.grids):
+        found, needed = store.info.size or store.info.target, height if height == width else grid.size
+        raise ValueError(
+            f"{data} was prepared at size {found}, the model was trained at {needed}; "
+            f"prepare the pictures with --size {needed}"
+        )
     return store
+
+
+def window_of(config: Trained) -> Grid | None:
+    """The grid of the windows on which a model was trained; None if it was trained on whole pictures."""
+    return Grid.of_size(*config.trained_shape) if config.windows else None

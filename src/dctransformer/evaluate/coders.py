@@ -105,7 +105,7 @@ def compare(pictures: Iterable[DCTImage], progress: Callable[[int], Any] | None 
     """Mean bytes an image by every coder.
 
     Args:
-        pictures: one at a time (batch 1), of one size and quality.
+        pictures: one at a time (batch 1), of one quality.
         progress: called with the number of pictures done.
 
     Returns:
@@ -113,14 +113,15 @@ def compare(pictures: Iterable[DCTImage], progress: Callable[[int], Any] | None 
     """
     known = coders()
     totals = [0] * len(known)
-    empty: list[int] = []
+    blanks: dict[tuple[int, int], list[int]] = {}
     count = 0
     for dct in pictures:
-        if not count:
-            empty = [0 if coder.missing else coder.size(blank(dct)) for coder in known]
+        size = (dct.height, dct.width)
+        if size not in blanks:
+            blanks[size] = [0 if coder.missing else coder.size(blank(dct)) for coder in known]
         for i, coder in enumerate(known):
             if not coder.missing:
-                totals[i] += coder.size(dct) - empty[i]
+                totals[i] += coder.size(dct) - blanks[size][i]
         count += 1
         if progress is not None:
             progress(count)

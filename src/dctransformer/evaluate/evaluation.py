@@ -82,7 +82,7 @@ def evaluate(
             data, network.config, split=config.split, originals=config.originals, progress=progress
         ).first(config.reference)
         if config.samples is not None:
-            found = of_folder(config.samples, network.config.size).first(config.num)
+            found = of_folder(config.samples, network.config.trained_shape).first(config.num)
             facts = {"pictures": len(found), "folder": str(config.samples)}
         else:
             found, facts = None, sampled(config.num, sampling, bool(network.config.num_labels))
@@ -171,8 +171,9 @@ def score(
             "data": reference.name,
             "split": reference.split,
             "pictures": len(reference),
-            "size": reference.store.info.size,
-            "crop": "centre square, Lanczos",
+            "size": reference.grid(0).size,
+            "of": len(reference.store),
+            "crop": reference.crop,
             "hash": {what: features.digest for what, features in real.items()},
             "originals_missing": reference.why_not,
         },
@@ -244,7 +245,7 @@ def draw_samples(
     """
     config = network.config
     # Sampling turns NaN into some picture or other; the likelihood of any picture shows it.
-    grid = Grid.of_size(config.size, config.size)
+    grid = Grid.of_size(*config.trained_shape)
     dot = Sequence.from_triples(torch.tensor([[0, 0, 1]]), grid, config.null_label)
     require_finite(code_lengths(network, [dot] if reference is None else reference.sequences(1)).bits, name)
     if reference is not None:
@@ -259,7 +260,7 @@ def draw_samples(
             bar.set_postfix_str(f"{triples:,} triples")
             bar.update(finished - bar.n)
 
-        return sample(network, number, sampling, labels=labels, progress=tell)
+        return sample(network, number, sampling, labels=labels, size=config.trained_shape, progress=tell)
 
 
 def _compare(

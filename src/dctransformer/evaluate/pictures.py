@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,16 +17,19 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage
+from dctransformer.codec import order as codec_order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image
 from dctransformer.data.info import DatasetInfo, shard_paths
-from dctransformer.data.opening import is_prepared, open_pictures
+from dctransformer.data.opening import is_prepared, open_pictures, window_of
+from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import Source, open_source
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.engine import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.labels import model_labels
+from dctransformer.sequence.windows import centred
 
 SHEETS = {"sheet.png", "heat-map.png"}
 """What `dctransformer sample` writes beside the pictures themselves."""
@@ -81,6 +83,7 @@ class Reference:
         why_not: why there are no originals, "" if there are.
         name: the data set, for reports.
         split: part of it.
+        window: grid of the window at the centre of each picture that stands for it; None for whole pictures.
     """
 
     store: TripleStore
@@ -90,10 +93,27 @@ class Reference:
     why_not: str
     name: str
     split: str
+    window: Grid | None = None
 
     def __len__(self) -> int:
         """How many."""
         return len(self.order)
+
+    @property
+    def crop(self) -> str:
+        """How pictures were cropped, for reports."""
+        prepared = "centre, Lanczos" if self.store.info.size is None else "centre square, Lanczos"
+        return prepared if self.window is None else f"{prepared}; of larger ones the {self.window.size} at the centre"
+
+    def grid(self, index: int) -> Grid:
+        """The grid of a picture as it is compared."""
+        return self.store.grid(int(self.order[index])).within(self.window)
+
+    def of_grid(self, grid: Grid) -> Reference:
+        """The pictures of one grid, without their originals."""
+        places = [i for i in range(len(self)) if self.grid(i) == grid]
+        labels = [self.labels[i] for i in places]
+        return dataclasses.replace(self, order=self.order[places], labels=labels, originals=None)
 
     @property
     def codec(self) -> str:
@@ -101,10 +121,18 @@ class Reference:
         return f"JPEG quality {self.store.info.quality}, {SUBSAMPLING}"
 
     def dct(self, start: int, stop: int) -> DCTImage:
-        """The DCT images from one index to before another."""
-        info = self.store.info
-        triples = [self.store.triples(int(i)) for i in self.order[start:stop]]
-        return Codec(info.quality).from_triples(triples, info.size, info.size)
+        """The DCT images from one index to before another, which must be of one grid."""
+        parts = [self._centred(int(i)) for i in self.order[start:stop]]
+        grid = parts[0][1]
+        height, width = codec_order.MCU * grid.rows, codec_order.MCU * grid.cols
+        return Codec(self.store.info.quality).from_triples([triples for triples, _ in parts], height, width)
+
+    def triples(self) -> list[Tensor]:
+        """The triples of every picture as it is compared: int32 ``[L, 3]``."""
+        return [self._centred(int(i))[0] for i in self.order]
+
+    def _centred(self, picture: int) -> tuple[Tensor, Grid]:
+        return centred(self.store.triples(picture), self.store.grid(picture), self.window)
 
     @property
     def round_trip(self) -> Pictures:
@@ -114,9 +142,9 @@ class Reference:
 
     def sequences(self, number: int | None = None) -> Iterator[Sequence]:
         """The first pictures as the model's sequences, with their labels."""
-        grid = Grid.of_size(self.store.info.size, self.store.info.size)
         for i, label in list(zip(self.order, self.labels, strict=True))[:number]:
-            yield Sequence.from_triples(self.store.triples(int(i)), grid, label)
+            triples, grid = self._centred(int(i))
+            yield Sequence.from_triples(triples, grid, label)
 
     def first(self, number: int | None) -> Reference:
         """The first so many."""
@@ -135,7 +163,7 @@ def open_reference(
     find_originals: bool = True,
     progress: bool = False,
 ) -> Reference:
-    """Real pictures for a model.
+    """Real pictures of the size that a model generates, whole or, for a model of windows, windows at their centres.
 
     Args:
         data: a prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it).
@@ -150,27 +178,29 @@ def open_reference(
     """
     if not is_prepared(data) and originals is not None:
         raise ValueError(f"{data} is a folder of pictures, the originals themselves; leave --originals out")
-    store = open_pictures(data, split, size=config.size, quality=config.quality, progress=progress)
+    store = open_pictures(data, split, config, progress=progress)
     if not is_prepared(data):
         return _of_folder(data, store, config)
-    info = store.info
+    grid, window = Grid.of_size(*config.trained_shape), window_of(config)
     found, why_not = None, ""
+    fitting = [picture for picture in store.grids if picture.within(window) == grid]
+    chosen = np.sort(np.concatenate([store.members(picture) for picture in fitting]))
     try:
         if find_originals:
-            found = _originals_of(data, split, originals or info.source, info.size)
+            found = _originals_of(data, split, originals or store.info.source, store, chosen, grid)
     except ValueError as error:
         if originals is not None:
             raise
         why_not = f"{error}; name the folder they were prepared from with --originals"
-    return Reference(
-        store, np.arange(len(store)), _labels(store, np.arange(len(store)), config), found, why_not, str(data), split
-    )
+    return Reference(store, chosen, _labels(store, chosen, config), found, why_not, str(data), split, window)
 
 
 def open_held_out(
     data: str | Path, config: ModelConfig, *, otherwise: str = "train", progress: bool = False
 ) -> Reference:
     """Pictures whose bits are counted, without originals: the validation part of a prepared set.
+
+    They may be of several sizes; for a model of windows they are the windows at the centres of larger pictures.
 
     Args:
         data: a prepared data set, or a folder of pictures (all of them are taken).
@@ -184,7 +214,12 @@ def open_held_out(
     split = "validation"
     if is_prepared(data) and not DatasetInfo.load(data).splits.get(split):
         split = otherwise
-    return open_reference(data, config, split=split, find_originals=False, progress=progress)
+    store = open_pictures(data, split, config, progress=progress)
+    if not is_prepared(data):
+        return _of_folder(data, store, config)
+    everything = np.arange(len(store))
+    labels = _labels(store, everything, config)
+    return Reference(store, everything, labels, None, "", str(data), split, window_of(config))
 
 
 def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Reference:
@@ -195,13 +230,23 @@ def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Ref
     # By the hash of their names, as `prepare` does: so that the first so many are a fair sample.
     order = np.array(sorted(range(len(places)), key=lambda i: source.items[places[i]].rank))
     chosen = [places[i] for i in order]
-    return Reference(
-        store, order, _labels(store, order, config), _read_from(source, chosen, config.size), "", str(data), "all"
-    )
+    originals = _read_from(source, chosen, store.info.target)
+    return Reference(store, order, _labels(store, order, config), originals, "", str(data), "all")
 
 
-def _originals_of(data: str | Path, split: str, folder: str | Path, size: int) -> Pictures:
-    """The source pictures of a prepared set, found by their names."""
+def _originals_of(
+    data: str | Path, split: str, folder: str | Path, store: TripleStore, pictures: np.ndarray, grid: Grid
+) -> Pictures:
+    """The source pictures of some of a prepared set's pictures, found by their names; what lies around ``grid`` is cut.
+
+    Args:
+        data: the set.
+        split: part of it.
+        folder: of the source pictures.
+        store: the set's triples.
+        pictures: int64, numbers in the store.
+        grid: of each as it is compared.
+    """
     if not folder or not Path(folder).expanduser().exists():
         raise ValueError(f"the originals are not at hand (no folder {str(folder)!r} here)")
     source = open_source(folder)
@@ -217,17 +262,26 @@ def _originals_of(data: str | Path, split: str, folder: str | Path, size: int) -
             if key["path"] not in index:
                 raise ValueError(f"{folder} is not what {data} was prepared from: it has no {key['path']}")
             chosen.append(index[key["path"]])
-    return _read_from(source, chosen, size)
+    return _read_from(source, [chosen[i] for i in pictures], store.info.target, grid)
 
 
-def _read_from(source: Source, chosen: list[int], size: int) -> Pictures:
+def _read_from(source: Source, chosen: list[int], shape: Shape, grid: Grid | None = None) -> Pictures:
+    """Source pictures, shaped as `prepare` does it; with ``grid``, the window of it at the centre of larger ones."""
+
     def read(start: int, stop: int) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # odd metadata: of no concern here
-            pictures = [crop_resize(load_image(source.read(i), enough=size), size) for i in chosen[start:stop]]
-        return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        pictures = [crop_resize(load_image(source.read(i), enough=shape), shape) for i in chosen[start:stop]]
+        return torch.from_numpy(np.stack([_window(np.asarray(picture), grid) for picture in pictures]))
 
     return Pictures("originals", len(chosen), read)
+
+
+def _window(picture: np.ndarray, window: Grid | None) -> np.ndarray:
+    """The pixels of the window at a picture's centre, where `centred` puts it."""
+    grid = Grid.of_size(*picture.shape[:2])
+    inner = grid.within(window)
+    top, left = ((whole - part) // 2 * codec_order.MCU for whole, part in
+                 ((grid.rows, inner.rows), (grid.cols, inner.cols)))  # fmt: skip
+    return picture[top : top + codec_order.MCU * inner.rows, left : left + codec_order.MCU * inner.cols]
 
 
 def _labels(store: TripleStore, order: np.ndarray, config: ModelConfig) -> list[int]:
@@ -242,14 +296,14 @@ def of_samples(samples: Samples) -> Pictures:
     return Pictures("generated", len(dct), lambda a, b: codec.decode(dct[a:b]))
 
 
-def of_folder(folder: str | Path, size: int) -> Pictures:
+def of_folder(folder: str | Path, size: tuple[int, int]) -> Pictures:
     """Pictures that somebody generated before, say with `dctransformer sample`.
 
     Contact sheets are left out; of a picture that lies there as PNG and as JPEG, the PNG file is taken.
 
     Args:
         folder: image files.
-        size: side in pixels; others are cropped and resized.
+        size: height and width in pixels; others are cropped and resized.
 
     Raises:
         ValueError: there is no such folder, or no picture in it.
@@ -263,4 +317,5 @@ def of_folder(folder: str | Path, size: int) -> Pictures:
             best[stem] = i
     if not best:
         raise ValueError(f"{folder} holds no pictures but contact sheets; give a folder of single pictures")
-    return dataclasses.replace(_read_from(source, [best[stem] for stem in sorted(best)], size), name="generated")
+    pictures = _read_from(source, [best[stem] for stem in sorted(best)], Shape.of((size[1], size[0])))
+    return dataclasses.replace(pictures, name="generated")

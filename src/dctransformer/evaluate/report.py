@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dctransformer
+from dctransformer.codec.grid import Grid
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
 from dctransformer.evaluate.cache import cached, extract
@@ -147,12 +148,11 @@ class _Work:
     def sections(self) -> Iterator[Section]:
         """All parts of the page, in order."""
         config = self.network.config
-        training = held_out = None
+        training = held_out = alike = None
         if self.data is not None:
             held_out = open_held_out(self.data, config)
-            training = held_out
-            if held_out.split == "validation":
-                training = open_reference(self.data, config)
+            alike = held_out.of_grid(Grid.of_size(*config.trained_shape))  # of those that the model generates
+            training = open_reference(self.data, config) if held_out.split == "validation" else held_out
         yield self._summary()
         samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
         if training is not None and self.figures is None:
@@ -162,9 +162,9 @@ class _Work:
         yield self._curves()
         yield self._samples(samples)
         yield self._stages(samples)
-        yield self._surprise(held_out)
+        yield self._surprise(alike)
         yield self._histograms(samples, held_out)
-        yield self._memory(samples, training, held_out)
+        yield self._memory(samples, training, alike)
         if self.figures is not None:
             yield Section(
                 "All figures", "", f"<details><pre>{_text(json.dumps(self.figures, indent=1))}</pre></details>"
@@ -176,7 +176,7 @@ class _Work:
     def _summary(self) -> Section:
         facts = describe_model(self.folder)
         rows = [
-            ["pictures", f"{facts['size']}×{facts['size']}, JPEG quality {facts['quality']}"],
+            ["pictures", f"{facts['shape']}, JPEG quality {facts['quality']}"],
             ["parameters", f"{facts['parameters']:,}"],
             ["classes", f"{len(facts['labels']):,}" if facts["labels"] else "none"],
             ["weights", f"{facts['file_bytes']:,} bytes"],
@@ -278,7 +278,7 @@ class _Work:
 
     def _surprise(self, held_out: Reference | None) -> Section:
         title = "Where was it surprised?"
-        if held_out is None:
+        if not held_out:
             return self._no_data(title)
         some = held_out.first(2 * SHOWN)
         maps = surprise(self.network, some.sequences())
@@ -295,7 +295,7 @@ class _Work:
         if held_out is None:
             return self._no_data(title)
         real = held_out.first(max(BITS_PICTURES, self.num))
-        listed = [real.store.triples(int(i)) for i in real.order]
+        listed = real.triples()
         return Section(
             title,
             f"Coefficient values of {len(listed):,} held-out and {len(samples.triples):,} generated pictures by band "
@@ -305,7 +305,7 @@ class _Work:
 
     def _memory(self, samples: Samples, training: Reference | None, held_out: Reference | None) -> Section:
         title = "Nearest training pictures"
-        if training is None or held_out is None:
+        if training is None or not held_out:
             return self._no_data(title)
         extractor = open_extractor(self.features, self.network.device)
         known = cached(extractor, training.round_trip, progress=self.progress)
@@ -319,7 +319,7 @@ class _Work:
             f"{extractor.name}, with the distances. A copy would show as a twin at a distance near 0."
         )
         body = image(sheet, "generated pictures and their nearest training pictures")
-        if held_out is not training:
+        if held_out.split != training.split:
             new = nearest(extract(extractor, held_out.round_trip).features, known.features)
             figures = memorisation(found, new)
             body += plots.svg(plots.nearness(found.distance[:, 0], new.distance[:, 0]))

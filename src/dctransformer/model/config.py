@@ -145,6 +145,8 @@ class ModelConfig(Architecture):
     extent: tuple[int, ...] = ()
     """Most pixels down and across that it was trained on, so that it knows the rows and columns up to there; empty if
     that is the same as the shape."""
+    windows: bool = False
+    """Whether it was trained on windows of larger pictures."""
     num_labels: int = 0
     """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
     label_names: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """Pictures larger than the model's own size: tile after tile, each next to its finished neighbours.
 
-The model was trained on squares of one size. A larger picture is covered by such squares, half overlapping, in raster
-order. In each, the MCUs that earlier squares have finished are given, exactly as outside the hole of an inpainting, so
-that content and colour go on across the borders; only the rest is generated. Squares that don't touch are generated in
-one batch, a diagonal front that moves over the picture.
+The model knows the rows and columns of the pictures on which it was trained. A larger picture is covered by tiles of
+that size, half overlapping, in raster order. In each, the MCUs that earlier tiles have finished are given, exactly as
+outside the hole of an inpainting, so that content and colour go on across the borders; only the rest is generated.
+Tiles that don't touch are generated in one batch, a diagonal front that moves over the picture.
 
 Where all structure is given and only texture is open (upscaling), a model with texture needs no tiles.
 
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage, order
+from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.engine import Request, SampleConfig, fill
 
@@ -43,18 +44,28 @@ class Job:
     kept: Tensor | None = None
 
 
-def tiles(grid: Grid, side: int) -> Iterator[tuple[Grid, Tensor]]:
-    """Cover a grid with squares of ``side`` MCUs, in raster order, half overlapping, the last ones at the edges.
+def tile_of(config: ModelConfig, grid: Grid) -> Grid:
+    """The grid of the tiles in which a model generates a picture: all of it where it knows the rows and columns."""
+    known = Grid.of_size(*config.trained_extent)
+    return grid if grid.within(known) == grid else Grid.of_size(*config.trained_shape)
+
+
+def tiles(grid: Grid, tile: Grid) -> Iterator[tuple[Grid, Tensor]]:
+    """Cover a grid with tiles in raster order, half overlapping, the last ones at the edges.
+
+    Args:
+        grid: to cover.
+        tile: the tiles' grid; where the picture is smaller than that, they are as small.
 
     Yields:
         The tile's grid, and the MCUs of the picture that it holds: int64 ``[n]``.
     """
-    rows, cols = min(side, grid.rows), min(side, grid.cols)
-    step = max(1, side // 2)
-    for top in [*range(0, grid.rows - rows, step), grid.rows - rows]:
-        for left in [*range(0, grid.cols - cols, step), grid.cols - cols]:
-            index = torch.arange(top, top + rows)[:, None] * grid.cols + torch.arange(left, left + cols)
-            yield Grid(rows, cols), index.flatten()
+    part = grid.within(tile)
+    down, across = max(1, tile.rows // 2), max(1, tile.cols // 2)
+    for top in [*range(0, grid.rows - part.rows, down), grid.rows - part.rows]:
+        for left in [*range(0, grid.cols - part.cols, across), grid.cols - part.cols]:
+            rows, cols = torch.arange(top, top + part.rows), torch.arange(left, left + part.cols)
+            yield part, (rows[:, None] * grid.cols + cols).flatten()
 
 
 def complete(
@@ -84,9 +95,9 @@ def complete(
         # Only texture is open, whose network runs on a picture of any size: no tiles, no seams.
         requests = [Request(job.index, job.label, torch.where(job.given, job.known, 0), job.given) for job in jobs]
         return fill(model, requests, grid, config, progress=_part_finished(progress, len(jobs))).mcus
-    side = model.config.size // order.MCU
-    done, total = 0, sum(1 for _ in tiles(grid, side))
-    for wave in waves(grid, side):
+    tile_grid = tile_of(model.config, grid)
+    done, total = 0, sum(1 for _ in tiles(grid, tile_grid))
+    for wave in waves(grid, tile_grid):
         requests, places = [], []
         for number, tile, mcus in wave:
             for i, job in enumerate(jobs):
@@ -115,14 +126,14 @@ def _part_finished(progress: Callable[[float], None] | None, count: int) -> Call
     return None if progress is None else lambda _, finished: progress(finished / count)
 
 
-def waves(grid: Grid, side: int) -> list[list[tuple[int, Grid, Tensor]]]:
+def waves(grid: Grid, tile_grid: Grid) -> list[list[tuple[int, Grid, Tensor]]]:
     """The tiles of `tiles`, numbered, in groups whose members don't touch, so that they can be made side by side.
 
     Every tile comes after all earlier ones that it overlaps: the picture is the same as tile after tile.
     """
     level = torch.zeros(grid.mcus, dtype=torch.int64)
     groups: dict[int, list[tuple[int, Grid, Tensor]]] = {}
-    for number, (tile, mcus) in enumerate(tiles(grid, side)):
+    for number, (tile, mcus) in enumerate(tiles(grid, tile_grid)):
         wave = int(level[mcus].max()) + 1
         level[mcus] = wave
         groups.setdefault(wave, []).append((number, tile, mcus))

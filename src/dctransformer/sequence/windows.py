@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from dctransformer.codec import order
+from dctransformer.codec import Codec, order, write_jpeg_bytes
 from dctransformer.codec.grid import Grid, crop_triples
 from dctransformer.data.shapes import parse_size
 from dctransformer.data.store import TripleStore
@@ -25,13 +25,6 @@ def parse_window(text: str) -> Grid:
     """
     width, height = parse_size(text, "window")
     return Grid.shared(height // order.MCU, width // order.MCU)
-
-
-def window_grid(picture: Grid, window: Grid | None) -> Grid:
-    """The grid that a picture's windows have: the window's, but no larger than the picture (None: all of it)."""
-    if window is None:
-        return picture
-    return Grid.shared(min(picture.rows, window.rows), min(picture.cols, window.cols))
 
 
 def chunks_by_window(positions: np.ndarray, picture: Grid, window: Grid, stride: int) -> np.ndarray:
@@ -77,11 +70,23 @@ def most_chunks(triples: np.ndarray, pictures: np.ndarray, windows: np.ndarray, 
 
 def centred(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
     """The window at the centre of a picture (half an MCU up and left where there is no centre), and its grid."""
-    grid = window_grid(picture, window)
+    grid = picture.within(window)
     if grid == picture:
         return triples, picture
     top, left = (picture.rows - grid.rows) // 2, (picture.cols - grid.cols) // 2
     return crop_triples(triples, picture, top, left, grid), grid
+
+
+def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
+    """What libjpeg's optimised Huffman code needs for the window at a picture's centre, less a blank picture's file."""
+    triples, grid = centred(store.triples(index), store.grid(index), window)
+    if grid == store.grid(index):
+        return int(store.huffman_bytes[index])
+    height, width = order.MCU * grid.rows, order.MCU * grid.cols
+    codec = Codec(store.info.quality)
+    parts = (codec.from_triples(part, height, width) for part in (triples, triples[:0]))
+    full, blank = (len(write_jpeg_bytes(dct)) for dct in parts)
+    return full - blank
 
 
 def window_grids(store: TripleStore, window: Grid | None) -> np.ndarray:

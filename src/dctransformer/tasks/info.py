@@ -93,15 +93,18 @@ def describe_model(folder: Path) -> dict[str, Any]:
     """Facts of a saved model: its config, its parameters by part, the size of its file."""
     config = read_config(folder)
     parts = parameters_by_part(config)
+    elsewhere = ("size", "shape", "extent", "quality", "label_names")
     return {
         "kind": "model",
         "folder": str(folder),
         "size": config.size,
+        "shape": "{1}x{0}".format(*config.trained_shape),
+        "extent": "{1}x{0}".format(*config.trained_extent),
         "quality": config.quality,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "file_bytes": (folder / WEIGHTS).stat().st_size,
-        "config": {k: v for k, v in config.to_dict().items() if k not in ("size", "quality", "label_names")},
+        "config": {k: v for k, v in config.to_dict().items() if k not in elsewhere},
         "labels": list(config.label_names),
     }
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from dctransformer.codec.grid import Grid
 from dctransformer.data.opening import open_pictures
@@ -15,6 +14,7 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.conditions import named
 from dctransformer.sequence.labels import model_labels
+from dctransformer.sequence.windows import centred, huffman_bytes
 from dctransformer.tasks.models import Model, loaded
 
 
@@ -36,6 +36,8 @@ def likelihood(
     Args:
         model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
         data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as `prepare` does it.
+            Pictures of several sizes are scored each at its own; of those of which the model does not know all rows
+            and columns, the window at the centre that it knows.
         split: which part of a prepared data set.
         num: score the first so many pictures only.
         use_labels: give the model the pictures' labels where it has a class of the same name.
@@ -47,7 +49,8 @@ def likelihood(
 
     Returns:
         See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
-        Huffman coding needs for the same coefficients, and ``labelled``, how many pictures had a known label. With a
+        Huffman coding needs for the same coefficients, ``labelled``, how many pictures had a known label, and
+        ``windows``, of how many only the window at the centre was scored. With a
         condition, ``given`` holds bytes an image: of the given part listed first (the rest unknown), of the rest when
         that part is given, their sum, and what the unconditional model spends on either's coefficients.
 
@@ -60,27 +63,33 @@ def likelihood(
     condition = named(given)
     network = loaded(model, device)
     config = network.config
-    store = open_pictures(data, split, size=config.size, quality=config.quality, any_size=True, progress=show)
+    store = open_pictures(data, split, config, any_size=True, progress=show)
     count = len(store) if num is None else min(num, len(store))
     labels = [config.null_label] * count
     if use_labels:
         labels = model_labels(config, store.info.labels, store.labels[:count].tolist())
-    grid = Grid.of_size(store.info.size, store.info.size)
+    known = Grid.of_size(*config.trained_extent)
+    grids = [store.grid(i).within(known) for i in range(count)]
+    cut = sum(grid != store.grid(i) for i, grid in enumerate(grids))
+    masks = {grid: condition.mask(grid) for grid in {*grids}}
+    for grid, mask in masks.items():
+        if mask is not None and not bool((~mask).any()):
+            raise ValueError(f"pictures of {grid.size} pixels are too small for the condition {given}; leave it out")
 
-    mask = condition.mask(grid)
-    if mask is not None and not bool((~mask).any()):
-        raise ValueError(f"pictures of {store.info.size} pixels are too small for the condition {given}; leave it out")
-
-    def sequences(**masks: Tensor) -> Iterator[Sequence]:
+    def sequences(part: str = "") -> Iterator[Sequence]:
         for i, label in enumerate(labels):
-            yield Sequence.from_triples(store.triples(i), grid, label, **masks)
+            triples, grid = centred(store.triples(i), store.grid(i), known)
+            mask = masks[grid]
+            options = {} if mask is None or not part else {"hidden": ~mask} if part == "hidden" else {"given": mask}
+            yield Sequence.from_triples(triples, grid, label, **options)
 
-    lengths = code_lengths(network, sequences(), batch=batch, marked=mask, progress=progress)
+    lengths = code_lengths(
+        network, sequences(), batch=batch, marked=None if given == "none" else masks, progress=progress
+    )
     summary = lengths.summary()
-    if mask is not None:
-        assert lengths.marked is not None
-        first = code_lengths(network, sequences(hidden=~mask), batch=batch).bits.sum((1, 2))
-        rest = code_lengths(network, sequences(given=mask), batch=batch).bits.sum((1, 2))
+    if lengths.marked is not None:
+        first = code_lengths(network, sequences("hidden"), batch=batch).bits.sum((1, 2))
+        rest = code_lengths(network, sequences("given"), batch=batch).bits.sum((1, 2))
         whole = lengths.bits.sum((1, 2))
         parts = {
             "given_first": first, "rest_given": rest, "sum": first + rest,
@@ -91,9 +100,10 @@ def likelihood(
         }
     return {
         **summary,
-        "huffman_bytes_per_image": float(np.mean(store.huffman_bytes[:count])),
+        "huffman_bytes_per_image": float(np.mean([huffman_bytes(store, i, known) for i in range(count)])),
         "labelled": sum(label != config.null_label for label in labels),
         "skipped": store.info.skipped,
         "quality": config.quality,
-        "size": store.info.size,
+        "size": store.info.size or str(store.info.target),
+        "windows": cut,
     }

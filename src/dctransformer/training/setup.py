@@ -36,10 +36,16 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
         raise ValueError("a model without pointer needs pictures of one size; prepare them so, or give a --window")
     names = tuple(store.info.labels)
     return dataclasses.replace(
-        shape, quality=store.info.quality, size=min(height, width), shape=() if height == width else (height, width),
-        extent=() if extent == (height, width) else extent, num_labels=len(names), label_names=names,
+        shape,
+        quality=store.info.quality,
+        size=min(height, width),
+        shape=() if height == width else (height, width),
+        extent=() if extent == (height, width) else extent,
+        windows=config.window is not None,
+        num_labels=len(names),
+        label_names=names,
         conditions=config.conditions.names(),
-    )  # fmt: skip
+    )
 
 
 def window_of(config: TrainConfig) -> Grid | None:

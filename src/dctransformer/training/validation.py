@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from dctransformer.codec import Codec, order
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.codec.jpeg import write_jpeg_bytes
 from dctransformer.data.store import TripleStore
 from dctransformer.files import atomic_write
 from dctransformer.hub.pretrained import load_model, save_model
@@ -17,7 +16,7 @@ from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.windows import centred
+from dctransformer.sequence.windows import centred, huffman_bytes
 from dctransformer.training.bands import bits_per_triple
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes, full_model
@@ -115,7 +114,7 @@ def score(
         part = code_lengths(model, validation_sequences(store, model.config, share, window))
         own = slice(share.start, None, share.step)
         bits[own], triples[own], pixels[own] = part.bits, part.triples, part.pixels
-        huffman[own] = torch.tensor([_huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
+        huffman[own] = torch.tensor([huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
     bits, triples, pixels = (processes.all_reduce(sums) for sums in (bits, triples, pixels))
     summary = CodeLengths(bits, triples, pixels).summary()
     return {
@@ -127,17 +126,6 @@ def score(
         "bits_per_pixel": summary["bits_per_pixel"],
         "images": summary["images"],
     }
-
-
-def _huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
-    """What libjpeg's optimised Huffman code needs for what is scored of a picture."""
-    triples, grid = centred(store.triples(index), store.grid(index), window)
-    if grid == store.grid(index):
-        return int(store.huffman_bytes[index])
-    height, width = order.MCU * grid.rows, order.MCU * grid.cols
-    parts = [triples, triples[:0]]
-    sizes = [len(write_jpeg_bytes(Codec(store.info.quality).from_triples(part, height, width))) for part in parts]
-    return sizes[0] - sizes[1]
 
 
 def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
