@@ -54,11 +54,12 @@ def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack(made).round().clip(0, 255).astype(np.uint8))
 
 
-def sequences(count: int, size: int, quality: int, label: int) -> list[Sequence]:
-    """Sequences of such pictures."""
-    grid = Grid.of_size(size, size)
-    triples = Codec(quality=quality).encode(pictures(count, size)).to_triples()
-    return [Sequence.from_triples(t, grid, label) for t in triples]
+def sequences(count: int, size: int | tuple[int, int], quality: int, label: int) -> list[Sequence]:
+    """Sequences of such pictures: squares, or crops of a height and a width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    cropped = pictures(count, max(height, width))[:, :height, :width].contiguous()
+    triples = Codec(quality=quality).encode(cropped).to_triples()
+    return [Sequence.from_triples(t, Grid.of_size(height, width), label) for t in triples]
 
 
 def chunks(of: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) -> ChunkBatch:

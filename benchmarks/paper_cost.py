@@ -1,10 +1,12 @@
 """What the paper's own runs would cost: operations counted here, GPU hours extrapolated from them.
 
-    python benchmarks/paper_cost.py [--configs configs/paper] [--mfu 0.4]
+    python benchmarks/paper_cost.py [--configs configs/paper] [--mfu 0.4] [--triples-per-picture 25000]
 
 For every settings file: parameters, triples, operations of a training step a target triple (`measure.step_flops` of one
-whole chunk at the file's size and quality, on the CPU; a minute or two, once for files of one shape), and the hours on
-one GPU of a kind at a stated part of its dense bf16 peak (``--mfu``, an assumption). Nothing of it was run on a GPU.
+whole chunk at the file's size and quality, on the CPU; a minute or two, once for files of one shape), the hours on one
+GPU of a kind at a stated part of its dense bf16 peak (``--mfu``, an assumption), and how many pictures are seen at a
+number of triples per picture. Where a file keeps the aspect ratio, pictures of 4 to 3 stand for all. Nothing of it was
+run on a GPU.
 The last line is JSON.
 """
 
@@ -34,7 +36,7 @@ def parameters(config: ModelConfig) -> int:
 def flops_per_triple(config: ModelConfig) -> float:
     """Operations of a forward and a backward pass over one whole chunk, by the triples it predicts."""
     model = DCTransformer(config)
-    batch = chunks(sequences(1, config.size, config.quality, config.null_label), config, 1)
+    batch = chunks(sequences(1, config.trained_shape, config.quality, config.null_label), config, 1)
     return step_flops(model, batch) / int(batch.predicted.sum())
 
 
@@ -48,11 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=Path, default=Path("configs/paper"))
     parser.add_argument("--mfu", type=float, default=0.4)
+    parser.add_argument("--triples-per-picture", type=int, default=25_000)
     arguments = parser.parse_args()
     counted: dict[ModelConfig, float] = {}
     table = []
     print(f"assumed: {arguments.mfu:.0%} of the dense bf16 peak")
-    print("settings               parameters  triples   GFLOP/triple  EFLOP  " + "  ".join(f"{g} hours" for g in GPUS))
+    print(f"assumed: {arguments.triples_per_picture:,} triples per picture")
+    hours_of = "  ".join(f"{gpu} hours" for gpu in GPUS)
+    print(f"settings               parameters  triples  pictures seen  GFLOP/triple  EFLOP  {hours_of}")
     for path in sorted(arguments.configs.glob("*.toml")):
         file: ConfigFile = read_config_file(path)
         config = file.model_config()
@@ -66,13 +71,15 @@ def main() -> None:
             "settings": path.stem,
             "parameters": parameters(config),
             "triples": triples,
+            "pictures_seen": round(triples / arguments.triples_per_picture),
             "gflop_per_triple": round(counted[shape] / 1e9, 3),
             "eflop": round(total / 1e18, 1),
             **{f"{gpu}_hours": round(hours(total, gpu, arguments.mfu)) for gpu in GPUS},
         }
         table.append(row)
         print(
-            f"{path.stem:22s} {row['parameters']:11,d} {triples / 1e9:7.0f}e9 {row['gflop_per_triple']:13.2f} "
+            f"{path.stem:22s} {row['parameters']:11,d} {triples / 1e9:5.0f}e9 {row['pictures_seen']:14,d} "
+            f"{row['gflop_per_triple']:13.2f} "
             f"{row['eflop']:6.0f}  " + "  ".join(f"{row[f'{gpu}_hours']:10,d}" for gpu in GPUS)
         )
     print(json.dumps({"benchmark": "paper_cost", "mfu": arguments.mfu, "table": table, **machine(torch.device("cpu"))}))

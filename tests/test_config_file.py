@@ -84,6 +84,9 @@ def test_train_reads_a_file(tmp_path: Path) -> None:
         ('preset = "huge"', "choose one of tiny"),
         ("[model]\nwidth = 33", "even multiple of heads"),
         ("[data]\nsize = 40", "multiple of 16"),
+        ('[data]\nsize = "192x100"', "choose 192x96, say"),
+        ("[data]\nlong_side = 8", "long side 8 is not a positive multiple of 16"),
+        ("[data]\nlong_side = 96\nsize = 64", "give one of size, long side and short side"),
         ("preset =", "is not TOML"),
     ],
 )
@@ -103,6 +106,7 @@ def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytes
     for path, says in (
         (tmp_path / "none.toml", "can't be read (No such file"),
         (written(tmp_path, "[data]\nquality = 50"), f"a data set of quality 50, but {data} has 30"),
+        (written(tmp_path, "[data]\nlong_side = 96"), f"of size long side 96, but {data} has 32"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["train", "--config", str(path), "--data", str(data), "--run", str(run)])
@@ -118,11 +122,22 @@ def test_the_papers_runs(name: str) -> None:
         count = sum(p.numel() for p in DCTransformer(config).parameters())
     row = re.search(rf"\| `{name}` \|.*", (PAPER / "README.md").read_text(encoding="utf-8"))
     assert row is not None and f" {count:,} " in row[0]
-    assert 0.97 < count / 448e6 < 1.03  # what the paper's supplement is said to state
-    assert (config.width, config.heads, config.chunk, config.overlap) == (896, 14, 896, 128)
+    stated, width, heads = (738e6, 1152, 18) if name.endswith("738m") else (448e6, 896, 14)
+    assert 0.97 < count / stated < 1.03  # what the paper's supplement is said to state
+    assert (config.width, config.heads, config.chunk, config.overlap) == (width, heads, 896, 128)
+    shape = (75, (288, 384), (384, 384)) if name.startswith("lsun") else (50, (256, 256), (256, 256))
+    assert (config.quality, config.trained_shape, config.trained_extent) == shape
     assert file.train.batch == 512 and file.train.triples == 300_000_000_000
 
 
 def test_the_papers_runs_are_those() -> None:
     """None is forgotten."""
-    assert {"lsun-bedrooms", "lsun-towers", "lsun-churches", "ffhq", "imagenet-256", "openimages-upsample"} < set(RUNS)
+    assert {
+        "lsun-bedrooms",
+        "lsun-towers",
+        "lsun-churches",
+        "ffhq",
+        "imagenet-256",
+        "imagenet-256-738m",
+        "openimages-upsample",
+    } < set(RUNS)

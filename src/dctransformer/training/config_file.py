@@ -12,7 +12,7 @@ A TOML file with up to four parts, each optional::
     conditions.low = 0.0
 
     [data]                    # what the data set must be like: `DataWanted`
-    size = 256
+    size = 256                # or "192x128", or long_side or short_side
     quality = 50
 
 The command line takes precedence over the file, the file over the preset.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dctransformer.data.info import DatasetInfo
+from dctransformer.data.shapes import Shape
 from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
 from dctransformer.training.config import TrainConfig
 
@@ -36,12 +37,27 @@ from dctransformer.training.config import TrainConfig
 class DataWanted:
     """What the settings are meant for; None leaves it open."""
 
-    size: int | None = None
-    """Side of the pictures in pixels."""
+    size: int | str | None = None
+    """Side of squares in pixels, or ``"192x128"``."""
+    long_side: int | None = None
+    """Pixels of the longer side, the aspect ratio being kept."""
+    short_side: int | None = None
+    """Pixels of the shorter side, the aspect ratio being kept."""
     quality: int | None = None
     """JPEG quality."""
     labels: int | None = None
     """Number of classes; 0 for none."""
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of the pictures; None if it is left open.
+
+        Raises:
+            ValueError: several are given, or one is impossible.
+        """
+        if self.size is None and self.long_side is None and self.short_side is None:
+            return None
+        return Shape.of(self.size, self.long_side, self.short_side)
 
     def check(self, info: DatasetInfo, name: str | Path) -> None:
         """Compare with a prepared data set.
@@ -51,11 +67,15 @@ class DataWanted:
             name: its folder.
 
         Raises:
-            ValueError: it is another size, quality or number of classes.
+            ValueError: it is of another size, quality or number of classes.
         """
-        found = {"size": info.size, "quality": info.quality, "labels": len(info.labels)}
-        for field, has in found.items():
-            wanted = getattr(self, field)
+        shape = self.shape
+        pairs = {
+            "size": (shape and (shape.square or shape), info.size or info.target),
+            "quality": (self.quality, info.quality),
+            "labels": (self.labels, len(info.labels)),
+        }
+        for field, (wanted, has) in pairs.items():
             if wanted is not None and wanted != has:
                 raise ValueError(
                     f"the config file is for a data set of {field} {wanted}, but {name} has {has}; "
@@ -89,8 +109,14 @@ class ConfigFile:
 
     def model_config(self) -> ModelConfig:
         """The whole shape of the model for the data that the file asks for."""
-        wanted = {"size": self.data.size, "quality": self.data.quality, "num_labels": self.data.labels}
-        known = {name: value for name, value in wanted.items() if value is not None}
+        wanted = {"quality": self.data.quality, "num_labels": self.data.labels}
+        known: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+        shape = self.data.shape
+        if shape is not None:
+            width, height = shape.result(4, 3)  # where the aspect ratio is kept, that of most photographs
+            known |= {"size": min(width, height), "shape": () if width == height else (height, width)}
+            if shape.width is None:
+                known["extent"] = (max(width, height),) * 2
         return dataclasses.replace(
             preset(self.preset or "small", **self.model), **known, conditions=self.train.conditions.names()
         )
