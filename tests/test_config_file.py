@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from dctransformer.cli import _train_defaults, main
+from dctransformer.data import DatasetInfo
+from dctransformer.data.shapes import Shape
 from dctransformer.model.config import preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.training.config import TrainConfig
@@ -106,11 +108,30 @@ def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytes
     for path, says in (
         (tmp_path / "none.toml", "can't be read (No such file"),
         (written(tmp_path, "[data]\nquality = 50"), f"a data set of quality 50, but {data} has 30"),
-        (written(tmp_path, "[data]\nlong_side = 96"), f"of size long side 96, but {data} has 32"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["train", "--config", str(path), "--data", str(data), "--run", str(run)])
         assert caught.value.code == 2 and says in capsys.readouterr().err.replace("\n", " ") and not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("size = 64", None),
+        ('size = "64x64"', None),
+        ("short_side = 64", "of size short side 64, but data has 64"),
+        ('size = "64x48"', "of size 64x48, but data has 64"),
+    ],
+)
+def test_the_shape_of_the_data_is_checked(wanted: str, says: str | None, tmp_path: Path) -> None:
+    """Any way of giving it."""
+    file = read_config_file(written(tmp_path, f"[data]\n{wanted}"))
+    info = DatasetInfo.of_shape(Shape.of(64), quality=20, splits={})
+    if says is None:
+        file.data.check(info, "data")
+    else:
+        with pytest.raises(ValueError, match=says):
+            file.data.check(info, "data")
 
 
 @pytest.mark.parametrize("name", RUNS)
