@@ -201,6 +201,20 @@ def test_the_cache_is_used_and_follows_the_pixels(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2 and not list(tmp_path.rglob("*.part"))
 
 
+def test_features_of_the_first_pictures_and_moments_of_all(tmp_path: Path) -> None:
+    """What is kept is what is asked for; a file that holds less is made anew, one that holds more serves."""
+    pictures = photos(9, 16)
+    everything = extract(counting(pictures)[0], listed(pictures))
+    for keep, runs in ((2, 1), (2, 0), (5, 1), (3, 0), (9, 1), (4, 0), (None, 0)):
+        extractor, batches = counting(pictures)
+        found = cached(extractor, listed(pictures), tmp_path, keep=keep)
+        assert bool(batches) == bool(runs) and len(found) == found.moments.count == 9
+        assert len(found.features) >= (9 if keep is None else keep)
+        assert torch.equal(found.features, everything.features[: len(found.features)])
+        torch.testing.assert_close(found.moments.mean, everything.moments.mean)
+        torch.testing.assert_close(found.moments.covariance, everything.moments.covariance, rtol=1e-9, atol=1e-9)
+
+
 def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
     """Features of another extractor, of other pictures, NaN, or half a file: a warning, and they are computed anew."""
     pictures = photos(6, 16)

@@ -188,7 +188,7 @@ def test_evaluate_and_report(request, name, data, photos, tmp_path, capsys):
     options = ["--features", "small64", "--num", "6", "--metrics", "precision,recall,bits", "--batch", "6", "--json"]
     main(["evaluate", str(model), "--data", str(data), "--out", str(tmp_path / "figures.json"), *options])
     result = json.loads(capsys.readouterr().out)
-    assert result["settings"]["reference"]["size"] == ("48x32" if name == "mixed" else "32x32")
+    assert result["settings"]["reference"]["size"] == ("48x32" if name == "mixed" else 32)
     assert ("larger ones" in result["settings"]["reference"]["crop"]) == (name == "windowed")
     assert result["bits"]["images"] == 6 and result["bits"]["table"][0]["bits_per_pixel"] > 0
     pytest.importorskip("matplotlib")

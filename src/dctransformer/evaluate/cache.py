@@ -30,23 +30,25 @@ class FeatureSet:
     """Features of n pictures.
 
     Attributes:
-        features: fp32 ``[n, D]``.
+        features: fp32 ``[k, D]``, those of the first k pictures; of all where no number to keep was given.
         spatial: moments of the spatial features, or None if the extractor has none.
         digest: hash of the pictures, "" if it was not taken.
+        whole: moments of the features of all pictures where k is less than n; None where it is not.
     """
 
     features: Tensor
     spatial: Moments | None
     digest: str = ""
+    whole: Moments | None = None
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Of the features."""
-        return Moments.of(self.features)
+        """Of the features of all pictures."""
+        return Moments.of(self.features) if self.whole is None else self.whole
 
     def __len__(self) -> int:
         """Number n of pictures."""
-        return len(self.features)
+        return len(self.features) if self.whole is None else self.whole.count
 
 
 class _Sums:
@@ -73,32 +75,45 @@ class _Sums:
         return Moments(mean + self.shift, covariance, self.count)
 
 
-def extract(extractor: Extractor, pictures: Pictures, *, progress: bool = False) -> FeatureSet:
+def extract(extractor: Extractor, pictures: Pictures, *, keep: int | None = None, progress: bool = False) -> FeatureSet:
     """Features of pictures.
 
     Args:
         extractor: the network.
         pictures: at least one.
+        keep: features of so many pictures are kept, of the others only their share in the moments: 2,048 features of
+            a picture take 8 kB, so that three million pictures would take 25 GB. None for all.
         progress: show a bar.
 
     Raises:
         ValueError: the extractor fails on them, or gives NaN.
     """
     rows: list[Tensor] = []
+    held = 0
     sums: _Sums | None = None
+    whole = _Sums() if keep is not None and keep < len(pictures) else None
     with tqdm(total=len(pictures), desc=f"features, {pictures.name}", unit="img", disable=not progress) as bar:
         for batch in pictures.batches(extractor.batch):
             features, spatial = extractor(batch)
-            rows.append(features)
+            rows.append(features if whole is None else features[: max(0, (keep or 0) - held)].clone())
+            held += len(rows[-1])
+            if whole is not None:
+                whole.add(features)
             if spatial is not None:
                 sums = sums or _Sums()
                 sums.add(spatial)
             bar.update(len(batch))
-    return FeatureSet(torch.cat(rows), sums.moments() if sums is not None else None)
+    spatial_moments = sums.moments() if sums is not None else None
+    return FeatureSet(torch.cat(rows), spatial_moments, whole=whole.moments() if whole is not None else None)
 
 
 def cached(
-    extractor: Extractor, pictures: Pictures, folder: Path | None = None, *, progress: bool = False
+    extractor: Extractor,
+    pictures: Pictures,
+    folder: Path | None = None,
+    *,
+    keep: int | None = None,
+    progress: bool = False,
 ) -> FeatureSet:
     """`extract`, or what it gave for the same pictures before.
 
@@ -106,6 +121,7 @@ def cached(
         extractor: the network.
         pictures: at least one.
         folder: of the cache; None for `cache_folder`.
+        keep: see `extract`; a file that holds fewer is made anew.
         progress: show a bar.
 
     A file that is damaged or holds another extractor's features is replaced with a warning; where the folder can't be
@@ -119,11 +135,15 @@ def cached(
     path = None if home is None else home / "features" / f"{extractor.name}-{digest}.safetensors"
     if path is not None and os.path.exists(path):  # unlike pathlib's, False where access is denied
         try:
-            return _read(path, extractor, digest, len(pictures))
+            found = _read(path, extractor, digest, len(pictures))
+            if len(found.features) >= min(len(pictures), len(pictures) if keep is None else keep):
+                return found
         except ValueError as error:
             warnings.warn(f"{error}; the features are computed anew", stacklevel=2)
-    found = extract(extractor, pictures, progress=progress)
+    found = extract(extractor, pictures, keep=keep, progress=progress)
     tensors = {"features": found.features}
+    if found.whole is not None:
+        tensors |= {"mean": found.whole.mean, "covariance": found.whole.covariance}
     if found.spatial is not None:
         tensors |= {"spatial.mean": found.spatial.mean, "spatial.covariance": found.spatial.covariance}
     facts = {
@@ -161,11 +181,13 @@ def _read(path: Path, extractor: Extractor, digest: str, count: int) -> FeatureS
         spatial = None
         if "spatial.mean" in tensors:
             spatial = Moments(tensors["spatial.mean"], tensors["spatial.covariance"], count)
+        whole = Moments(tensors["mean"], tensors["covariance"], count) if "mean" in tensors else None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if source != (extractor.name, extractor.fingerprint):
         raise ValueError(f"{path} holds features of another extractor ({source[0]}, weights {source[1]})")
-    sound = features.ndim == 2 and len(features) == count and torch.isfinite(features).all()
+    length = len(features) < count if whole is not None else len(features) == count
+    sound = features.ndim == 2 and length and torch.isfinite(features).all()
     if facts.get("pictures") != digest or not sound:
         raise ValueError(f"{path} is damaged (its features are not those of the pictures)")
-    return FeatureSet(features, spatial, digest)
+    return FeatureSet(features, spatial, digest, whole)

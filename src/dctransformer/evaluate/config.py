@@ -22,6 +22,9 @@ class EvaluateConfig:
     """Part of a prepared data set to compare with. (Bits are counted on its validation part, if it has one.)"""
     reference: int | None = None
     """Compare with the first so many real pictures only."""
+    neighbours: int = 10_000
+    """Precision, recall and the kernel distance look at the first so many real pictures only; so evaluating against
+    millions keeps few features in memory."""
     originals: Path | None = None
     """Folder that a prepared data set was made from, if it is no longer where it was."""
     samples: Path | None = None

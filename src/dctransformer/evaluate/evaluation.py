@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import exact_bits, require_finite
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
@@ -66,7 +67,11 @@ def evaluate(
     wanted = config.wanted()
     sampling = SampleConfig(config.seed, config.temperature, config.top_p, config.guidance, config.batch)
     distances = tuple(name for name in wanted if name != "bits")
-    for name, number in (("num", config.num), ("reference", config.reference)):
+    for name, number in (
+        ("num", config.num),
+        ("reference", config.reference),
+        ("neighbours", config.neighbours),
+    ):
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be at least 1")
     device = resolve_device(config.device)
@@ -152,9 +157,10 @@ def score(
     widths = feature_widths(extractor, reference)
     for metric in metrics:
         require_enough(extractor, metric, widths, number, len(reference), config)
-    real = {"codec round trip": cached(extractor, reference.round_trip, config.cache, progress=progress)}
+    options: dict[str, Any] = {"keep": config.neighbours, "progress": progress}
+    real = {"codec round trip": cached(extractor, reference.round_trip, config.cache, **options)}
     if reference.originals is not None:
-        real["originals"] = cached(extractor, reference.originals, config.cache, progress=progress)
+        real["originals"] = cached(extractor, reference.originals, config.cache, **options)
     found = extract(extractor, generated(), progress=progress)
     scores = {
         f"generated, against the {what}": _compare(extractor, features, found, metrics, config)
@@ -163,6 +169,7 @@ def score(
     if "originals" in real:
         floor = _compare(extractor, real["originals"], real["codec round trip"], metrics, config)
         scores["floor: codec round trip, against the originals"] = floor
+    grid = reference.grid(0)
     settings = {
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint,
@@ -171,7 +178,7 @@ def score(
             "data": reference.name,
             "split": reference.split,
             "pictures": len(reference),
-            "size": reference.grid(0).size,
+            "size": order.MCU * grid.rows if grid.rows == grid.cols else grid.size,
             "of": len(reference.store),
             "crop": reference.crop,
             "hash": {what: features.digest for what, features in real.items()},
@@ -179,6 +186,7 @@ def score(
         },
         "codec": reference.codec,
         "neighbour": NEIGHBOUR,
+        "neighbours": min(config.neighbours, len(reference)),
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": config.kid_subset,
         "seed": config.seed,
@@ -222,6 +230,8 @@ def require_enough(
         needs, why = 2, "as a covariance is taken"
     else:
         needs, why = width + 1, f"one more than its {width} features (--few allows fewer, at a large bias)"
+    if metric in ("precision", "recall", "kid"):
+        real = min(real, config.neighbours)
     for what, number in (("generated", generated), ("real", real)):
         if number < needs:
             raise ValueError(f"{extractor.metric(metric)} needs {needs:,} {what} pictures, {why}; there are {number:,}")
@@ -274,10 +284,10 @@ def _compare(
         assert real.spatial is not None and found.spatial is not None
         scores["sfid"] = frechet_distance(real.spatial, found.spatial)
     if "precision" in metrics or "recall" in metrics:
-        scores["precision"], scores["recall"] = precision_recall(real.features, found.features)
+        scores["precision"], scores["recall"] = precision_recall(real.features[: config.neighbours], found.features)
     if "kid" in metrics:
         scores["kid"], spread = kernel_distance(
-            real.features, found.features, subset_size=config.kid_subset, seed=config.seed
+            real.features[: config.neighbours], found.features, subset_size=config.kid_subset, seed=config.seed
         )
     named = {extractor.metric(name): scores[name] for name in metrics}
     if "kid" in metrics:

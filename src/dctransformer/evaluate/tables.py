@@ -59,14 +59,17 @@ def setting_lines(settings: dict[str, Any]) -> list[str]:
         else f"{generated['pictures']:,}, seed {generated['seed']}, temperature {generated['temperature']:g}, "
         f"top-p {generated['top_p']:g}, guidance {generated['guidance']:g}; labels: {generated['labels']}"
     )
+    size = reference["size"]
+    size = f"{size}×{size}" if isinstance(size, int) else size.replace("x", "×")
+    real = f" and the first {settings['neighbours']:,} real pictures" if "neighbours" in settings else ""
     lines = [
         f"reference: {reference['pictures']:,} pictures, {reference['split']} split of {reference['data']}; "
-        f"{reference['crop']} to {reference['size']}×{reference['size']}; codec: {settings['codec']}",
+        f"{reference['crop']} to {size}; codec: {settings['codec']}",
         f"generated: {made}",
         f"extractor: {settings['extractor']} (weights {settings['extractor_fingerprint']}); "
         f"its resize: {settings['resize']}",
-        f"precision and recall: k = {settings['neighbour']}; kernel distance: {settings['kid_subsets']} subsets of "
-        f"{settings['kid_subset_size']:,}, seed {settings['seed']}",
+        f"precision and recall: k = {settings['neighbour']}{real}; kernel distance: {settings['kid_subsets']} subsets "
+        f"of {settings['kid_subset_size']:,}, seed {settings['seed']}",
         "hashes of the reference: " + ", ".join(f"{what} {h}" for what, h in reference["hash"].items()),
     ]
     if reference["originals_missing"]:
