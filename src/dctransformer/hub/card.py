@@ -19,7 +19,7 @@ _TEMPLATE = """---
 
 # {{ name }}
 
-A [DCTransformer]({{ paper_url }}) of {{ millions }}M parameters for pictures of {{ size }}×{{ size }} pixels at JPEG
+A [DCTransformer]({{ paper_url }}) of {{ millions }}M parameters for pictures of {{ width }}×{{ height }} pixels at JPEG
 quality {{ quality }}{{ classes }}.
 
 It was trained to: {{ tasks }}.
@@ -35,7 +35,7 @@ from dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig, sample
 
 model = DCTransformer.from_pretrained("{{ name }}")
-pixels = sample(model, 4, SampleConfig(seed=0)).pixels()  # uint8 [4, {{ size }}, {{ size }}, 3]
+pixels = sample(model, 4, SampleConfig(seed=0), size=({{ height }}, {{ width }})).pixels()  # uint8 [4, {{ height }}, {{ width }}, 3]
 ```
 
 ## Figures
@@ -77,6 +77,6 @@ def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[st
     shown = {k: v for k, v in dataclasses.asdict(config).items() if k != "label_names"}
     return ModelCard.from_template(
         data, template_str=_TEMPLATE, name=name, paper_url=info.paper_url, millions=f"{parameters / 1e6:.3g}",
-        size=config.size, quality=config.quality, classes=classes, figures=figures, config=shown,
+        width=config.trained_shape[1], height=config.trained_shape[0], quality=config.quality, classes=classes, figures=figures, config=shown,
         tasks=abilities(config.conditions),
     )  # fmt: skip
