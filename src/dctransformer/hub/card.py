@@ -35,7 +35,8 @@ from dctransformer import DCTransformer
 from dctransformer.sampling.engine import SampleConfig, sample
 
 model = DCTransformer.from_pretrained("{{ name }}")
-pixels = sample(model, 4, SampleConfig(seed=0), size=({{ height }}, {{ width }})).pixels()  # uint8 [4, {{ height }}, {{ width }}, 3]
+size = ({{ height }}, {{ width }})  # height, width
+pixels = sample(model, 4, SampleConfig(seed=0), size=size).pixels()  # uint8 [4, {{ height }}, {{ width }}, 3]
 ```
 
 ## Figures
@@ -74,9 +75,10 @@ def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[st
         **{**info.model_card_data.to_dict(), "model_name": name.split("/")[-1], "eval_results": results or None}
     )
     classes = f", conditioned on {config.num_labels} classes" if config.num_labels else ""
+    height, width = config.trained_shape
     shown = {k: v for k, v in dataclasses.asdict(config).items() if k != "label_names"}
     return ModelCard.from_template(
         data, template_str=_TEMPLATE, name=name, paper_url=info.paper_url, millions=f"{parameters / 1e6:.3g}",
-        width=config.trained_shape[1], height=config.trained_shape[0], quality=config.quality, classes=classes, figures=figures, config=shown,
+        width=width, height=height, quality=config.quality, classes=classes, figures=figures, config=shown,
         tasks=abilities(config.conditions),
     )  # fmt: skip
