@@ -90,6 +90,7 @@ def test_every_chunk_of_every_window_has_its_share(store):
         for (top, left), count in np.ndenumerate(chunks):
             expected |= {(i, top, left, k): 1 / chunks.size for k in range(int(count))}
     total = sum(expected.values())
+    assert sampler.mean_chunks == pytest.approx(total / len(store))
     seen = Counter(
         (d.picture, d.top, d.left, d.chunk) for step in range(200) for d in sampler.draws(step)
     )  # fmt: skip

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage
+from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer

@@ -125,7 +125,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
             mask = {"hidden": ~given} if given is not None and first else {"given": given}
             sequence = Sequence.from_triples(triples, grid, label, **mask).structure(self.texture_from)
             sequences.append(sequence)
-            weights.append(self.sampler.total / (len(self.store) * seen.chunks))
+            weights.append(sampler.mean_chunks / seen.chunks)
             # A condition changes the number of chunks; a uniform draw of the old ones stays uniform over the new ones.
             count = sequence.chunks(stride)
             index.append(min(int((seen.chunk + spread[row]) * count / seen.chunks), count - 1))

@@ -38,6 +38,10 @@ FLOOR = 0.1
 """Least weight of a late chunk with early starts (second-hand from the paper's supplement)."""
 
 
+SOME = 512
+"""Pictures from which the mean number of chunks in a window is estimated."""
+
+
 class Visits:
     """Which items a step sees: each epoch visits every one once, shuffled by a key and the epoch's number."""
 
@@ -185,6 +189,8 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         ]  # fmt: skip
         if shuffle == "stretches" and self.total < batch:
             raise ValueError(f"{self.total} chunks make no {batch} stretches; give a smaller batch, or shuffle all")
+        self.mean_chunks = self._mean_chunks(grids)
+        """Chunks of a picture on average; with windows, of a window (estimated from some of the pictures)."""
         self._sizes = np.array([bucket.total for bucket in self.buckets], np.int64)
         self._epoch: int | None = None
 
@@ -231,6 +237,13 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         start = int(self.store.offsets[picture])
         span = slice(start, start + int(self._listed[picture]))
         return chunks_by_window(self.store.positions[span], self.store.grid(picture), grid, self.stride)
+
+    def _mean_chunks(self, grids: np.ndarray) -> float:
+        if not self.windowed:
+            return self.total / max(len(self.chunks), 1)
+        some = np.random.default_rng([self.seed, 14]).permutation(len(self.chunks))[:SOME]
+        means = [self._chunks_by_window(int(i), Grid.shared(*grids[i].tolist())).mean() for i in some]
+        return float(np.mean(means))
 
     def _accepts(self, picture: int, chunks: np.ndarray, noise: np.random.Generator) -> bool:
         """Whether a candidate stays: with probability K̄ / M."""
