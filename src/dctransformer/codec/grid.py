@@ -167,11 +167,20 @@ def flip_triples(triples: Tensor, where: Grid) -> Tensor:
     Returns:
         Triples like those given, again in generation order.
     """
-    channel, position, value = triples.long().unbind(1)
-    position = where.mirrored(position, channel)
-    value = torch.where(ODD_HORIZONTAL[channel % 64], -value, value)
-    key = torch.from_numpy(order.RANK)[channel] * where.positions + position
-    return torch.stack([channel, position, value], 1)[key.argsort()].to(triples.dtype)
+    rows = triples.numpy()
+    if not len(rows):
+        return triples.clone()
+    channel, position = rows[:, 0], rows[:, 1]
+    # A flip reverses the blocks of each channel in each row, which are neighbours in the list.
+    line = channel.astype(np.int64) * (2 * where.rows) + position // where.width
+    starts = np.flatnonzero(np.diff(line, prepend=-1))
+    ends = np.append(starts[1:], len(rows))
+    index = np.repeat(starts + ends - 1, ends - starts) - np.arange(len(rows))
+    flipped = rows.take(index, axis=0)
+    channel, position = (torch.from_numpy(flipped[:, column]) for column in (0, 1))
+    flipped[:, 1] = where.mirrored(position, channel).numpy()
+    flipped[:, 2] *= 1 - 2 * ODD_HORIZONTAL.numpy().take(flipped[:, 0] % 64).astype(rows.dtype)
+    return torch.from_numpy(flipped)
 
 
 def crop_triples(triples: Tensor, where: Grid, top: int, left: int, window: Grid) -> Tensor:

@@ -200,7 +200,8 @@ def open_held_out(
 ) -> Reference:
     """Pictures whose bits are counted, without originals: the validation part of a prepared set.
 
-    They may be of several sizes; for a model of windows they are the windows at the centres of larger pictures.
+    They may be of several sizes; of those whose rows and columns the model does not all know it is the window at the
+    centre.
 
     Args:
         data: a prepared data set, or a folder of pictures (all of them are taken).
@@ -211,15 +212,16 @@ def open_held_out(
     Raises:
         ValueError: as `open_reference`.
     """
-    split = "validation"
-    if is_prepared(data) and not DatasetInfo.load(data).splits.get(split):
-        split = otherwise
-    store = open_pictures(data, split, config, progress=progress)
+    split, any_size = "validation", False
+    if is_prepared(data):
+        info = DatasetInfo.load(data)
+        split, any_size = split if info.splits.get(split) else otherwise, info.size is None
+    store = open_pictures(data, split, config, any_size=any_size, progress=progress)
     if not is_prepared(data):
         return _of_folder(data, store, config)
     everything = np.arange(len(store))
     labels = _labels(store, everything, config)
-    return Reference(store, everything, labels, None, "", str(data), split, window_of(config))
+    return Reference(store, everything, labels, None, "", str(data), split, Grid.of_size(*config.trained_extent))
 
 
 def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Reference:
