@@ -103,7 +103,7 @@ class Reference:
     def crop(self) -> str:
         """How pictures were cropped, for reports."""
         prepared = "centre, Lanczos" if self.store.info.size is None else "centre square, Lanczos"
-        return prepared if self.window is None else f"{prepared}; of larger ones the {self.window.size} at the centre"
+        return prepared if self.window is None else f"{prepared}, of larger ones the window at the centre"
 
     def grid(self, index: int) -> Grid:
         """The grid of a picture as it is compared."""
