@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import importlib
 import io
@@ -24,7 +25,11 @@ from dctransformer.data.images import prepare_image
 from pictures import photo
 
 preparing = importlib.import_module("dctransformer.data.prepare")
+plan = importlib.import_module("dctransformer.data.plan")
+shards = importlib.import_module("dctransformer.data.shards")
 sources = importlib.import_module("dctransformer.data.sources")
+hub = importlib.import_module("dctransformer.data.sources.hub")
+folders = importlib.import_module("dctransformer.data.sources.folders")
 
 
 def png(seed: int, height: int = 20, width: int = 24) -> bytes:
@@ -58,8 +63,8 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture
 def small_units(monkeypatch):
     """So few pictures a unit and shard that a small folder gives several of each."""
-    monkeypatch.setattr(preparing, "UNIT", 4)
-    monkeypatch.setattr(preparing, "_pictures_a_shard", lambda size: 12)
+    monkeypatch.setattr(plan, "UNIT", 4)
+    monkeypatch.setattr(plan, "pictures_per_shard", lambda size: 12)
 
 
 # What comes out -------------------------------------------------------------------------------------------------------
@@ -292,7 +297,7 @@ def test_datasets_id(tmp_path, monkeypatch):
         return datasets.DatasetDict({"train": dataset_of(datasets), "validation": dataset_of(datasets, 3)})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources.huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(hub.huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     assert run("someone/insects:small", tmp_path / "out").splits == {"train": 12, "validation": 3}
     assert asked == [("someone/insects", "small")]
 
@@ -303,7 +308,7 @@ def test_datasets_id_that_does_not_exist(tmp_path, monkeypatch):
     def unknown(*_, **__):
         raise RuntimeError("404: no such repository.\nmore about it")
 
-    monkeypatch.setattr(sources.huggingface_hub.HfApi, "dataset_info", unknown)
+    monkeypatch.setattr(hub.huggingface_hub.HfApi, "dataset_info", unknown)
     with pytest.raises(ValueError, match=r"flowrs is neither .+ \(404: no such repository\); check the name"):
         run("flowrs", tmp_path / "out")
 
@@ -367,7 +372,7 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch)
             return Path(path).open("rb")
 
     listing.filesystem = Shaky()
-    monkeypatch.setattr(sources.time, "sleep", slept.append)
+    monkeypatch.setattr(folders.time, "sleep", slept.append)
     assert listing.read(0) == (photos / listing.items[0].key).read_bytes() and len(slept) == 2
     failures += [OSError("connection reset")] * 3
     with pytest.raises(OSError, match="reset"):
@@ -399,7 +404,7 @@ def test_an_interrupted_run_continues(tmp_path, small_units, monkeypatch, stop_a
         return prepare_image(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "prepare_image", counting)
+        patch.setattr(shards, "prepare_image", counting)
         with pytest.raises(KeyboardInterrupt):
             run(photos, tmp_path / "out")
     assert not (tmp_path / "out" / "dctransformer.json").exists()
@@ -409,18 +414,18 @@ def test_an_interrupted_run_continues(tmp_path, small_units, monkeypatch, stop_a
     stop_after, first = 10**9, len(calls)
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "prepare_image", counting)
+        patch.setattr(shards, "prepare_image", counting)
         run(photos, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert first + len(calls) <= 51 + preparing.UNIT  # nothing is done again but the unit that was cut off
+    assert first + len(calls) <= 51 + plan.UNIT  # nothing is done again but the unit that was cut off
 
 
 def test_interrupted_while_finishing(tmp_path, small_units, monkeypatch):
     photos = make_folder(tmp_path / "photos", 20)
     run(photos, tmp_path / "whole")
-    for name in ("_join", "_finish", "write_text"):
+    for module, name in ((shards, "join"), (preparing, "_finish"), (preparing, "write_text")):
         with monkeypatch.context() as patch:
-            patch.setattr(preparing, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            patch.setattr(module, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
                 run(photos, tmp_path / name)
         run(photos, tmp_path / name)
@@ -437,12 +442,13 @@ def test_a_killed_run_leaves_no_workers_and_continues(tmp_path, small_units):
     script = """if True:
         import importlib, sys
         preparing = importlib.import_module("dctransformer.data.prepare")
-        preparing.UNIT, preparing._pictures_a_shard = 4, lambda size: 12
+        plan = importlib.import_module("dctransformer.data.plan")
+        plan.UNIT, plan.pictures_per_shard = 4, lambda pixels: 12
         preparing.prepare(sys.argv[1], sys.argv[2], size=16, workers=2)
     """
     process = subprocess.Popen([sys.executable, "-c", script, photos, out], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300  # far more than needed, also where the machine is busy
-    while not any(out.glob("*.parquet")) and time.monotonic() < deadline:
+    while not any(out.glob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
@@ -467,7 +473,7 @@ def test_the_same_call_again_does_nothing(tmp_path, monkeypatch):
     photos, out = make_folder(tmp_path / "photos"), tmp_path / "out"
     first = run(photos, out)
     before = contents(out)
-    monkeypatch.setattr(preparing, "prepare_image", None)
+    monkeypatch.setattr(shards, "prepare_image", None)
     assert run(photos, out) == first and contents(out) == before
 
 
@@ -533,7 +539,7 @@ def test_full_disk_in_a_worker(tmp_path, monkeypatch, small_units):
 def test_a_killed_worker_is_reported(tmp_path, monkeypatch, small_units):
     photos = make_folder(tmp_path / "photos", 30)
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "prepare_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(shards, "prepare_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(ValueError, match="a worker process was killed"):
             run(photos, tmp_path / "out", workers=2)
     assert sum(run(photos, tmp_path / "out", workers=2).splits.values()) == 30
@@ -542,7 +548,7 @@ def test_a_killed_worker_is_reported(tmp_path, monkeypatch, small_units):
 def test_damaged_pieces_are_made_anew(tmp_path, small_units, monkeypatch):
     photos, out = make_folder(tmp_path / "photos", 9), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(shards, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run(photos, out)
     next((out / ".partial").glob("*.arrow")).write_bytes(b"")
@@ -633,3 +639,176 @@ def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"no file or folder nowhere; .* needs the `datasets` library"):
         prepare("nowhere", tmp_path / "out", size=32, quality=30, workers=1)
+
+
+# Small sets, changed sources, additions -------------------------------------------------------------------------------
+
+
+def names(count: int, held_out: bool, fraction: float = 0.2) -> list[str]:
+    """File names whose hash puts them into the part that is held out, or into the other."""
+    found = (f"{i}.png" for i in range(10_000))
+    ranks = ((name, sources.Item(name, None, None).rank < fraction * 2**64) for name in found)
+    return [name for name, is_held_out in ranks if is_held_out == held_out][:count]
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 5])
+def test_a_set_has_a_training_part_whatever_can_be_read(tmp_path, pictures):
+    """All that would be trained on is broken: a picture of the other part takes its place."""
+    (tmp_path / "photos").mkdir()
+    for name in names(3, held_out=False):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    for i, name in enumerate(names(pictures, held_out=True)):
+        (tmp_path / "photos" / name).write_bytes(png(i))
+    info = run(tmp_path / "photos", tmp_path / "out")
+    assert info.splits == {"train": 1, "validation": pictures - 1} and info.skipped == 3
+    keys = [row["image"]["path"] for row in rows(tmp_path / "out")]
+    assert sorted(keys) == sorted(names(pictures, held_out=True))
+    assert len(TripleStore.open(tmp_path / "out", "train", progress=False)) == 1
+
+
+def test_the_part_held_out_is_drawn_among_what_can_be_read(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for i, name in enumerate(names(4, held_out=False)):
+        (tmp_path / "photos" / name).write_bytes(png(i))
+    (tmp_path / "photos" / names(1, held_out=True)[0]).write_bytes(b"")
+    info = run(tmp_path / "photos", tmp_path / "out")
+    assert info.splits == {"train": 3, "validation": 1} and info.skipped == 1
+    # The same after an interruption between the two files that the move writes.
+    write, count = shards._write, []
+
+    def stop(*args):
+        write(*args)
+        count.append(args)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards, "_write", stop)
+        run(tmp_path / "photos", tmp_path / "again")
+    run(tmp_path / "photos", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def test_one_picture_and_large_parts(tmp_path):
+    make_folder(tmp_path / "one", 1, ())
+    for fraction in (0.05, 0.999):
+        assert run(tmp_path / "one", tmp_path / f"out{fraction}", val_fraction=fraction).splits["train"] == 1
+    make_folder(tmp_path / "three", 3, ())
+    assert run(tmp_path / "three", tmp_path / "out", val_fraction=0.9999).splits == {"train": 1, "validation": 2}
+
+
+def test_a_source_whose_training_part_is_broken(tmp_path):
+    make_folder(tmp_path / "photos" / "val", 2)
+    (tmp_path / "photos" / "train").mkdir()
+    (tmp_path / "photos" / "train" / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the training pictures of .+ can be used"):
+        run(tmp_path / "photos", tmp_path / "out")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_files_under_old_names_are_noticed(tmp_path, monkeypatch, finished):
+    photos = make_folder(tmp_path / "photos", 6)
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr(preparing, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with contextlib.suppress(KeyboardInterrupt):
+            run(photos, tmp_path / "out")
+    (photos / "ant" / "000.png").write_bytes(png(77, 50, 60))
+    with pytest.raises(ValueError, match="made from files that have changed since"):
+        run(photos, tmp_path / "out")
+
+
+def test_an_update_adds_what_is_new_and_leaves_the_rest(tmp_path):
+    photos = make_folder(tmp_path / "photos", 12)
+    (photos / "ant" / "late.png").write_bytes(b"")
+    first = run(photos, tmp_path / "out", labels="folders")
+    before = shards_of(tmp_path / "out")
+    assert first.skipped == 1
+    (photos / "ant" / "late.png").write_bytes(png(50))
+    for i in range(20):
+        (photos / "cow").mkdir(exist_ok=True)
+        (photos / "cow" / f"{i}.png").write_bytes(png(100 + i))
+    with pytest.raises(ValueError, match="use --update to add what is new"):
+        run(photos, tmp_path / "out")
+    info = run(photos, tmp_path / "out", update=True)
+    after = shards_of(tmp_path / "out")
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert info.labels == ["ant", "bee", "cow"] and sum(info.splits.values()) == 33 and info.skipped == 0
+    whole = run(photos, tmp_path / "whole")
+    assert info == dataclasses.replace(whole) and sum(whole.splits.values()) == 33
+    for row in rows(tmp_path / "out"):
+        assert info.labels[row["label"]] == row["image"]["path"].split("/")[0]
+    of_update, of_whole = (
+        {row["image"]["path"] for row in rows(tmp_path / out, "validation")} for out in ("out", "whole")
+    )
+    assert of_update == of_whole
+    assert len(TripleStore.open(tmp_path / "out", "train", progress=False)) == info.splits["train"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert """'2': "cow\"""" in card and "class_label" not in (tmp_path / "whole" / "README.md").read_text()
+    assert run(photos, tmp_path / "out", update=True) == info and shards_of(tmp_path / "out") == after
+    assert run(photos, tmp_path / "out") == info
+
+
+def test_an_interrupted_update_leaves_a_whole_data_set_and_goes_on(tmp_path, small_units, monkeypatch):
+    photos = make_folder(tmp_path / "photos", 20)
+    first = run(photos, tmp_path / "out")
+    make_folder(photos, 60)
+    calls = []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) > 30:
+            raise KeyboardInterrupt
+        return prepare_image(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards, "prepare_image", stop)
+        run(photos, tmp_path / "out", update=True)
+    assert DatasetInfo.load(tmp_path / "out") == first
+    assert len(TripleStore.open(tmp_path / "out", "train", progress=False)) == first.splits["train"]
+    info = run(photos, tmp_path / "out", update=True)
+    assert sum(info.splits.values()) == 60 == len({row["image"]["path"] for row in rows(tmp_path / "out")})
+
+
+def test_a_data_folder_in_use_is_refused(tmp_path, monkeypatch):
+    photos = make_folder(tmp_path / "photos", 4)
+
+    def another(*_):
+        with pytest.raises(ValueError, match=rf"out is in use by process {os.getpid()} on .+ since"):
+            run(photos, tmp_path / "out")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing, "_finish", another)
+        run(photos, tmp_path / "out")
+    assert sum(run(photos, tmp_path / "out").splits.values()) == 4
+
+
+def test_it_prints_what_it_took_for_labels_and_splits(tmp_path, capsys):
+    photos = make_folder(tmp_path / "photos", 5)
+    (photos / "loose.png").write_bytes(png(9))
+    (photos / "test\x1b[31m").mkdir()
+    (photos / "test\x1b[31m" / "a.png").write_bytes(png(10))
+    run(photos, tmp_path / "out", progress=True, val_fraction=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("labels: 3 from folders: ant (3), bee (2), test�[31m (1); 1 pictures without")
+    assert "splits: train 7, validation 0 (drawn by name)" in lines
+    assert "note: 1 pictures have no label" in lines
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labels", [1, 2]), ("labels", "ab"), ("labels", ["a", "a"]), ("size", "16"), ("size", 16.0), ("size", True),
+        ("size", 17), ("quality", 0), ("quality", None), ("splits", {"train": "4"}), ("splits", {"train": -4}),
+        ("splits", []), ("splits", {"x": 1}), ("val_fraction", "0"), ("val_fraction", 2), ("subsampling", "4:4:4"),
+        ("format", True), ("format", "1"), ("skipped", -1), ("source", ["x"]), ("extra", 1),
+    ],
+)  # fmt: skip
+def test_every_field_of_the_settings_is_checked_when_a_set_is_opened(tmp_path, field, value):
+    fields = DatasetInfo(size=16, quality=50, splits={"train": 1, "validation": 0}).to_dict()
+    (tmp_path / "dctransformer.json").write_text(json.dumps({**fields, field: value}))
+    with pytest.raises(ValueError, match=r"dctransformer\.json is damaged \(.+\); prepare the data again"):
+        DatasetInfo.load(tmp_path)
+    (tmp_path / "dctransformer.json").write_text(json.dumps(fields))
+    assert DatasetInfo.load(tmp_path).quality == 50

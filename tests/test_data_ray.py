@@ -15,6 +15,8 @@ from dctransformer.data import DatasetInfo, prepare
 from pictures import photo_folder
 
 preparing = importlib.import_module("dctransformer.data.prepare")
+plan = importlib.import_module("dctransformer.data.plan")
+shards = importlib.import_module("dctransformer.data.shards")
 
 
 def run(source: str | Path, out: Path, **options) -> DatasetInfo:
@@ -68,11 +70,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds Ray's workers in /proc")
 def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, monkeypatch):
     """A worker is killed while pieces are missing: Ray replaces it, and not a bit is different."""
-    monkeypatch.setattr(preparing, "UNIT", 2)
-    monkeypatch.setattr(preparing, "_pictures_a_shard", lambda size: 30)
+    monkeypatch.setattr(plan, "UNIT", 2)
+    monkeypatch.setattr(plan, "pictures_per_shard", lambda size: 30)
     local = run(photos, tmp_path / "local", workers=1)
     killed, kept = [], []
-    keep = preparing._Job.keep
+    keep = shards.Job.keep
 
     def keep_and_kill(job, unit, piece):
         keep(job, unit, piece)
@@ -81,7 +83,7 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, mon
             killed.extend(rays_workers()[:1])
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(preparing._Job, "keep", keep_and_kill)
+    monkeypatch.setattr(shards.Job, "keep", keep_and_kill)
     by_ray = run(photos, tmp_path / "ray", workers=2, engine="ray")
     assert len(killed) == 1 and 5 < len(kept) == len(set(kept)) > 35
     assert by_ray == local and by_ray.skipped == 1
@@ -91,9 +93,9 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, mon
 
 def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path, monkeypatch):
     """What one engine has left is taken up by the other; the source is a URL."""
-    monkeypatch.setattr(preparing, "UNIT", 8)
+    monkeypatch.setattr(plan, "UNIT", 8)
     run(photos.as_uri(), tmp_path / "whole", workers=1)
-    keep, kept = preparing._Job.keep, []
+    keep, kept = shards.Job.keep, []
 
     def stop_half_way(job, unit, piece):
         if len(kept) == 4:
@@ -102,11 +104,11 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
         kept.append(unit.piece)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing._Job, "keep", stop_half_way)
+        patch.setattr(shards.Job, "keep", stop_half_way)
         run(photos.as_uri(), tmp_path / "out", workers=2, engine="ray")
     assert not (tmp_path / "out" / "dctransformer.json").exists()
     again = []
-    monkeypatch.setattr(preparing._Job, "keep", lambda *args: again.append(args[1].piece) or keep(*args))
+    monkeypatch.setattr(shards.Job, "keep", lambda *args: again.append(args[1].piece) or keep(*args))
     run(photos.as_uri(), tmp_path / "out", workers=1)
     assert again and not set(again) & set(kept)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

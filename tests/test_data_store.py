@@ -25,6 +25,8 @@ from pictures import photo, real_photographs
 store_module = importlib.import_module("dctransformer.data.store")
 cache_module = importlib.import_module("dctransformer.data.triple_cache")
 preparing = importlib.import_module("dctransformer.data.prepare")
+plan = importlib.import_module("dctransformer.data.plan")
+shards = importlib.import_module("dctransformer.data.shards")
 
 SIZE, QUALITY = 32, 50
 
@@ -108,7 +110,7 @@ def test_the_second_time_nothing_is_derived(data, monkeypatch):
 
 
 def test_several_processes_give_the_same(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "ROW_GROUP", 5)
+    monkeypatch.setattr(shards, "ROW_GROUP", 5)
     prepare(photos, tmp_path / "out", size=SIZE, quality=QUALITY, workers=1, progress=False)
     results = []
     for cores in (1, 2):

@@ -143,6 +143,16 @@ def test_originals_of_a_prepared_set(
     assert "floor" in run(capsys, *command, "--originals", photos)
     other = photo_folder(tmp_path / "other", 3, ("rose", "tulip"), suffix=".jpg")
     assert "is not what" in refused(capsys, *command, "--originals", other)
+    # Other pictures under the same names, where the data set looks for them.
+    same_names = tmp_path / "same"
+    for path in photos.rglob("*.png"):
+        (same_names / path.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 50), "red").save(same_names / path.relative_to(photos))
+    assert "is another picture" in refused(capsys, *command, "--originals", same_names)
+    (moved / "dctransformer.json").write_text(json.dumps({**info, "source": str(same_names)}))
+    text = run(capsys, *command)
+    assert "floor" not in text and "is another picture" in text
+    assert Path(info["source"]).is_absolute()
 
 
 def test_pictures_made_before(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[str]
-    """Image folder, Parquet file or folder, the URL of one (s3://…, gs://…, hf://…), or a `datasets` id."""
+    """Image folder, Parquet file or folder, the URL of one (s3://…, hf://…), zip or tar file, or a `datasets` id."""
     out: tyro.conf.Positional[Path]
     """Folder for the data set."""
     size: str | None = None
@@ -55,6 +55,10 @@ class Prepare:
     """Processes; all cores if not given."""
     engine: Literal["local", "ray"] = "local"
     """Processes of this machine, or Ray's workers: here, or on the cluster that RAY_ADDRESS names."""
+    labels: str | None = None
+    """none, folders, a table of labels (.csv, .jsonl, .json), or a column; if not given, what is found."""
+    update: bool = False
+    """Add pictures that are new in the source to OUT, in new shards."""
 
     def run(self) -> None:
         """Prepare."""
@@ -63,6 +67,7 @@ class Prepare:
         info = prepare(
             self.source, self.out, size=self.size, quality=self.quality, val_fraction=self.val_fraction,
             workers=self.workers, engine=self.engine, long_side=self.long_side, short_side=self.short_side,
+            labels=self.labels, update=self.update,
         )  # fmt: skip
         counts = ", ".join(f"{n:,} {split}" for split, n in info.splits.items())
         sizes = list(info.size_table)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from dctransformer.data.images import SUBSAMPLING
 from dctransformer.data.shapes import Shape
@@ -18,6 +19,24 @@ SKIPPED = "skipped.jsonl"
 FORMAT = 2
 """Newest layout: 1 holds squares of one size; 2 any other shapes, with a table of the sizes."""
 SPLITS = ("train", "validation")
+
+
+class _Newer(ValueError):
+    pass
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON has a type such as ``int | None``, ``list[str]`` or ``dict[str, int]``."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        of_key, of_value = get_args(kind)
+        return isinstance(value, dict) and all(_is_of(k, of_key) and _is_of(v, of_value) for k, v in value.items())
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +52,7 @@ class DatasetInfo:
     labels: list[str] = dataclasses.field(default_factory=list)
     """Names of the classes, in the order of their numbers; empty without classes."""
     source: str = ""
-    """Where the pictures came from, as it was given."""
+    """Where the pictures came from: an absolute path, a URL or an id."""
     val_fraction: float = 0.0
     """Part of the pictures that was held out for validation."""
     skipped: int = 0
@@ -42,6 +61,8 @@ class DatasetInfo:
     """Chroma subsampling."""
     fingerprint: str = ""
     """Hash of the settings and of the list of pictures."""
+    contents: str = ""
+    """Hash of the names, sizes and times of the pictures' files."""
     format: int = 1
     """Version of this layout: see `FORMAT`."""
     shape: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -86,14 +107,42 @@ class DatasetInfo:
             what = "there is no folder" if not Path(folder).is_dir() else "no prepared data set lies in"
             raise ValueError(f"{what} {folder}; make one with: dctransformer prepare SOURCE {folder}")
         try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if fields["format"] > FORMAT:
-                raise ValueError(f"{path} was written by a newer version; update dctransformer")
-            info = cls(**fields)
-            _ = info.size_table
-            return info
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            return cls.of_fields(json.loads(path.read_text(encoding="utf-8")))
+        except _Newer:
+            raise ValueError(f"{path} was written by a newer version; update dctransformer") from None
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}); prepare the data again into a new folder") from error
+
+    @classmethod
+    def of_fields(cls, fields: Any) -> DatasetInfo:
+        """Settings from JSON, with the type and the range of every field checked.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another type or out of range.
+        """
+        if not isinstance(fields, dict) or type(fields.get("format")) is not int:
+            raise ValueError("it has no version")
+        if fields["format"] > FORMAT:
+            raise _Newer
+        kinds = get_type_hints(cls)
+        for name, value in fields.items():
+            if name not in kinds:
+                raise ValueError(f"it has an unknown field {name}")
+            if not _is_of(value, kinds[name]):
+                raise ValueError(
+                    f"{name} is not {kinds[name].__name__ if isinstance(kinds[name], type) else kinds[name]}"
+                )
+        info = cls(**{**fields, "val_fraction": float(fields.get("val_fraction", 0))})
+        if not set(info.splits) <= {*SPLITS, "all"} or min([0, *info.splits.values()], default=0) < 0:
+            raise ValueError("splits is not a count of train and validation pictures")
+        if not 1 <= info.quality <= 100 or not 0 <= info.val_fraction < 1 or info.skipped < 0 or info.format < 1:
+            raise ValueError("a number is out of range")
+        if info.subsampling != SUBSAMPLING:
+            raise ValueError(f"subsampling is not {SUBSAMPLING}")
+        if len(set(info.labels)) < len(info.labels):
+            raise ValueError("a label is there twice")
+        _ = info.size_table  # the shape is one
+        return info
 
     def save(self, folder: str | Path) -> None:
         """Write ``dctransformer.json``, beside and renamed."""

@@ -29,7 +29,7 @@ from dctransformer.codec.tables import quant_tables
 from dctransformer.data.images import check_quality, encode_jpeg, prepare_image
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.shapes import Shape
-from dctransformer.data.sources import open_source
+from dctransformer.data.sources import is_single_picture, open_source
 from dctransformer.data.triple_cache import cached_arrays, content_key, in_memory
 from dctransformer.processes import cores, in_parallel
 
@@ -171,7 +171,7 @@ class TripleStore:
         check_quality(quality)
         sources: Iterable[tuple[str, int, str | Path | bytes | ValueError]]
         labels: list[str] = []
-        if isinstance(paths, (str, Path)) and not (Path(paths).is_file() and Path(paths).suffix != ".parquet"):
+        if isinstance(paths, (str, Path)) and not is_single_picture(paths):
             listing = open_source(paths)
             labels, total = listing.labels, len(listing.items)
             sources = (

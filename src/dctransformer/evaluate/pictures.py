@@ -11,25 +11,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec import order as codec_order
 from dctransformer.codec.grid import Grid
-from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image
+from dctransformer.codec.jpeg import read_jpeg_bytes
+from dctransformer.data.images import SUBSAMPLING, crop_resize, load_image, prepare_image
 from dctransformer.data.info import DatasetInfo, shard_paths
 from dctransformer.data.opening import is_prepared, open_pictures, window_of
 from dctransformer.data.shapes import Shape
-from dctransformer.data.sources import Source, open_source
+from dctransformer.data.shards import keys_of
+from dctransformer.data.sources import Source, open_source, text
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.engine import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.labels import model_labels
 from dctransformer.sequence.windows import centred
+
+_CHECKED = 8
+"""Originals whose coefficients are compared with those of the prepared set."""
 
 SHEETS = {"sheet.png", "heat-map.png"}
 """What `dctransformer sample` writes beside the pictures themselves."""
@@ -241,6 +244,8 @@ def _originals_of(
 ) -> Pictures:
     """The source pictures of some of a prepared set's pictures, found by their names; what lies around ``grid`` is cut.
 
+    Some are checked by their coefficients.
+
     Args:
         data: the set.
         split: part of it.
@@ -248,22 +253,25 @@ def _originals_of(
         store: the set's triples.
         pictures: int64, numbers in the store.
         grid: of each as it is compared.
+
+    Raises:
+        ValueError: they are not there, or are other pictures.
     """
     if not folder or not Path(folder).expanduser().exists():
         raise ValueError(f"the originals are not at hand (no folder {str(folder)!r} here)")
-    source = open_source(folder)
-    index = {item.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace"): i
-             for i, item in enumerate(source.items)}  # fmt: skip
+    source = open_source(folder, labels="none")
+    index = {text(item.key): i for i, item in enumerate(source.items)}
     chosen = []
-    for shard in shard_paths(data, split):
-        try:
-            keys = pq.ParquetFile(shard).read(columns=["image.path"])["image"].to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{shard} is damaged ({error}); prepare the data again into a new folder") from error
-        for key in keys:
-            if key["path"] not in index:
-                raise ValueError(f"{folder} is not what {data} was prepared from: it has no {key['path']}")
-            chosen.append(index[key["path"]])
+    for key in (key for shard in shard_paths(data, split) for key in keys_of(shard)):
+        if key not in index:
+            raise ValueError(f"{folder} is not what {data} was prepared from: it has no {key}")
+        chosen.append(index[key])
+    for place in sorted({round(i) for i in np.linspace(0, len(chosen) - 1, min(_CHECKED, len(chosen)))}):
+        jpeg = prepare_image(source.read(chosen[place]), store.info.target, store.info.quality)
+        if not torch.equal(read_jpeg_bytes(jpeg).to_triples()[0], store.triples(place)):
+            raise ValueError(
+                f"{folder} is not what {data} was prepared from: {source.items[chosen[place]].key} is another picture"
+            )
     return _read_from(source, [chosen[i] for i in pictures], store.info.target, grid)
 
 
