@@ -211,14 +211,14 @@ def test_offline_mode_loads_what_was_downloaded(model: DCTransformer, tmp_path: 
         f"a, b = (D.from_pretrained('me/flowers', revision=r) for r in (None, '{COMMIT}'))\n"
         "assert a.config == b.config\n"
         "from dctransformer.cli import main\n"
-        "main(['info', 'me/flowers'])\n"
-        "try: main(['info', 'me/tulips'])\n"
+        "main(['info', 'hf:me/flowers'])\n"
+        "try: main(['info', 'hf:me/tulips'])\n"
         "except SystemExit as error: assert error.code == 2\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "labels: Röse, Tulip" in done.stdout
-    assert "'me/tulips'" in done.stderr and "Traceback" not in done.stderr
+    assert "hf:me/tulips" in done.stderr and "Traceback" not in done.stderr
     shutil.rmtree(repo / "snapshots")
     with pytest.raises(ValueError, match="me/flowers"):
         DCTransformer.from_pretrained("me/flowers", cache_dir=tmp_path / "hub", local_files_only=True)

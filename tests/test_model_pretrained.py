@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dctransformer
 from dctransformer import DCTransformer
+from dctransformer.hub.pretrained import SHIPPED, model_folder
 from dctransformer.model import dctransformer as network
 from dctransformer.model.config import preset
 
@@ -81,7 +83,24 @@ def _too_large(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def _field(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"].update(fields)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 DAMAGE = {
+    "a config of a huge width": (lambda f: _field(f, width=1 << 40, heads=1), "width 1099511627776 must be from 2 to"),
+    "a config of many layers": (lambda f: _field(f, encoder=[1] * 1_000_000), "encoder must list 1 to 128 layers"),
+    "a config of deep layers": (lambda f: _field(f, value=[10**9]), "value must list 1 to 128 layers"),
+    "a config of long chunks": (lambda f: _field(f, chunk=1 << 30), "chunk 1073741824 must be from 1 to"),
+    "a config of many labels": (lambda f: _field(f, num_labels=10**12, label_names=[]), "num_labels .* must be from"),
+    "a config of large pictures": (lambda f: _field(f, size=16384), "size 16384 is more than max_grid 128 blocks"),
+    "an unknown condition": (lambda f: _field(f, conditions=["none", "lumma"]), "did you mean 'luma'"),
+    "a config that needs more than the file": (lambda f: _field(f, width=16384), "does not fit"),
+    "a deeply nested config": (lambda f: (f / "config.json").write_text("[" * 200_000), "as a model config"),
+    "a config of a huge number": (lambda f: (f / "config.json").write_text("9" * 9000), "as a model config"),
+    "a config of an infinite rate": (lambda f: _field(f, dropout=float("inf")), "dropout inf must be"),
     "integer weights": (lambda f: _as_type(f, torch.int8), "value_out.bias as I8; weights must be floating-point"),
     "complex weights": (
         lambda f: _as_type(f, torch.complex64),
@@ -106,6 +125,40 @@ def test_damage_is_refused(saved: Path, kind: str) -> None:
     damage(saved)
     with pytest.raises(ValueError, match=says):
         DCTransformer.from_pretrained(saved)
+
+
+def test_a_config_allocates_nothing_that_its_weights_file_does_not_hold(saved: Path) -> None:
+    """A few bytes of JSON must not cost gigabytes: the process may have 1 GB more than it has now."""
+    _field(saved, width=16384, hidden=65536, encoder=[1] * 100)  # about a terabyte
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), limits[1]))
+    try:
+        with pytest.raises(ValueError, match="does not fit"):
+            DCTransformer.from_pretrained(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_models_of_the_hub_are_fetched_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt folder must not download a stranger's model."""
+    fetched = []
+
+    def fetch(repo: str, **options: object) -> str:
+        fetched.append((repo, options["revision"]))
+        return str(SHIPPED / "flowers64")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(ValueError, match=r"no model 'runs/flower'.* or hf:runs/flower to fetch it"):
+        model_folder("runs/flower")
+    for name in ("hf:flowers", "hf:../../etc", "hf:a/b/c", "hf:"):
+        with pytest.raises(ValueError, match="write hf:owner/name"):
+            model_folder(name)
+    assert not fetched
+    model_folder("hf:me/flowers")
+    model_folder("hf:me/flowers@v1.0")
+    DCTransformer.from_pretrained("me/flowers", revision="abc")
+    assert fetched == [("me/flowers", None), ("me/flowers", "v1.0"), ("me/flowers", "abc")]
 
 
 def test_no_such_model_lists_the_shipped_ones() -> None:

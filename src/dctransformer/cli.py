@@ -116,7 +116,7 @@ class Sample:
     """
 
     model: tyro.conf.Positional[str]
-    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     out: Path
     """Folder for the pictures."""
     num: int = 16
@@ -153,7 +153,7 @@ class _Edit(abc.ABC):
     """What the tasks that start from pictures have in common."""
 
     model: tyro.conf.Positional[str]
-    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files."""
     out: Path
@@ -284,7 +284,7 @@ class Likelihood:
     """
 
     model: tyro.conf.Positional[str]
-    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     data: tyro.conf.Positional[Path]
     """Prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it)."""
     split: str = "validation"
@@ -323,7 +323,7 @@ class Evaluate:
     """
 
     model: tyro.conf.Positional[str]
-    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     data: Path
     """Prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it)."""
     options: tyro.conf.OmitArgPrefixes[EvaluateConfig] = dataclasses.field(default_factory=EvaluateConfig)
@@ -356,7 +356,7 @@ class Report:
     """
 
     run_: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
-    """Run folder, saved model's folder, hub id, or shipped weights."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights."""
     data: Path | None = None
     """Prepared data set or folder of pictures; that of the run's last evaluation if not given."""
     out: Path = Path("report.html")
@@ -419,7 +419,7 @@ class App:
     """
 
     model: tyro.conf.Positional[str] = "flowers64"
-    """Run folder, saved model's folder, hub id, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     port: int = 7860
     """Where to listen; 0 takes any port that is free."""
     host: str = "127.0.0.1"

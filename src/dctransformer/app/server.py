@@ -122,7 +122,7 @@ def prepared(
     """A server that is ready to run, with its port taken.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
         limits: on what is taken on.
         host: where to listen.
         port: 0 for any that is free.

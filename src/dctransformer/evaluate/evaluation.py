@@ -52,7 +52,7 @@ def evaluate(
     is the floor: no model of these coefficients can be expected below it.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, or shipped weights.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
         data: a prepared data set, or a folder of pictures.
         config: what to measure, and how.
         progress: show bars.

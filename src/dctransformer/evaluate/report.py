@@ -79,7 +79,7 @@ def write_report(
     """Write a page with scores, exact bits, curves, samples, heat-maps, histograms and nearest training pictures.
 
     Args:
-        run: a run folder, a saved model's folder, a hub id, or shipped weights.
+        run: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
         out: the HTML file; missing folders are made.
         data: prepared data set or folder of pictures; None for that of the run's last evaluation. What needs data and
             finds none is left out, and the page says so.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -28,7 +29,7 @@ It was trained to: {{ tasks }}.
 
 With `dctransformer` installed:
 
-    dctransformer sample {{ name }} --num 16 --out samples
+    dctransformer sample {{ prefix }}{{ name }} --num 16 --out samples
 
 ```python
 from dctransformer import DCTransformer
@@ -46,7 +47,7 @@ pixels = sample(model, 4, SampleConfig(seed=0), size=size).pixels()  # uint8 [4,
 {% for what, figure in figures.items() -%}
 | {{ what }} | {{ "%.4g" | format(figure) }} |
 {% endfor %}{% else %}
-None were measured. `dctransformer likelihood {{ name }} DATA` counts the exact bytes an image.
+None were measured. `dctransformer likelihood {{ prefix }}{{ name }} DATA` counts the exact bytes an image.
 {% endif %}
 ## Config
 
@@ -80,5 +81,5 @@ def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[st
     return ModelCard.from_template(
         data, template_str=_TEMPLATE, name=name, paper_url=info.paper_url, millions=f"{parameters / 1e6:.3g}",
         width=width, height=height, quality=config.quality, classes=classes, figures=figures, config=shown,
-        tasks=abilities(config.conditions),
+        tasks=abilities(config.conditions), prefix="hf:" if re.fullmatch(r"[^/]+/[^/]+", name) else "",
     )  # fmt: skip

@@ -48,7 +48,8 @@ class DCTransformer(
         """Load a model for use (fp32, eval mode).
 
         Args:
-            name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
+            name: a run folder, a saved model's folder, the name of shipped weights, or a hub id: ``owner/name``, which
+                the command line and the tasks take as ``hf:owner/name`` only, or ``hf:owner/name@revision``.
             device: where to put it.
             revision: branch, tag or commit, for a hub id; so are the other arguments.
             token: of the hub; None uses that of ``hf auth login`` or ``HF_TOKEN``.
@@ -67,6 +68,8 @@ class DCTransformer(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub: Any) -> DCTransformer:
+        if pretrained.is_hub_id(model_id) and not Path(model_id).is_dir():
+            model_id = pretrained.HUB + model_id
         return pretrained.load_model(model_id, make=cls, **hub)
 
     def save_pretrained(

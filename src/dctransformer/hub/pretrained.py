@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import ModelConfig, check_names
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.conditions import CONDITIONS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -23,6 +25,11 @@ _FLOATING = ("F64", "F32", "F16", "BF16")
 """Types of weights that can be read, as safetensors names them."""
 
 Network = TypeVar("Network", bound=DCTransformer)
+
+HUB = "hf:"
+"""Prefix of models on the Hugging Face hub."""
+
+MAX_CONFIG_BYTES = 100 << 20
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 """Weights that come with the package, a folder each."""
@@ -37,8 +44,9 @@ def model_folder(name: str | Path, **hub: Any) -> Path:
     """Find the folder of a model.
 
     Args:
-        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id (``owner/name``).
-        hub: for a hub id, arguments of `huggingface_hub.snapshot_download`: ``revision``, ``token``, ``cache_dir``, …
+        name: a run folder, a saved model's folder, the name of shipped weights, or a model on the Hugging Face hub:
+            ``hf:owner/name``, or ``hf:owner/name@revision``.
+        hub: for a model on the hub, arguments of `huggingface_hub.snapshot_download`: ``revision``, ``token``, …
 
     Raises:
         ValueError: there is no such model, or the hub can't be reached.
@@ -49,12 +57,21 @@ def model_folder(name: str | Path, **hub: Any) -> Path:
         return _complete(path)
     if shipped:
         return SHIPPED / str(name)
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _from_hub(str(name), hub)
+    if str(name).startswith(HUB):
+        repo, _, revision = str(name).removeprefix(HUB).partition("@")
+        if not is_hub_id(repo):
+            raise ValueError(f"{str(name)!r} is not the name of a model on the hub; write {HUB}owner/name")
+        return _from_hub(repo, {**hub, "revision": hub.get("revision") or revision or None})
     known = ", ".join(shipped_names()) or "none"
+    fetch = f", or {HUB}{name} to fetch it from the Hugging Face hub" if is_hub_id(str(name)) else ""
     raise ValueError(
-        f"there is no model {str(name)!r}; give a run or model folder, a hub id, or shipped weights ({known})"
+        f"there is no model {str(name)!r}; give a run folder, a model's folder or shipped weights ({known}){fetch}"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form ``owner/name``."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name, re.ASCII) is not None
 
 
 def _complete(folder: Path) -> Path:
@@ -75,7 +92,7 @@ def _from_hub(repo: str, options: dict[str, Any]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = _first_line(error)
         raise ValueError(
-            f"no folder {repo!r} here, and the hub did not give it ({why}); check the name or the network"
+            f"{HUB}{repo} can't be fetched from the Hugging Face hub ({why}); check the name or the network"
         ) from error
     return _complete(Path(folder))
 
@@ -131,17 +148,23 @@ def read_config(folder: str | Path) -> ModelConfig:
     """
     path = Path(folder) / CONFIG
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("it is too large")
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(
             f"{path} can't be read as a model config ({error}); restore it or save the model again"
         ) from error
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
         raise ValueError(f"{path} is not a model config: it has no 'model' section; save the model again")
     try:
-        return ModelConfig.from_dict(fields["model"])
-    except TypeError as error:
+        config = ModelConfig.from_dict(fields["model"])
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} holds a field of the wrong type ({error}); save the model again") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not the config of a model: {error}") from error
+    check_names(config.conditions, CONDITIONS, f"the conditions of {path}")
+    return config
 
 
 def write_config(config: ModelConfig, folder: str | Path) -> None:

@@ -14,6 +14,17 @@ from typing import Any, Literal
 from dctransformer.codec import order
 from dctransformer.codec.tables import quant_tables
 
+_MOST = 1 << 16
+BOUNDS: dict[str, tuple[int, int]] = {
+    "width": (2, 1 << 14), "heads": (1, 256), "hidden": (1, _MOST), "chunk": (1, 1 << 14), "overlap": (0, 1 << 14),
+    "memory": (0, _MOST), "state_width": (1, 1 << 14), "place_width": (1, 1 << 14), "max_grid": (1, 1 << 13),
+    "texture_state": (1, 1 << 14), "texture_width": (1, 1 << 14), "texture_hidden": (1, _MOST),
+    "texture_blocks": (0, 128), "num_labels": (0, 1_000_000),
+}  # fmt: skip
+"""Smallest and largest values of the fields that are sizes, far beyond every useful model: what a stranger's config
+can make the program allocate is limited."""
+MAX_LAYERS, MAX_FEED_FORWARDS = 128, 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -96,12 +107,10 @@ class Architecture:
             raise ValueError(
                 f"texture_from {self.texture_from} must be 1 (bands 1–3 and up), 2 (4–15 and up), 3 (16–63) or 4 (off)"
             )
-        if self.texture_blocks < 0:
-            raise ValueError(f"texture_blocks {self.texture_blocks} must be at least 0")
-        for name in ("texture_state", "texture_width", "texture_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
+        for name, (low, high) in BOUNDS.items():
+            if not low <= getattr(self, name, low) <= high:
+                raise ValueError(f"{name} {getattr(self, name)} must be from {low} to {high}")
+        if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
         if self.block not in ("modern", "paper"):
             raise ValueError(f"block {self.block!r} must be modern or paper")
@@ -111,14 +120,12 @@ class Architecture:
             raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
-        if self.memory < 0:
-            raise ValueError(f"memory {self.memory} must be at least 0 (0 for every MCU)")
-        for name in ("hidden", "state_width", "place_width", "max_grid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
         for name in ("encoder", "channel", "position", "value"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} must list at least one layer, each with 1 or more feed-forward layers")
+            layers = getattr(self, name)
+            if not 1 <= len(layers) <= MAX_LAYERS or not 1 <= min(layers) <= max(layers) <= MAX_FEED_FORWARDS:
+                raise ValueError(
+                    f"{name} must list 1 to {MAX_LAYERS} layers, each with 1 to {MAX_FEED_FORWARDS} feed-forward layers"
+                )
 
     @property
     def texture_rank(self) -> int:
@@ -164,8 +171,10 @@ class ModelConfig(Architecture):
             sides = getattr(self, name)
             if sides and (len(sides) != 2 or any(side < order.MCU or side % order.MCU for side in sides)):
                 raise ValueError(f"{name} {sides} is not a height and a width in multiples of {order.MCU}; give both")
-        if self.num_labels < 0:
-            raise ValueError(f"num_labels {self.num_labels} must be at least 0")
+        if self.size > self.max_grid * order.BLOCK:
+            raise ValueError(
+                f"size {self.size} is more than max_grid {self.max_grid} blocks of {order.BLOCK} pixels; change either"
+            )
         if self.label_names and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name a label"

@@ -99,7 +99,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     """Enlarge pictures: their own content becomes the low frequencies, the high ones are generated.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         images: small pictures.
         factor: 2, 4 or 8.
         options: alternatives, label, sampling.
@@ -128,7 +128,7 @@ def colorize(model: Model, images: Sequence[Source], options: Options | None = N
     """Give pictures colours: luma stays, chroma is generated (colours that a picture has are ignored).
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         images: grey or colour pictures.
         options: alternatives, label, sampling.
 
@@ -158,7 +158,7 @@ def inpaint(
     """Replace a part of pictures; every MCU (16 × 16 pixels) outside stays, coefficient by coefficient.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         images: the pictures. A 4:2:0 JPEG file keeps its own coefficients and tables.
         mask: picture of the same size, white (more than half bright) where something is to be replaced.
         box: or the place to replace: x, y, width, height in pixels.
@@ -195,7 +195,7 @@ def continue_(
     """Keep the beginning of pictures' sequences and generate the rest.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         images: the pictures; a JPEG with other tables than the model's is requantised.
         bands: how many bands to keep, coarse to fine: 1, 2 or 3.
         triples: or how many triples.

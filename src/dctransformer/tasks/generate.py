@@ -38,7 +38,7 @@ def generate(
     """Generate pictures.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         num: how many.
         label: class name or number; None gives each picture a class drawn from the seed.
         size: height and width in pixels, multiples of 16; None for what the model was trained on. Pictures with rows

@@ -19,7 +19,7 @@ def describe(thing: str | Path) -> dict[str, Any]:
     """Tell what something holds.
 
     Args:
-        thing: an image file, a prepared data set, or a model (run folder, saved model, hub id, shipped weights).
+        thing: an image file, a prepared data set, or a model (run folder, saved model, hf:owner/name, shipped weights).
 
     Returns:
         JSON-ready facts; ``kind`` says which of the three it is.

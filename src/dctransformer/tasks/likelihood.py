@@ -34,7 +34,7 @@ def likelihood(
     """Exact bits of pictures under a model.
 
     Args:
-        model: a run folder, a saved model's folder, a hub id, shipped weights, or a loaded model.
+        model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as `prepare` does it.
             Pictures of several sizes are scored each at its own; of those of which the model does not know all rows
             and columns, the window at the centre that it knows.

@@ -10,7 +10,7 @@ from dctransformer.model.precision import resolve_device
 from dctransformer.sequence.conditions import check_trained
 
 Model = str | Path | DCTransformer
-"""A run folder, a saved model's folder, a hub id, shipped weights; or a model that is loaded already."""
+"""A run folder, a saved model's folder, ``hf:owner/name``, shipped weights; or a model that is loaded already."""
 
 
 def loaded(model: Model, device: str = "auto", condition: str | None = None) -> DCTransformer:

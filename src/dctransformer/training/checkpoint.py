@@ -79,7 +79,7 @@ def start_from(model: DCTransformer, name: str) -> None:
 
     Args:
         model: the model to be trained, on the CPU.
-        name: run folder, saved model's folder, hub id or shipped weights.
+        name: run folder, saved model's folder, hf:owner/name or shipped weights.
 
     Raises:
         ValueError: there is no such model, or its architecture or quality is another.

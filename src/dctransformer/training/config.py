@@ -68,7 +68,7 @@ class TrainConfig:
     conditions: Conditions = dataclasses.field(default_factory=Conditions)
     """Mixture of what is known from the start; the default trains for every task."""
     init: str | None = None
-    """Model to start from (run folder, saved model, hub id or shipped weights) instead of random weights."""
+    """Model to start from (run folder, saved model, hf:owner/name or shipped weights) instead of random weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster on this device."""
     compile: Literal["auto", "on", "off"] = "auto"
