@@ -144,7 +144,7 @@ class Sample:
                 self.model, self.num, label=self.label, size=size, sampling=self.sampling, device=self.device,
                 out=self.out, progress=_show(bar),
             )  # fmt: skip
-        files = save_samples(samples, names, self.out)
+        files = save_samples(samples, names, self.out, written=True)
         _print(self.json, {**files, "seed": self.sampling.seed, "labels": names}, lambda: _list_files(files))
 
 
@@ -175,7 +175,6 @@ class _Edit(abc.ABC):
 
     def run(self) -> None:
         """Try the folder, work, write."""
-        from dctransformer.files import make_folder
         from dctransformer.tasks.edit import Options, save_edits
 
         with tqdm(total=1.0, desc=type(self).__name__.lower(), disable=self.json, bar_format=_PERCENT) as bar:
@@ -184,9 +183,9 @@ class _Edit(abc.ABC):
                 bar.n = done
                 bar.refresh()
 
-            options = Options(self.num, self.label, self.sampling, self.device, show)
+            options = Options(self.num, self.label, self.sampling, self.device, show, self.out)
             edits = self.edited(options)
-        files = save_edits(edits, make_folder(self.out))
+        files = save_edits(edits, self.out, written=True)
         _print(self.json, {**files, "seed": self.sampling.seed}, lambda: _list_files(files))
 
 

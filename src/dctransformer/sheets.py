@@ -11,6 +11,9 @@ from torch import Tensor
 
 _MARGIN = 4
 
+MOST = 1024
+"""Most pictures on a sheet; those beyond it are left out."""
+
 
 def contact_sheet(
     pictures: Tensor | np.ndarray,
@@ -22,7 +25,7 @@ def contact_sheet(
     """Lay pictures out in a grid.
 
     Args:
-        pictures: uint8 ``[n, H, W, 3]``.
+        pictures: uint8 ``[n, H, W, 3]``; the first `MOST` are shown.
         columns: pictures in a row; None for a nearly square sheet.
         captions: a short text under each.
         scale: whole-number enlargement (nearest neighbour); None enlarges small pictures to about 128 pixels.
@@ -30,7 +33,7 @@ def contact_sheet(
     Returns:
         An RGB picture.
     """
-    array = np.asarray(pictures)
+    array = np.asarray(pictures[:MOST])
     count, height, width, _ = array.shape
     columns = columns or math.ceil(math.sqrt(count))
     scale = scale or max(1, 128 // max(height, width))
@@ -75,6 +78,7 @@ def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Ima
     Returns:
         An RGB picture.
     """
+    pictures, counts = pictures[:MOST], counts[:MOST]
     maps = heat_map(counts)
     maps = maps.repeat(8, axis=1).repeat(8, axis=2)
     pairs = np.concatenate([np.asarray(pictures), maps], axis=2)
@@ -85,13 +89,15 @@ def captioned_rows(rows: list[list[np.ndarray]], captions: list[str], *, side: i
     """One row a subject, one column a treatment, every picture fitted into the same square.
 
     Args:
-        rows: pictures uint8 ``[H, W, 3]`` of any size, as many a row as captions.
+        rows: pictures uint8 ``[H, W, 3]`` of any size, one per caption in each row; about `MOST` pictures are shown.
         captions: of the columns.
         side: of the squares, in pixels.
 
     Returns:
         An RGB picture.
     """
+    captions = captions[:MOST]
+    rows = [row[: len(captions)] for row in rows[: max(1, MOST // len(captions))]]
     cell = side + _MARGIN
     sheet = Image.new("RGB", (len(captions) * cell + _MARGIN, len(rows) * cell + _MARGIN + 14), "white")
     draw = ImageDraw.Draw(sheet)

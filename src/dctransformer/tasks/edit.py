@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage, order, write_jpeg
+from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.adapt import cropped, mcu_grid, merged, own_coefficients, requantised, whole_mcus
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.resize import check_factor, enlarged_corners
 from dctransformer.data.images import load_image
-from dctransformer.files import atomic_write, make_folder
+from dctransformer.files import atomic_write
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.processes import useful_workers
 from dctransformer.sampling.engine import SampleConfig
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import masks as given_masks
 from dctransformer.sequence.conditions import BY_FACTOR
 from dctransformer.sequence.labels import label_number
-from dctransformer.sheets import captioned_rows
+from dctransformer.sheets import MOST, captioned_rows
 from dctransformer.tasks.models import Model, loaded
+from dctransformer.tasks.outputs import Outputs, identity, listed
 
 Source = str | Path | bytes | np.ndarray
 """A picture: a file, the bytes of one, or uint8 RGB ``[H, W, 3]``."""
@@ -53,6 +55,9 @@ class Options:
     """cpu, cuda, … or auto."""
     progress: Callable[[float], None] | None = None
     """Called with the part of the work that is done, 0 to 1."""
+    out: str | Path | None = None
+    """Folder into which results are written as they are finished; those that are there already, made by the same task
+    from the same picture, model and settings, are not made again. `save_edits` adds the sheet."""
 
 
 @dataclasses.dataclass
@@ -115,6 +120,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     codec = Codec(network.config.quality)
     canvases, masks, before = [], [], []
     for name, pixels in zip(_names(images), map(_pixels, images), strict=True):
+        _check_size(name, pixels.shape[1] * factor, pixels.shape[0] * factor)
         low = enlarged_corners(torch.from_numpy(pixels.copy())[None], factor, codec)
         grid = Grid.of_size(low.height, low.width)
         height, width = pixels.shape[0] * factor, pixels.shape[1] * factor
@@ -257,6 +263,15 @@ def _names(images: Sequence[Source]) -> list[str]:
     return names
 
 
+def _check_size(name: str, width: int, height: int) -> None:
+    """Refuse a result that no JPEG file can hold, or that could not be read again, before the work."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name} would become {width}×{height} pixels; a JPEG file holds at most {MAX_SIDE} per side, and "
+            f"{MAX_PIXELS:,} are read here: choose a smaller factor or picture"
+        )
+
+
 def _pixels(image: Source) -> np.ndarray:
     """uint8 RGB ``[H, W, 3]``."""
     if isinstance(image, np.ndarray):
@@ -318,25 +333,52 @@ def _run(
     config = network.config
     codec = Codec(config.quality)
     label = config.null_label if options.label is None else label_number(config, options.label)
-    jobs: dict[Grid, list[tuple[int, Job]]] = {}
-    for i, (canvas, (given, kept)) in enumerate(zip(canvases, masks, strict=True)):
+    jobs: dict[Grid, list[tuple[str, _Canvas, Job]]] = {}
+    identities: dict[str, str] = {}
+    weights = "" if options.out is None else identity(network)
+    for canvas, (given, kept) in zip(canvases, masks, strict=True):
         picture = zlib.crc32(canvas.mcus.numpy().tobytes())  # so that other pictures have other noise
         for k in range(options.num):
             job = Job((picture << 16) + k, label, canvas.mcus, given, kept)
-            jobs.setdefault(canvas.grid, []).append((i, job))
-    results: list[list[DCTImage]] = [[] for _ in canvases]
-    ready, total = 0, sum(map(len, jobs.values()))
+            jobs.setdefault(canvas.grid, []).append((f"{canvas.name}-{k}", canvas, job))
+            if options.out is not None:
+                parts = [given, canvas.mcus, *([] if kept is None else [kept]), *_file_parts(canvas.file)]
+                size = [k, label, canvas.height, canvas.width]
+                identities[f"{canvas.name}-{k}"] = identity(weights, options.sampling, size, *parts)
+    outputs = None if options.out is None else Outputs(options.out, identities)
+    results: dict[str, DCTImage] = {}
+    total = sum(map(len, jobs.values()))
+    # Groups of full batches: each is written when it is finished.
+    count = options.sampling.batch * useful_workers(options.sampling.workers, total, network.device)
     for grid, group in jobs.items():
+        missing = []
+        for name, canvas, job in group:
+            finished = None if outputs is None else outputs.load(name)
+            if finished is None:
+                missing.append((name, canvas, job))
+            else:
+                results[name] = finished
+        for first in range(0, len(missing), count):
+            part = missing[first : first + count]
 
-        def share(done: float, ready: int = ready, count: int = len(group)) -> None:
-            if options.progress is not None:
-                options.progress((ready + done * count) / total)
+            def share(done: float, ready: int = len(results), size: int = len(part)) -> None:
+                if options.progress is not None:
+                    options.progress((ready + done * size) / total)
 
-        made = complete(network, [job for _, job in group], grid, options.sampling, progress=share)
-        ready += len(group)
-        for (i, job), mcus in zip(group, made, strict=True):
-            results[i].append(_into_file(canvases[i], mcus, job.given, codec))
-    return [Edited(c.name, b, r) for c, b, r in zip(canvases, before, results, strict=True)]
+            made = complete(network, [job for _, _, job in part], grid, options.sampling, progress=share)
+            for (name, canvas, job), mcus in zip(part, made, strict=True):
+                results[name] = _into_file(canvas, mcus, job.given, codec)
+                if outputs is not None:
+                    outputs.save(name, results[name])
+    return [
+        Edited(c.name, b, [results[f"{c.name}-{k}"] for k in range(options.num)])
+        for c, b in zip(canvases, before, strict=True)
+    ]
+
+
+def _file_parts(file: DCTImage | None) -> list[Tensor]:
+    """The coefficients and tables of a JPEG file, which decide on a result that keeps them."""
+    return [] if file is None else [*file.components, *file.tables]
 
 
 def _into_file(canvas: _Canvas, mcus: Tensor, given: Tensor, codec: Codec) -> DCTImage:
@@ -347,33 +389,33 @@ def _into_file(canvas: _Canvas, mcus: Tensor, given: Tensor, codec: Codec) -> DC
     return merged(canvas.file, result, canvas.picture(given.to(torch.int16), codec))
 
 
-def save_edits(edits: list[Edited], out: str | Path) -> dict[str, Any]:
+def save_edits(edits: list[Edited], out: str | Path, *, written: bool = False) -> dict[str, Any]:
     """Write every alternative as a real JPEG and a PNG file, and a contact sheet.
 
     Args:
         edits: from a task.
         out: folder, made if needed.
+        written: whether the results are there already, as after a task with the same `Options.out`.
 
     Returns:
-        ``files`` (the JPEG files), ``pngs`` and ``sheet`` as path strings.
+        ``files`` (the JPEG files), ``pngs`` and ``sheet`` as path strings. The sheet shows about
+        `dctransformer.sheets.MOST` pictures.
 
     Raises:
         ValueError: the folder can't be written.
     """
-    out = make_folder(out)
-    files, pngs, rows = [], [], []
-    for edit in edits:
-        alternatives = edit.pixels()
-        for k, (dct, pixels) in enumerate(zip(edit.results, alternatives, strict=True)):
-            path = out / f"{edit.name}-{k}.jpg"
-            write_jpeg(dct, path)
-            files.append(str(path))
-            with atomic_write(path.with_suffix(".png")) as beside:
-                Image.fromarray(pixels).save(beside, format="PNG")
-            pngs.append(str(path.with_suffix(".png")))
-        rows.append([edit.before, *alternatives])
+    out = Path(out)
+    names = [f"{edit.name}-{k}" for edit in edits for k in range(len(edit.results))]
+    if not written:
+        results = dict(zip(names, (dct for edit in edits for dct in edit.results), strict=True))
+        identities = {name: identity(*_file_parts(dct)) for name, dct in results.items()}
+        outputs = Outputs(out, identities)
+        for name, dct in results.items():
+            outputs.save(name, dct)
+    shown = edits[: max(1, MOST // (len(edits[0].results) + 1))]
+    rows = [[edit.before, *edit.pixels()] for edit in shown]
     sheet = out / "sheet.png"
     captions = ["known", *(f"-{k}" for k in range(len(rows[0]) - 1))]
-    with atomic_write(sheet) as beside:
-        captioned_rows(rows, captions).save(beside, format="PNG")
-    return {"files": files, "pngs": pngs, "sheet": str(sheet)}
+    with atomic_write(sheet) as temporary:
+        captioned_rows(rows, captions).save(temporary, format="PNG")
+    return {**listed(out, names), "sheet": str(sheet)}

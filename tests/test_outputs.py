@@ -1,0 +1,160 @@
+"""Results are written as they are finished, and the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dctransformer.tasks.edit as editing
+import dctransformer.tasks.generate as generating
+from dctransformer import DCTransformer
+from dctransformer.codec import read_jpeg
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Snapshot
+from dctransformer.sheets import captioned_rows, contact_sheet, heat_map_sheet
+from dctransformer.tasks.edit import Options, colorize, save_edits, upscale
+from dctransformer.tasks.generate import generate, save_samples
+from tiny_model import save_tiny_model
+
+ONE = SampleConfig(seed=3, batch=1, workers=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DCTransformer:
+    """A tiny model for every task."""
+    return DCTransformer.from_pretrained(save_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def stop_after(count: int):
+    """A `watch` that presses Ctrl-C once so many pictures are finished."""
+    finished: set[int] = set()
+
+    def watch(snapshot: Snapshot) -> None:
+        if snapshot.finished:
+            finished.add(snapshot.index)
+        if len(finished) == count:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def names(folder: Path) -> set[str]:
+    """What a folder holds."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
+    model: DCTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command makes the missing pictures only, and ends as if nothing had happened."""
+    whole, labels = generate(model, 4, sampling=ONE)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, 4, sampling=ONE, out=tmp_path, watch=stop_after(2))
+    assert names(tmp_path) == {"pictures.json", *(f"sample-000{i}.{kind}" for i in range(2) for kind in ("jpg", "png"))}
+    made: list[int] = []
+    original = generating.fill
+
+    def fill(network: DCTransformer, requests: list, *a, **k):
+        made.extend(request.index for request in requests)
+        return original(network, requests, *a, **k)
+
+    monkeypatch.setattr(generating, "fill", fill)
+    done: list[tuple[int, int]] = []
+    samples, again = generate(model, 4, sampling=ONE, out=tmp_path, progress=lambda *d: done.append(d))
+    assert made == [2, 3] and again == labels and done[0][1] >= 2 and done[-1][1] == 4
+    assert torch.equal(samples.mcus, whole.mcus)
+    assert [t.tolist() for t in samples.triples] == [t.tolist() for t in whole.triples]
+    files = save_samples(samples, labels, tmp_path, written=True)
+    for i, path in enumerate(files["files"]):
+        assert read_jpeg(path).equal(whole.dct()[i])
+        assert np.array_equal(np.asarray(Image.open(files["pngs"][i])), whole.pixels()[i].numpy())
+    assert Path(files["sheet"]).is_file() and Path(files["heat_map"]).is_file()
+    # More pictures: those that are there stay; another batch size or number of processes is the same command.
+    made.clear()
+    generate(model, 5, sampling=dataclasses.replace(ONE, batch=4), out=tmp_path)
+    assert made == [4]
+    made.clear()
+    generate(model, 4, sampling=dataclasses.replace(ONE, temperature=0.5), out=tmp_path)
+    assert made == [0, 1, 2, 3]
+
+
+def test_pictures_of_another_command_do_not_pass_for_finished_ones(model: DCTransformer, tmp_path: Path) -> None:
+    """Another seed removes those it replaces before it begins."""
+    generate(model, 3, sampling=ONE, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, 3, sampling=dataclasses.replace(ONE, seed=4), out=tmp_path, watch=stop_after(1))
+    assert "sample-0000.jpg" in names(tmp_path) and "sample-0002.jpg" not in names(tmp_path)
+    (tmp_path / "sample-0000.jpg").write_bytes(b"\xff\xd8 half a picture")
+    samples, _ = generate(model, 3, sampling=dataclasses.replace(ONE, seed=4), out=tmp_path)
+    assert torch.equal(samples.mcus, generate(model, 3, sampling=dataclasses.replace(ONE, seed=4))[0].mcus)
+
+
+def test_an_interrupted_task_keeps_its_results_and_goes_on(
+    model: DCTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are written after each batch; the rest is made by the same command."""
+    pictures = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(2)]
+    whole = colorize(model, pictures, Options(num=2, sampling=ONE))
+    groups: list[int] = []
+    original = editing.complete
+
+    def complete(network: DCTransformer, jobs: list, *a, **k):
+        groups.append(len(jobs))
+        if len(groups) == 3:
+            raise KeyboardInterrupt
+        return original(network, jobs, *a, **k)
+
+    monkeypatch.setattr(editing, "complete", complete)
+    options = Options(num=2, sampling=ONE, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        colorize(model, pictures, options)
+    assert names(tmp_path) == {
+        "pictures.json", *(f"picture-0-{k}.{kind}" for k in range(2) for kind in ("jpg", "png"))
+    }  # fmt: skip
+    again = colorize(model, pictures, options)
+    assert groups == [1] * 5
+    for a, b in zip(again, whole, strict=True):
+        assert all(x.equal(y) for x, y in zip(a.results, b.results, strict=True))
+    files = save_edits(again, tmp_path, written=True)
+    assert len(files["files"]) == 4 and all(
+        Path(f).is_file() for f in (*files["files"], *files["pngs"], files["sheet"])
+    )
+    colorize(model, [255 - pictures[0], pictures[1]], options)  # another picture of the same name
+    assert groups == [1] * 7
+
+
+def test_results_that_no_file_can_hold_are_refused_before_the_work(
+    model: DCTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JPEG file has at most 65,500 pixels on a side."""
+
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(editing, "complete", begun)
+    monkeypatch.setattr(editing, "enlarged_corners", begun)
+    for shape in ((16, 8200, 3), (3000, 3000, 3)):
+        with pytest.raises(ValueError, match=f"would become {shape[1] * 8}×{shape[0] * 8} pixels"):
+            upscale(model, [np.zeros(shape, np.uint8)], 8)
+
+
+def test_names_too_long_for_a_file_are_refused_before_the_work(model: DCTransformer, tmp_path: Path) -> None:
+    """The results of a picture have longer names than the picture."""
+    source = tmp_path / ("x" * 251 + ".png")
+    Image.new("RGB", (32, 32)).save(source)
+    with pytest.raises(ValueError, match="the name is too long"):
+        colorize(model, [source], Options(sampling=ONE, out=tmp_path / "out"))
+
+
+def test_sheets_stay_within_reason() -> None:
+    """Of 50,000 pictures, the first 1,024 are shown."""
+    pictures = torch.zeros(1, 16, 16, 3, dtype=torch.uint8).expand(50_000, -1, -1, -1)
+    assert max(contact_sheet(pictures, scale=1).size) < 1000
+    assert max(heat_map_sheet(pictures, torch.zeros(1, 2, 2).expand(50_000, -1, -1)).size) < 70_000
+    rows = [[pictures[0].numpy()] * 2] * 50_000
+    assert max(captioned_rows(rows, ["a", "b"], side=16).size) < 20_000
