@@ -1,8 +1,37 @@
 """DCTransformer: generating images with sparse representations."""
 
-from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
-from dctransformer.hub.model import DCTransformer
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
+    from dctransformer.hub.model import DCTransformer
 
 __version__ = "0.1.0"
 
 __all__ = ["Codec", "DCTImage", "DCTransformer", "__version__", "read_jpeg", "write_jpeg"]
+
+
+def lazy_names(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__`` that imports names at their first use, so that the package costs no time.
+
+    Args:
+        package: its ``__name__``.
+        modules: name to the module, relative to the package, that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return get
+
+
+__getattr__ = lazy_names(
+    __name__,
+    {"Codec": "codec", "DCTImage": "codec", "DCTransformer": "hub.model", "read_jpeg": "codec", "write_jpeg": "codec"},
+)

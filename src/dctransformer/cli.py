@@ -12,19 +12,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
+from dctransformer import __version__
 from dctransformer.app.limits import Limits
-from dctransformer.data.info import DatasetInfo
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.model.config import PRESETS, Architecture, ModelConfig
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sequence.conditions import CONDITIONS
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.config_file import ConfigFile, read_config_file
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclasses.dataclass
@@ -100,6 +102,8 @@ class Train:
         from dctransformer.training.loop import train
 
         if self.config is not None:
+            from dctransformer.data.info import DatasetInfo
+
             read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)
         metrics = train(self.data, self.run_, ModelConfig(**dataclasses.asdict(self.model)), self.options)
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
@@ -135,6 +139,8 @@ class Sample:
 
     def run(self) -> None:
         """Sample."""
+        from tqdm import tqdm
+
         from dctransformer.data.shapes import parse_size
         from dctransformer.tasks.generate import generate, save_samples
 
@@ -175,6 +181,8 @@ class _Edit(abc.ABC):
 
     def run(self) -> None:
         """Try the folder, work, write."""
+        from tqdm import tqdm
+
         from dctransformer.tasks.edit import Options, save_edits
 
         with tqdm(total=1.0, desc=type(self).__name__.lower(), disable=self.json, bar_format=_PERCENT) as bar:
@@ -302,6 +310,8 @@ class Likelihood:
 
     def run(self) -> None:
         """Score."""
+        from tqdm import tqdm
+
         from dctransformer.tasks.likelihood import likelihood
 
         with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
@@ -577,6 +587,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str]) -> None:
     try:
+        if argv == ["--version"]:
+            print(__version__)
+            return
         defaults = _train_defaults(argv if argv[:1] == ["train"] else [])
         commands: Any = (
             Annotated[Prepare, tyro.conf.subcommand("prepare")]

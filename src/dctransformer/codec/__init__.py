@@ -1,16 +1,23 @@
 """Pixels, DCT images, triples and JPEG files, exactly as libjpeg has them; knows nothing of models."""
 
-from dctransformer.codec.codec import Codec
-from dctransformer.codec.dct_image import DCTImage
-from dctransformer.codec.jpeg import (
-    huffman_bytes,
-    read_jpeg,
-    read_jpeg_bytes,
-    write_jpeg,
-    write_jpeg_bytes,
-)
-from dctransformer.codec.segments import check_scans
-from dctransformer.codec.tables import quant_tables, value_limits
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dctransformer import lazy_names
+
+if TYPE_CHECKING:
+    from dctransformer.codec.codec import Codec
+    from dctransformer.codec.dct_image import DCTImage
+    from dctransformer.codec.jpeg import (
+        huffman_bytes,
+        read_jpeg,
+        read_jpeg_bytes,
+        write_jpeg,
+        write_jpeg_bytes,
+    )
+    from dctransformer.codec.segments import check_scans
+    from dctransformer.codec.tables import quant_tables, value_limits
 
 __all__ = [
     "Codec",
@@ -24,3 +31,19 @@ __all__ = [
     "write_jpeg",
     "write_jpeg_bytes",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Codec": "codec",
+        "DCTImage": "dct_image",
+        "check_scans": "segments",
+        "huffman_bytes": "jpeg",
+        "quant_tables": "tables",
+        "read_jpeg": "jpeg",
+        "read_jpeg_bytes": "jpeg",
+        "value_limits": "tables",
+        "write_jpeg": "jpeg",
+        "write_jpeg_bytes": "jpeg",
+    },
+)

@@ -10,7 +10,10 @@ image sharpens as its sequence grows.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BLOCK = 8
 """Pixels along the side of a block."""
@@ -36,38 +39,65 @@ BANDS: tuple[tuple[int, int], ...] = ((0, 1), (1, 4), (4, 16), (16, 64))
 BAND_NAMES = ("dc", "1-3", "4-15", "16-63")
 
 
-def _zigzag() -> np.ndarray:
-    """Natural (row-major) index of each zigzag position: int64 ``[64]``."""
+def _zigzag() -> list[int]:
+    """Natural (row-major) index of each zigzag position."""
     cells = [(row, column) for row in range(8) for column in range(8)]
     # Odd anti-diagonals run downwards, even ones upwards.
     cells.sort(key=lambda rc: (rc[0] + rc[1], rc[0] if (rc[0] + rc[1]) % 2 else rc[1]))
-    return np.array([row * 8 + column for row, column in cells])
+    return [row * 8 + column for row, column in cells]
 
 
-def _generation_order() -> np.ndarray:
-    """Channel ids in the order in which they are generated: int64 ``[192]``."""
-    order = [
+def _generation_order() -> list[int]:
+    """Channel ids in the order in which they are generated."""
+    return [
         component + frequency
         for start, stop in BANDS
         for component in COMPONENT_ORDER
         for frequency in range(start, stop)
     ]
-    return np.array(order)
 
 
-ZIGZAG = _zigzag()
-"""``ZIGZAG[k]`` is the row-major index in an 8×8 block of zigzag frequency ``k``: int64 ``[64]``."""
+def _tables() -> dict[str, np.ndarray]:
+    """All tables; NumPy is imported here, so that the command line can read the constants above at once."""
+    import numpy as np
 
-UNZIGZAG = np.argsort(ZIGZAG)
-"""Inverse of `ZIGZAG`: zigzag frequency of each row-major index, int64 ``[64]``."""
+    zigzag, generation_order = np.array(_zigzag()), np.array(_generation_order())
+    bands = [next(b for b, (lo, hi) in enumerate(BANDS) if lo <= c % 64 < hi) for c in range(NUM_CHANNELS)]
+    return {
+        "ZIGZAG": zigzag,
+        "UNZIGZAG": np.argsort(zigzag),
+        "GENERATION_ORDER": generation_order,
+        "RANK": np.argsort(generation_order),
+        "BAND_OF_CHANNEL": np.array(bands),
+    }
 
-GENERATION_ORDER = _generation_order()
-"""``GENERATION_ORDER[r]`` is the channel id of rank ``r``: int64 ``[192]``."""
 
-RANK = np.argsort(GENERATION_ORDER)
-"""``RANK[c]`` is the rank of channel id ``c``: int64 ``[192]``."""
+if TYPE_CHECKING:
+    ZIGZAG: np.ndarray
+    """``ZIGZAG[k]`` is the row-major index in an 8×8 block of zigzag frequency ``k``: int64 ``[64]``."""
 
-BAND_OF_CHANNEL = np.array(
-    [next(b for b, (lo, hi) in enumerate(BANDS) if lo <= c % 64 < hi) for c in range(NUM_CHANNELS)]
-)
-"""Index into `BANDS` of each channel id: int64 ``[192]``."""
+    UNZIGZAG: np.ndarray
+    """Inverse of `ZIGZAG`: zigzag frequency of each row-major index, int64 ``[64]``."""
+
+    GENERATION_ORDER: np.ndarray
+    """``GENERATION_ORDER[r]`` is the channel id of rank ``r``: int64 ``[192]``."""
+
+    RANK: np.ndarray
+    """``RANK[c]`` is the rank of channel id ``c``: int64 ``[192]``."""
+
+    BAND_OF_CHANNEL: np.ndarray
+    """Index into `BANDS` of each channel id: int64 ``[192]``."""
+
+
+def __getattr__(name: str) -> np.ndarray:
+    tables = _tables() if name.isupper() else {}
+    if name not in tables:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals().update(tables)
+    return tables[name]
+
+
+def check_quality(quality: int) -> None:
+    """Raise ValueError unless a JPEG quality is a whole number from 1 to 100."""
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise ValueError(f"quality {quality} is not a whole number from 1 to 100; choose one in that range, say 75")

@@ -32,8 +32,7 @@ def quant_tables(quality: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the quality is not a whole number from 1 to 100.
     """
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise ValueError(f"quality {quality} is not a whole number from 1 to 100; choose one in that range, say 75")
+    order.check_quality(quality)
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     zigzag = torch.from_numpy(order.ZIGZAG)
     luma, chroma = (

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from dctransformer.codec import order
-from dctransformer.codec.tables import quant_tables
 
 _MOST = 1 << 16
 BOUNDS: dict[str, tuple[int, int]] = {
@@ -164,7 +163,7 @@ class ModelConfig(Architecture):
     def __post_init__(self) -> None:
         """Check what no type can say."""
         self.check()
-        quant_tables(self.quality)
+        order.check_quality(self.quality)
         if self.size < order.MCU or self.size % order.MCU:
             raise ValueError(f"size {self.size} is not a positive multiple of {order.MCU}; choose 64 or 128, say")
         for name in ("shape", "extent"):

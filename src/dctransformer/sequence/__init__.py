@@ -1,10 +1,17 @@
 """What a model reads: sequences of triples, chunks of them, conditions and the batches of a training."""
 
-from dctransformer.sequence.batches import ChunkBatches
-from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.sequence.conditions import Conditions
-from dctransformer.sequence.dataset import DCTImageDataset, ToTriples, by_grid, collate
-from dctransformer.sequence.sampler import ChunkSampler
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dctransformer import lazy_names
+
+if TYPE_CHECKING:
+    from dctransformer.sequence.batches import ChunkBatches
+    from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+    from dctransformer.sequence.conditions import Conditions
+    from dctransformer.sequence.dataset import DCTImageDataset, ToTriples, by_grid, collate
+    from dctransformer.sequence.sampler import ChunkSampler
 
 __all__ = [
     "ChunkBatch",
@@ -18,3 +25,19 @@ __all__ = [
     "collate",
     "cut_chunks",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ChunkBatch": "chunks",
+        "ChunkBatches": "batches",
+        "ChunkSampler": "sampler",
+        "Conditions": "conditions",
+        "DCTImageDataset": "dataset",
+        "Sequence": "chunks",
+        "ToTriples": "dataset",
+        "by_grid": "dataset",
+        "collate": "dataset",
+        "cut_chunks": "chunks",
+    },
+)

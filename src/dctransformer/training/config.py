@@ -6,7 +6,6 @@ import dataclasses
 import os
 from typing import Literal
 
-from dctransformer.data.shapes import parse_size
 from dctransformer.sequence.conditions import Conditions
 
 DEFAULT_TRIPLES = 20_000_000
@@ -102,6 +101,8 @@ class TrainConfig:
         """
         self.conditions.check()
         if self.window is not None:
+            from dctransformer.data.shapes import parse_size
+
             parse_size(self.window, "window")
             if self.starts == "early":
                 raise ValueError("early starts are for whole pictures; leave --window out, or --starts at uniform")

@@ -27,10 +27,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from dctransformer.data.info import DatasetInfo
-from dctransformer.data.shapes import Shape
 from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
 from dctransformer.training.config import TrainConfig
+
+if typing.TYPE_CHECKING:
+    from dctransformer.data.info import DatasetInfo
+    from dctransformer.data.shapes import Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ class DataWanted:
         """
         if self.size is None and self.long_side is None and self.short_side is None:
             return None
+        from dctransformer.data.shapes import Shape
+
         return Shape.of(self.size, self.long_side, self.short_side)
 
     def check(self, info: DatasetInfo, name: str | Path) -> None:
