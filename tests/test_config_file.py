@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dctransformer.cli import _train_defaults, main
+from dctransformer.cli import main
+from dctransformer.commands.training import train_defaults
 from dctransformer.data import DatasetInfo
 from dctransformer.data.shapes import Shape
 from dctransformer.model.config import preset
@@ -36,16 +37,16 @@ def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
         'preset = "tiny"\n[model]\nwidth = 48\nvalue = [1, 2]\n'
         "[train]\ntriples = 500\nlr = 1\nmicro_batch = 2\nconditions.low = 0.0\n",
     )
-    found = _train_defaults(["train", "--config", str(path), "--model.width", "64"])
+    found = train_defaults(["train", "--config", str(path), "--model.width", "64"])
     assert found.preset == "tiny" and found.model.width == 48 and found.model.value == (1, 2)
     assert found.model.hidden == preset("tiny").hidden and found.model.chunk == preset("tiny").chunk
     assert found.options.triples == 500 and found.options.lr == 1.0 and found.options.micro_batch == 2
     assert found.options.conditions.low == 0 and found.options.conditions.luma == TrainConfig().conditions.luma
     assert found.options.batch == TrainConfig().batch
-    other = _train_defaults(["train", f"--config={path}", "--preset=small", "--minutes", "1"])
+    other = train_defaults(["train", f"--config={path}", "--preset=small", "--minutes", "1"])
     assert other.preset == "small" and other.model.width == 48 and other.model.hidden == preset("small").hidden
     assert other.options.triples is None
-    assert _train_defaults(["train"]).options == TrainConfig()
+    assert train_defaults(["train"]).options == TrainConfig()
 
 
 def test_train_reads_a_file(tmp_path: Path) -> None:
