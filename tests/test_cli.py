@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ from PIL import Image
 
 from dctransformer import DCTransformer, read_jpeg
 from dctransformer.cli import main
+from dctransformer.commands.names import with_revision
+from dctransformer.commands.printing import printable
 from dctransformer.model.config import preset
 from pictures import photo_folder
+from tiny_model import save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +181,49 @@ def test_wrong_arguments_are_refused(
     for argv, says in cases:
         assert says in refused(capsys, *argv), argv
         assert not out.exists(), argv
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    """They must come at once."""
+    code = (
+        "import sys\nfrom dctransformer.cli import main\n"
+        "try: main([sys.argv[1]])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'pyarrow', 'numpy', 'PIL', 'huggingface_hub', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for option in ("--help", "--version"):
+        done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_the_output_may_be_full_or_closed() -> None:
+    """A sentence and status 2; a reader that has seen enough is no error."""
+    command = [sys.executable, "-m", "dctransformer.cli", "--version"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dctransformer: standard output can't be written (No space left on device)")
+    assert done.stderr.count("\n") == 1
+    closed = ["sh", "-c", f"{' '.join(command)} >&-"]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("dctransformer: standard output is closed")
+
+
+def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Names can hold anything: escapes for the terminal, changes of direction, bytes that are no text."""
+    with pytest.raises(SystemExit):
+        main(["info", "a\x1b[2J\x9b\u202eb\ud800\n"])
+    assert r"a\x1b[2J\x9b\u202eb\ud800\n" in capsys.readouterr().err.replace("\\\\", "\\")
+    assert printable("Rose\u00a0ü 薔薇 🌹") == "Rose\u00a0ü 薔薇 🌹"
+    folder = save_tiny_model(tmp_path / "model", label_names=("\x1b]0;owned\x07", "lily"))
+    main(["info", str(folder)])
+    shown = capsys.readouterr().out
+    assert r"\x1b]0;owned\x07" in shown and "\x1b" not in shown
+
+
+def test_a_revision_belongs_to_a_model_of_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not ignored for a folder."""
+    with pytest.raises(SystemExit):
+        main(["info", "flowers64", "--revision", "v1"])
+    assert "--revision is for models of the hub" in capsys.readouterr().err
+    assert with_revision("hf:me/flowers", "v1") == "hf:me/flowers@v1"

@@ -102,25 +102,35 @@ def _run(argv: list[str]) -> None:
                 args=argv,
                 config=(tyro.conf.OmitSubcommandPrefixes,),
             ).run()
-    finally:
+        sys.stdout.flush()
+    except SystemExit:  # --help
         _flush()
+        raise
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        _end_output(error)
 
 
 def _flush() -> None:
-    """Write what was printed.
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _end_output(error)
+
+
+def _end_output(error: OSError) -> None:
+    """End the command because standard output takes no more.
 
     Raises:
         SystemExit: the reader of a pipe has seen enough (| head).
         ValueError: the disk is full.
     """
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # Python flushes again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:
-            raise SystemExit(141) from None
-        raise ValueError(f"standard output can't be written ({error.strerror}); redirect it elsewhere") from None
+    with contextlib.suppress(OSError, ValueError):  # Python flushes again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        raise SystemExit(141) from None
+    raise ValueError(f"standard output can't be written ({error.strerror}); redirect it elsewhere") from None
 
 
 if __name__ == "__main__":
