@@ -264,7 +264,7 @@ def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pyt
     run(capsys, "evaluate", rundir, "--data", data, *ALL)
     assert (rundir / "evaluation.json").is_file()
     out = tmp_path / "pages" / "report.html"
-    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    run(capsys, "report", rundir, "--data", data, "--out", out, "--num", "6")
     text = out.read_text(encoding="utf-8")
     page = Page(text)
     assert page.titles == [*SECTIONS, "All figures"]
@@ -274,10 +274,10 @@ def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pyt
     assert "run &lt;1&gt;" in text and "<1>" not in text
     for says in ("small64-frechet", "Lepton", "seed 0", "Median distance", "validation split"):
         assert says in text
-    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    run(capsys, "report", rundir, "--data", data, "--out", out, "--num", "6")
     assert out.read_text(encoding="utf-8") == text and "OTHER WEIGHTS" not in text
     DCTransformer.from_pretrained(rundir).save_pretrained(rundir, dtype=torch.float16)
-    run(capsys, "report", rundir, "--out", out, "--num", "6")
+    run(capsys, "report", rundir, "--data", data, "--out", out, "--num", "6")
     assert "OTHER WEIGHTS" in out.read_text(encoding="utf-8")
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
 
@@ -327,3 +327,28 @@ def test_curves_skip_a_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"triples": 5, "train/value": 2}\n{"triples": 9, "tr')
     assert plots.read_curves(path) == [{"triples": 5, "train/value": 2}]
+
+
+def test_dollar_signs_in_names_are_no_mathematics() -> None:
+    """A run may be called as people like; what matplotlib would read as a broken formula is printed as it is."""
+    pytest.importorskip("matplotlib")
+    fields = {band: {"channel": 1.0, "position": 1.0, "value": 1.0} for band in ("dc", "1-3")}
+    name = r"runs/$\frac$"
+    bits = {"bits_per_image_by_band_and_field": fields, "table": [{"coder": name, "bytes_per_image": 3.0}]}
+    assert name in plots.svg(plots.bits_by_band_and_field(bits))
+
+
+def test_a_report_opens_no_data_that_a_run_names(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stranger's evaluation.json could name any folder."""
+    pytest.importorskip("matplotlib")
+    rundir, out = tmp_path / "run", tmp_path / "report.html"
+    shutil.copytree(model, rundir)
+    figures = {"scores": {}, "data": str(photos), "bits": None, "weights": "", "num": 1, "seed": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dctransformer.evaluate.report.open_held_out", lambda *_: pytest.fail("opened"))
+        patch.setattr("dctransformer.evaluate.report.read_evaluation", lambda *_: figures)
+        patch.setattr("dctransformer.evaluate.report._Work.sections", lambda work: iter([work._no_data("Bits")]))
+        run(capsys, "report", rundir, "--out", out, "--num", "1")
+    assert f"the evaluation used {photos}" in out.read_text(encoding="utf-8")

@@ -109,7 +109,7 @@ class Report:
     run_: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="run")]
     """Run folder, saved model's folder, hf:owner/name, or shipped weights."""
     data: Path | None = None
-    """Prepared data set or folder of pictures; that of the run's last evaluation if not given."""
+    """Prepared data set or folder of pictures; parts that need one are left out if not given."""
     out: Path = Path("report.html")
     """The page."""
     evaluation: Path | None = None
@@ -132,7 +132,8 @@ class Report:
         from dctransformer.evaluate.report import write_report
 
         write_report(
-            self.run_, self.out, data=self.data, evaluation=self.evaluation, num=self.num, seed=self.seed,
+            with_revision(self.run_, self.revision), self.out, data=self.data,
+            evaluation=self.evaluation, num=self.num, seed=self.seed,
             top_p=self.top_p, features=self.features, device=self.device, progress=True,
         )  # fmt: skip
         print(f"the report: {printable(self.out)}")

@@ -52,6 +52,11 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _label(name: str) -> str:
+    """A name as matplotlib prints it as it is, instead of reading what is between dollar signs as mathematics."""
+    return name.replace("$", r"\$")
+
+
 def svg(figure: Any) -> str:
     """A figure as an SVG element for an HTML page; the same text for the same figure."""
     import matplotlib
@@ -76,7 +81,7 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
     left.legend(frameon=False)
     rows = [row for row in bits["table"] if row["bytes_per_image"] is not None][::-1]
     colours = [REAL] * (len(rows) - 1) + [FIELD_COLOURS["value"]]
-    bars = right.barh([row["coder"] for row in rows], [row["bytes_per_image"] for row in rows], color=colours)
+    bars = right.barh([_label(row["coder"]) for row in rows], [row["bytes_per_image"] for row in rows], color=colours)
     right.bar_label(bars, fmt="%.0f", padding=3)
     right.set(xlabel="bytes an image, headers subtracted", title="the same coefficients by every coder")
     right.margins(x=0.15)
@@ -111,7 +116,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> Any:
             if points:
                 x, y = np.array(points).T
                 axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-                axis.plot(x, _smooth(y), color=colour, label=name)
+                axis.plot(x, _smooth(y), color=colour, label=_label(name))
         axis.set(xlabel="million triples", ylabel="bits per triple", title=title)
         axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[0]:
@@ -154,7 +159,9 @@ def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
     ranges = [_reach(everything[of_band == i, 2]) for i in range(len(order.BANDS))]
     for name, (pictures, colour) in both.items():
         lengths = [len(t) for t in pictures]
-        axes[0].hist(lengths, np.linspace(0, longest + 1, 18), density=True, histtype="step", color=colour, label=name)
+        axes[0].hist(
+            lengths, np.linspace(0, longest + 1, 18), density=True, histtype="step", color=colour, label=_label(name)
+        )
         joined = torch.cat(pictures).long()
         band = torch.from_numpy(order.BAND_OF_CHANNEL)[joined[:, 0]]
         for i, (axis, title) in enumerate(zip(axes[1:], order.BAND_NAMES, strict=True)):
@@ -188,7 +195,7 @@ def nearness(generated: Tensor, held_out: Tensor) -> Any:
     figure, axis = _figure(6, 2.8)
     edges = np.linspace(0, max(float(generated.max()), float(held_out.max())) * 1.02, 30).tolist()
     for name, values, colour in (("held out", held_out, REAL), ("generated", generated, GENERATED)):
-        axis.hist(values.numpy(), edges, density=True, histtype="step", color=colour, label=name, linewidth=1.5)
+        axis.hist(values.numpy(), edges, density=True, histtype="step", color=colour, label=_label(name), linewidth=1.5)
     axis.set(xlabel="distance to the nearest training picture", yticks=[])
     axis.legend(frameon=False)
     return figure

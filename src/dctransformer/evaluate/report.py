@@ -81,8 +81,8 @@ def write_report(
     Args:
         run: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
         out: the HTML file; missing folders are made.
-        data: prepared data set or folder of pictures; None for that of the run's last evaluation. What needs data and
-            finds none is left out, and the page says so.
+        data: prepared data set or folder of pictures; without it, the parts that need one are left out, and the page
+            says so. (What a run's files name is not opened: they may be a stranger's.)
         evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
         num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
         seed: of them.
@@ -99,8 +99,6 @@ def write_report(
     plots.require_matplotlib()
     folder = model_folder(run)
     figures = read_evaluation(folder, evaluation)
-    if data is None and figures is not None and Path(figures["data"]).exists():
-        data = figures["data"]
     sampling = SampleConfig(seed=seed, top_p=top_p)
     network = load_model(run, resolve_device(device))
     make_folder(Path(out).resolve().parent)
@@ -171,7 +169,8 @@ class _Work:
             )
 
     def _no_data(self, title: str) -> Section:
-        return Section(title, "This part needs pictures; name them with --data.", "")
+        used = "" if self.figures is None else f" (the evaluation used {self.figures['data']})"
+        return Section(title, f"This part needs pictures; name them with --data{used}.", "")
 
     def _summary(self) -> Section:
         facts = describe_model(self.folder)
