@@ -27,7 +27,7 @@ ONE = SampleConfig(seed=3, batch=1, workers=1)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> DCTransformer:
     """A tiny model for every task."""
-    return DCTransformer.from_pretrained(save_tiny_model(tmp_path_factory.mktemp("model")))
+    return DCTransformer.from_pretrained(save_tiny_model(tmp_path_factory.mktemp("model"), size=16, chunk=64))
 
 
 def stop_after(count: int):
@@ -98,7 +98,7 @@ def test_an_interrupted_task_keeps_its_results_and_goes_on(
     model: DCTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results are written after each batch; the rest is made by the same command."""
-    pictures = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(2)]
+    pictures = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(2)]
     whole = colorize(model, pictures, Options(num=2, sampling=ONE))
     groups: list[int] = []
     original = editing.complete
@@ -146,7 +146,7 @@ def test_results_that_no_file_can_hold_are_refused_before_the_work(
 def test_names_too_long_for_a_file_are_refused_before_the_work(model: DCTransformer, tmp_path: Path) -> None:
     """The results of a picture have longer names than the picture."""
     source = tmp_path / ("x" * 251 + ".png")
-    Image.new("RGB", (32, 32)).save(source)
+    Image.new("RGB", (16, 16)).save(source)
     with pytest.raises(ValueError, match="the name is too long"):
         colorize(model, [source], Options(sampling=ONE, out=tmp_path / "out"))
 
