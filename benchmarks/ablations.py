@@ -14,8 +14,8 @@ whose triples cost r times as much sees that many over r: the compute is equal b
 does not depend on what else the machine does meanwhile.
 
 Every variant starts from the same seed, sees the same order of pictures and is scored on the same validation ones:
-exact bytes an image. A variant within 1 % of the preset wants a second seed: ``--seeds 0 1``. Finished runs are not run
-again, so that the table grows over several calls; a run that diverged stays in it.
+exact bytes per image. A variant within 1 % of the preset wants a second seed: ``--seeds 0 1``. Finished runs are not
+run again, so that the table grows over several calls; a run that diverged stays in it.
 
 Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/costs.json, FOLDER/ablations.md and ends in one JSON line.
 
@@ -184,12 +184,12 @@ def cost(args: Args, variant: Variant) -> float:
         trainer.step(batch)
         return (time.perf_counter() - start) / int(batch.predicted.sum())
 
-    ours, theirs = prepared(variant), prepared(Variant())
+    changed, base = prepared(variant), prepared(Variant())
     ratios = []
     for i in range(SETTLE + ROUNDS):
-        pairs = [(ours[0], ours[1][i]), (theirs[0], theirs[1][i])]
+        pairs = [(changed[0], changed[1][i]), (base[0], base[1][i])]
         times = {id(trainer): seconds(trainer, batch) for trainer, batch in (pairs if i % 2 else pairs[::-1])}
-        ratios.append(times[id(ours[0])] / times[id(theirs[0])])
+        ratios.append(times[id(changed[0])] / times[id(base[0])])
     return statistics.median(ratios[SETTLE:])
 
 
@@ -235,7 +235,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown: a row a variant, the mean of its seeds, and what it costs over the preset of the same seeds."""
     lines = [
         "| group | variant | parameters | cost of a triple | triples seen | channel | position | value "
-        "| bytes an image | to the preset |",
+        "| bytes per image | to the preset |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = {r["seed"]: r["bytes_per_image"] for r in results if r["name"] == BASE}

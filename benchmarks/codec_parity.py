@@ -50,10 +50,10 @@ class Tally:
         codec = Codec(quality)
         dct = codec.encode(np.asarray(image))
         self.pictures += 1
-        for mine, theirs in zip(dct.components, jpeglib_components(scratch), strict=True):
-            self.coefficients += theirs.size
-            same_shape = mine[0].shape == theirs.shape
-            self.differing_coefficients += int((mine[0].numpy() != theirs).sum()) if same_shape else theirs.size
+        for mine, reference in zip(dct.components, jpeglib_components(scratch), strict=True):
+            self.coefficients += reference.size
+            same_shape = mine[0].shape == reference.shape
+            self.differing_coefficients += int((mine[0].numpy() != reference).sum()) if same_shape else reference.size
         pixels = np.asarray(Image.open(scratch).convert("RGB"))
         self.pixels += pixels.size
         self.differing_pixels += int((codec.decode(dct)[0].numpy() != pixels).sum())

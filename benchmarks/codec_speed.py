@@ -1,4 +1,4 @@
-"""How fast coefficients are read from JPEG files, beside decoding the same files to pixels with simplejpeg.
+"""How fast coefficients are read from JPEG files, compared with decoding the same files to pixels with simplejpeg.
 
     python benchmarks/codec_speed.py [PHOTOS] [--size 256] [--quality 75] [--count 200] [--rounds 5]
 

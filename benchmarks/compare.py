@@ -1,4 +1,4 @@
-"""DCTransformer beside Image GPT and VQ-VAE: same data, loop, optimiser, parameters, minutes and metrics.
+"""DCTransformer compared with Image GPT and VQ-VAE: same data, loop, optimiser, parameters, minutes and metrics.
 
     python benchmarks/compare.py DATA --out FOLDER [--minutes 8] [--num 350] [--threads N]
 
@@ -45,7 +45,7 @@ from dctransformer.sheets import contact_sheet
 from measure import machine
 
 TRAINED, SAMPLES, ROW = "trained.json", "samples.safetensors", "row.json"
-"""Files of a system's folder, beside its weights and curves."""
+"""Files of a system's folder, next to its weights and curves."""
 
 TRAINING = ("data", "minutes", "tune_minutes", "preset", "scored", "seed", "device", "precision", "clock")
 """Settings that decide on the weights."""
@@ -235,7 +235,7 @@ def _tell(what: str) -> None:
 # The table and the sheet ----------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    "system", "parameters", "learning rate", "training images/s", "tokens an image", "s a sample", "Fréchet distance",
+    "system", "parameters", "learning rate", "training images/s", "tokens per image", "s a sample", "Fréchet distance",
     "precision", "recall", "floor: PSNR", "floor: distance", "bits/px",
 )  # fmt: skip
 
@@ -273,8 +273,8 @@ def sheet(rows: list[dict[str, Any]], folder: Path) -> None:
     captions = [
         row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
     ]
-    with atomic_write(folder / "sheet.png") as beside:
-        contact_sheet(torch.cat(shown), columns=len(shown[0]), captions=captions).save(beside, "PNG", optimize=True)
+    with atomic_write(folder / "sheet.png") as temporary:
+        contact_sheet(torch.cat(shown), columns=len(shown[0]), captions=captions).save(temporary, "PNG", optimize=True)
 
 
 def _samples(folder: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""What size costs: time and memory of a training step, and seconds an image to sample, for 64 to 1,024 px.
+"""What size costs: time and memory of a training step, and seconds per image to sample, for 64 to 1,024 px.
 
     python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
 
@@ -9,10 +9,10 @@ cost rises with the picture, runs once a chunk, so that large pictures want long
 * *step*: one optimiser step of ``--batch`` chunks.
 * *sampling*: the engine goes on from a quarter, a half and three quarters of a made picture's triples for a chunk each,
   one picture at a time; it draws every decision and then takes the picture's own, so that what is listed is what such
-  pictures have. Seconds an image are those a triple times the triples; the decoders' part leaves the encoder out.
+  pictures have. Seconds per image are those a triple times the triples; the decoders' part leaves the encoder out.
 
 Printed are a table, the slopes of the log–log plot against the number of pixels, and JSON: ``ratio`` is the exponent
-of seconds an image against the triples of an image; a cost that is linear in the triples has 1.
+of seconds per image against the triples of an image; a cost that is linear in the triples has 1.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
-    """Seconds a triple that the encoder and the whole engine take, over some chunks of one picture."""
+    """Seconds per triple that the encoder and the whole engine take, over some chunks of one picture."""
     engine = Engine(model, Grid.of_size(size, size), SampleConfig(batch=1))
     stride, channel = model.config.stride, torch.from_numpy(order.GENERATION_ORDER)
     ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
@@ -107,16 +107,16 @@ def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.
 
 @contextlib.contextmanager
 def following(engine: Engine, decisions: torch.Tensor) -> Iterator[None]:
-    """The engine draws as ever, and then decides as it is told (int64 ``[L, 3]``), with a stop at the end."""
+    """The engine draws as ever, and then follows a given list of triples (int64 ``[L, 3]``), with a stop at the end."""
     stop = torch.tensor([[order.STOP, 0, 0]] * 4, device=decisions.device)
     decisions, fields, pick = torch.cat([decisions, stop]), itertools.cycle(range(3)), sampling_engine.pick
 
-    def told(*drawn: Any) -> torch.Tensor:
+    def follow(*drawn: Any) -> torch.Tensor:
         pick(*drawn)
         assert engine.stepper is not None
         return decisions[:, next(fields)].index_select(0, engine.stepper.turn)
 
-    with mock.patch.object(sampling_engine, "pick", told):
+    with mock.patch.object(sampling_engine, "pick", follow):
         yield
 
 
@@ -142,7 +142,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     for field, name in curves.items():
         y = [row[field] for row in rows]
         axes.loglog(pixels, y, "o-", label=f"{name} (slope {slope(pixels, y):.2f})")
-    axes.loglog(pixels, [row["triples"] for row in rows], "k:", label="triples an image")
+    axes.loglog(pixels, [row["triples"] for row in rows], "k:", label="triples per image")
     axes.set_xticks(pixels, [f"{row['size']}²" for row in rows])
     axes.minorticks_off()
     axes.set_xlabel("pixels")

@@ -1,4 +1,4 @@
-"""Bytes an image: a model's exact code length beside classical coders of the very same coefficients.
+"""Bytes per image: a model's exact code length next to classical coders of the very same coefficients.
 
     python benchmarks/likelihood.py DATA [--model flowers64]
 
@@ -19,7 +19,7 @@ from dctransformer.data import TripleStore
 from dctransformer.tasks.likelihood import likelihood
 
 GOAL = 367.0
-"""Bytes an image at 64 px, quality 20, that a first sketch of the method reached on flowers."""
+"""Bytes per image at 64 px, quality 20, that a first sketch of the method reached on flowers."""
 
 
 def histogram_bytes(train: TripleStore, held_out: TripleStore) -> float:
@@ -45,7 +45,7 @@ def main() -> None:
     scores = likelihood(arguments.model, arguments.data)
     histogram = histogram_bytes(*(TripleStore.open(arguments.data, s) for s in ("train", "validation")))
     mine, huffman = scores["bytes_per_image"], scores["huffman_bytes_per_image"]
-    print(f"{scores['images']} pictures, {scores['triples_per_image']:.0f} triples each; bytes an image:")
+    print(f"{scores['images']} pictures, {scores['triples_per_image']:.0f} triples each; bytes per image:")
     print(f"  {arguments.model:28s}{mine:7.1f} ± {scores['standard_error_bytes'] or 0:.1f}")
     print(f"  {'static histogram':28s}{histogram:7.1f}")
     print(f"  {'libjpeg, optimised Huffman':28s}{huffman:7.1f}")

@@ -1,4 +1,4 @@
-"""How fast `prepare` is beside a bare Pillow loop: pictures a second of both, over the same folder, in turns.
+"""How fast `prepare` is compared with a bare Pillow loop: pictures per second of both, over the same folder, in turns.
 
     python benchmarks/prepare.py FOLDER [--workers N] [--size 64] [--quality 20] [--rounds 3]
 

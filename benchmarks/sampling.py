@@ -2,9 +2,9 @@
 
 Two ratios, from one run on one machine:
 
-* ``no_cache``: pictures a second of the engine over those of the same weights when every step runs the decoders over
+* ``no_cache``: pictures per second of the engine over those of the same weights when every step runs the decoders over
   the whole chunk so far, both on chunks of 896 triples. The slow side is timed at evenly spaced fillings of a chunk.
-* ``gpt2``: steps a second of the engine, its steps compiled or not (a step is a triple: one pass through all decoder
+* ``gpt2``: steps per second of the engine, its steps compiled or not (a step is a triple: one pass through all decoder
   layers and three draws), over those of `transformers`' GPT-2 of the same width, heads, number of layers, batch and
   number of steps (512 tokens).
 
@@ -165,8 +165,8 @@ def main(args: Args) -> None:
     fillings = [f for f in range(64, min(map(len, sequences)), 128)]
     workers = useful_workers(None, args.batch, model.device)
     engines = {c: EngineSteps(model, args.batch, args.steps, c, workers) for c in (False, True)}
-    theirs = gpt2(model, args.batch, args.steps)
-    theirs()  # warm up
+    gpt2_steps = gpt2(model, args.batch, args.steps)
+    gpt2_steps()  # warm up
     cached, slow, rival = [], [], []
     engine: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(args.rounds):
@@ -175,7 +175,7 @@ def main(args: Args) -> None:
         slow.append(statistics.fmean(steps) * longest)
         for compiled, ours in engines.items():
             engine[compiled].append(seconds(ours))
-        rival.append(seconds(theirs))
+        rival.append(seconds(gpt2_steps))
     for ours in engines.values():
         ours.close()
     no_cache = statistics.median(s / c for s, c in zip(slow, cached, strict=True))
@@ -184,9 +184,9 @@ def main(args: Args) -> None:
     speed = {c: args.steps / statistics.median(times) for c, times in engine.items()}
     rival_speed = args.steps / statistics.median(rival)
     print(
-        f"with caches {args.batch / statistics.median(cached):.2f} pictures a second, "
+        f"with caches {args.batch / statistics.median(cached):.2f} pictures per second, "
         f"without {args.batch / statistics.median(slow):.3f}: {no_cache:.1f} times (goal 20)\n"
-        f"engine, compiled in {engines[True].set_up:.0f} s: {speed[True]:.0f} steps a second, "
+        f"engine, compiled in {engines[True].set_up:.0f} s: {speed[True]:.0f} steps per second, "
         f"GPT-2 {rival_speed:.0f}: {gpt:.2f} times (goal 1.5); as it is {speed[False]:.0f}: {eager:.2f} times"
     )
     print(json.dumps({

@@ -7,11 +7,11 @@ Side by side, in turns, on the same batches of made pictures:
 * *ours*: `train`'s step as `--precision auto --compile on` makes it, optimiser and weight average included;
 * *plain*: fp32, eager, attention written out as softmax(QKᵀ)V, AdamW a parameter at a time; the model's own code is
   otherwise the same;
-* *no masks*: ours, eager, with the legality masks taken out, beside ours, eager, with them;
+* *no masks*: ours, eager, with the legality masks taken out, against ours, eager, with them;
 * large matrix products in bf16 and fp32.
 
 Operations are counted as in `measure.step_flops`. The last line is JSON: ``ratio`` is ours in FLOP/s over the bf16
-product's; ``speedup`` is triples a second over the plain step's; ``mask_share`` is what the masks cost of a step.
+product's; ``speedup`` is triples per second over the plain step's; ``mask_share`` is what the masks cost of a step.
 """
 
 from __future__ import annotations

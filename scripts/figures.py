@@ -37,8 +37,8 @@ class Args:
 
 def write(sheet: Image.Image, path: Path) -> None:
     """Write a PNG file."""
-    with atomic_write(path) as beside:
-        sheet.save(beside, format="PNG", optimize=True)
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
 
 
 def rows_of(edits: list[Edited], originals: list[np.ndarray]) -> list[list[np.ndarray]]:

@@ -58,8 +58,8 @@ def write(figure: Any, path: Path) -> None:
     """Write a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, facecolor="white")
-    with atomic_write(path) as beside:
-        Image.open(out).convert("RGB").save(beside, format="PNG", optimize=True)
+    with atomic_write(path) as temporary:
+        Image.open(out).convert("RGB").save(temporary, format="PNG", optimize=True)
 
 
 def bare(axis: Any, title: str = "") -> None:

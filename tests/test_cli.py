@@ -109,7 +109,7 @@ def test_likelihood_of_a_folder_is_that_of_the_prepared_set(
     by_band = sum(folder["bits_per_image_by_band"].values())
     assert by_band == pytest.approx(folder["bytes_per_image"] * 8)
     assert sum(folder["bits_per_triple_by_field"].values()) == pytest.approx(folder["bits_per_triple"])
-    assert "bytes an image" in run(capsys, "likelihood", model, photos, "--num", "2")
+    assert "bytes per image" in run(capsys, "likelihood", model, photos, "--num", "2")
 
 
 def test_info_of_a_jpeg_and_of_data(photos: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

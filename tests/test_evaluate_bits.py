@@ -1,4 +1,4 @@
-"""Exact bits beside classical coders, and place by place."""
+"""Exact bits next to classical coders, and place by place."""
 
 from __future__ import annotations
 

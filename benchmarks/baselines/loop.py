@@ -44,7 +44,7 @@ class Stage:
         make: makes the untrained network.
         batches: batches by step number, for a config.
         loss: mean loss of a network, in eval mode, on held-out pictures.
-        batch: rows a step.
+        batch: rows per step.
         per_image: predictions an image, to count pictures by.
         share: part of the system's minutes.
         rates: learning rates to choose from.
@@ -66,7 +66,7 @@ class Trained:
 
     Attributes:
         network: with averaged weights, in eval mode.
-        facts: JSON-ready: steps, seconds, pictures seen, pictures a second, learning rate, precision.
+        facts: JSON-ready: steps, seconds, pictures seen, pictures per second, learning rate, precision.
     """
 
     network: nn.Module
@@ -92,7 +92,7 @@ def fit(
         rate: peak learning rate.
         base: all other settings.
         run: folder of the curves.
-        pace: seconds a step takes, from `step_seconds`, by which the warm-up's steps are chosen.
+        pace: seconds per step takes, from `step_seconds`, by which the warm-up's steps are chosen.
         clock: one of `CLOCKS`.
 
     Raises:
@@ -139,7 +139,7 @@ def tune(
         minutes: how long with each rate.
         base: all other settings.
         run: folder of the curves.
-        pace: seconds a step takes.
+        pace: seconds per step takes.
         clock: one of `CLOCKS`.
 
     Returns:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 COLOURS = 512
-"""Image GPT's palette: 9 bits a pixel."""
+"""Image GPT's palette: 9 bits per pixel."""
 
 _SAMPLE, _ROUNDS, _ROWS = 65_536, 20, 16_384
 """Pixels that k-means looks at, its rounds, and rows of a distance matrix held at a time."""

@@ -101,7 +101,7 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def bits(self) -> float:
-        """Exact bits a picture of the representation of the first held-out ones, the mean."""
+        """Exact bits per picture of the representation of the first held-out ones, the mean."""
 
     @property
     def parameters(self) -> int:

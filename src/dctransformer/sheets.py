@@ -68,7 +68,7 @@ def heat_map(counts: Tensor) -> np.ndarray:
 
 
 def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Image.Image:
-    """Pictures, each beside the heat-map of its chosen places.
+    """Pictures, each next to the heat-map of its chosen places.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.

@@ -1,4 +1,4 @@
-"""Exact bits: beside classical coders in one table, and place by place as a heat-map.
+"""Exact bits: next to classical coders in one table, and place by place as a heat-map.
 
 Shapes: B chunks, L triples of a chunk, h × w luma blocks.
 """

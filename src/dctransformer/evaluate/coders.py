@@ -102,7 +102,7 @@ def blank(dct: DCTImage) -> DCTImage:
 
 
 def compare(pictures: Iterable[DCTImage], progress: Callable[[int], Any] | None = None) -> list[dict[str, Any]]:
-    """Mean bytes an image by every coder.
+    """Mean bytes per image by every coder.
 
     Args:
         pictures: one at a time (batch 1), of one quality.

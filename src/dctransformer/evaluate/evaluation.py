@@ -123,7 +123,7 @@ def result_file(model: str | Path) -> Path | None:
 
 
 def save_result(result: dict[str, Any], path: Path) -> None:
-    """Write an evaluation as JSON, beside and renamed."""
+    """Write an evaluation as JSON, atomically."""
     write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Distances and overlaps of two sets of features: the formulas, and nothing else.
 
-Arrays of features are fp32 or fp64 ``[n, D]``, a row a picture. ``real`` always comes before ``generated``.
+Arrays of features are fp32 or fp64 ``[n, D]``, a row per picture. ``real`` always comes before ``generated``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEIGHBOUR = 3
 """Which nearest neighbour gives the radius in precision and recall (the paper's k)."""
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-"""What torch-fidelity draws unless told otherwise."""
+"""What torch-fidelity draws by default."""
 
 _ROWS = 1024
 """Rows of a distance matrix that are held at a time."""

@@ -42,7 +42,7 @@ def nearest(features: Tensor, training: Tensor, k: int = 3) -> Nearest:
 
 
 def memorisation(generated: Nearest, held_out: Nearest) -> dict[str, Any]:
-    """How near generated pictures come to training pictures, beside real pictures that were not trained on.
+    """How near generated pictures come to training pictures, compared with real pictures that were not trained on.
 
     A model that copies puts its pictures nearer than new real ones are. ``suspicious`` is the part of the generated
     pictures that lie nearer to a training picture than all but 1 % of the held-out ones: about 0.01 for a model that

@@ -35,7 +35,7 @@ _CHECKED = 8
 """Originals whose coefficients are compared with those of the prepared set."""
 
 SHEETS = {"sheet.png", "heat-map.png"}
-"""What `dctransformer sample` writes beside the pictures themselves."""
+"""What `dctransformer sample` writes next to the pictures themselves."""
 
 
 @dataclasses.dataclass(frozen=True)

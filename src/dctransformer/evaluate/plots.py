@@ -69,7 +69,7 @@ def svg(figure: Any) -> str:
 
 
 def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
-    """Two charts: bits an image of each band by field, and bytes an image of each coder."""
+    """Two charts: bits per image of each band by field, and bytes per image of each coder."""
     figure, (left, right) = _figure(9, 3.2, 2)
     bands = [band for band in bits["bits_per_image_by_band_and_field"] if band != "stop"]
     below = np.zeros(len(bands))
@@ -77,13 +77,13 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
         height = np.array([bits["bits_per_image_by_band_and_field"][band][field] for band in bands])
         left.bar(bands, height, bottom=below, color=colour, label=field, width=0.7)
         below += height
-    left.set(xlabel="zigzag band", ylabel="bits an image", title="where the bits go")
+    left.set(xlabel="zigzag band", ylabel="bits per image", title="where the bits go")
     left.legend(frameon=False)
     rows = [row for row in bits["table"] if row["bytes_per_image"] is not None][::-1]
     colours = [REAL] * (len(rows) - 1) + [FIELD_COLOURS["value"]]
     bars = right.barh([_label(row["coder"]) for row in rows], [row["bytes_per_image"] for row in rows], color=colours)
     right.bar_label(bars, fmt="%.0f", padding=3)
-    right.set(xlabel="bytes an image, headers subtracted", title="the same coefficients by every coder")
+    right.set(xlabel="bytes per image, headers subtracted", title="the same coefficients by every coder")
     right.margins(x=0.15)
     return figure
 
@@ -145,7 +145,7 @@ def _smooth(y: np.ndarray) -> np.ndarray:
 
 
 def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
-    """Five charts, real against generated: triples an image, and the values of each band.
+    """Five charts, real against generated: triples per image, and the values of each band.
 
     Args:
         real: triples of real pictures, int ``[L, 3]`` each.
@@ -172,7 +172,7 @@ def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
             axis.hist(values.clip(-largest, largest), edges, weights=weights, histtype="step", color=colour)
             axis.set_yscale("log")
             axis.set(title=f"values, {title}", xlabel="value")
-    axes[0].set(title="triples an image", xlabel="triples")
+    axes[0].set(title="triples per image", xlabel="triples")
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     axes[1].set_ylabel("how many an image")
     return figure
@@ -222,7 +222,7 @@ def heat(maps: Tensor, largest: float) -> np.ndarray:
 
 
 def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image.Image:
-    """Pictures, each beside the heat-map of its bits, all on one scale.
+    """Pictures, each next to the heat-map of its bits, all on one scale.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.
@@ -236,7 +236,7 @@ def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image
 
 
 def progressive_strip(triples: list[Tensor], height: int, width: int, quality: int) -> Image.Image:
-    """How pictures sharpen while they are generated: a row a picture, a column a stage.
+    """How pictures sharpen while they are generated: a row per picture, a column a stage.
 
     Args:
         triples: int ``[L, 3]`` of each picture, in generation order.

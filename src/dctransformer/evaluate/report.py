@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import html
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -60,7 +61,7 @@ class Section:
 
     title: str
     text: str
-    body: str
+    body: str = ""
 
 
 def write_report(
@@ -164,13 +165,11 @@ class _Work:
         yield self._histograms(samples, held_out)
         yield self._memory(samples, training, alike)
         if self.figures is not None:
-            yield Section(
-                "All figures", "", f"<details><pre>{_text(json.dumps(self.figures, indent=1))}</pre></details>"
-            )
+            yield Section("All figures", "", _parts.folded(json.dumps(self.figures, indent=1)))
 
     def _no_data(self, title: str) -> Section:
         used = "" if self.figures is None else f" (the evaluation used {self.figures['data']})"
-        return Section(title, f"This part needs pictures; name them with --data{used}.", "")
+        return Section(title, f"This part needs pictures; name them with --data{used}.")
 
     def _summary(self) -> Section:
         facts = describe_model(self.folder)
@@ -216,16 +215,15 @@ class _Work:
     def _scores(self) -> Section:
         title = "Scores"
         if self.figures is None or not self.figures["scores"]:
-            return Section(title, f"None yet; make them with: dctransformer evaluate {self.name} --data DATA", "")
+            return Section(title, f"None yet; make them with: dctransformer evaluate {self.name} --data DATA")
         lines = tables.setting_lines(self.figures["settings"])
         if self.figures.get("weights") not in (None, weights_hash(self.folder)):
             lines.insert(0, "THESE FIGURES ARE OF OTHER WEIGHTS than those that now lie there; evaluate again")
-        notes = "".join(f"<li>{_text(line)}</li>" for line in lines)
         return Section(
             title,
             "Generated pictures against real ones, before the codec (originals) and after it (round trip). The round "
             "trip's own distance to the originals is the floor of what a model of these coefficients can reach.",
-            table(tables.score_rows(self.figures)) + f"<ul>{notes}</ul>",
+            table(tables.score_rows(self.figures)) + _parts.notes(lines),
         )
 
     def _bits(self, held_out: Reference | None) -> Section:
@@ -240,9 +238,7 @@ class _Work:
             title,
             f"Mean code length of {bits['images']:,} pictures ({split}{bits['data']}); every coder codes the same "
             "coefficients, and what it spends on a blank picture is subtracted.",
-            plots.svg(plots.bits_by_band_and_field(bits))
-            + table(tables.coder_rows(bits))
-            + table(tables.band_rows(bits)),
+            chart(plots.bits_by_band_and_field(bits)) + table(tables.coder_rows(bits)) + table(tables.band_rows(bits)),
         )
 
     def _curves(self) -> Section:
@@ -250,8 +246,8 @@ class _Work:
         path = self.folder / CURVES
         lines = plots.read_curves(path) if path.is_file() else []
         if not lines:
-            return Section(title, "No curves lie beside these weights; a run folder has them.", "")
-        return Section(title, "", plots.svg(plots.loss_curves(lines)))
+            return Section(title, "No curves lie next to these weights; a run folder has them.")
+        return Section(title, "", chart(plots.loss_curves(lines)))
 
     def _samples(self, samples: Samples) -> Section:
         names = self.network.config.label_names
@@ -299,7 +295,7 @@ class _Work:
             title,
             f"Coefficient values of {len(listed):,} held-out and {len(samples.triples):,} generated pictures by band "
             "(values beyond the ends are counted there), and the lengths of their sequences.",
-            plots.svg(plots.value_histograms(listed, samples.triples)),
+            chart(plots.value_histograms(listed, samples.triples)),
         )
 
     def _memory(self, samples: Samples, training: Reference | None, held_out: Reference | None) -> Section:
@@ -314,14 +310,14 @@ class _Work:
         near = torch.stack([_read(training, row) for row in shown])
         sheet = plots.neighbours_sheet(pictures, near, found.distance[: 2 * SHOWN])
         text = (
-            f"Each generated picture beside its {near.shape[1]} nearest training pictures in the feature space of "
+            f"Each generated picture next to its {near.shape[1]} nearest training pictures in the feature space of "
             f"{extractor.name}, with the distances. A copy would show as a twin at a distance near 0."
         )
         body = image(sheet, "generated pictures and their nearest training pictures")
         if held_out.split != training.split:
             new = nearest(extract(extractor, held_out.round_trip).features, known.features)
             figures = memorisation(found, new)
-            body += plots.svg(plots.nearness(found.distance[:, 0], new.distance[:, 0]))
+            body += chart(plots.nearness(found.distance[:, 0], new.distance[:, 0]))
             text += (
                 f" Median distance: generated {figures['generated_median']:.3g}, held-out photographs "
                 f"{figures['held_out_median']:.3g}. {figures['suspicious']:.1%} of the generated pictures lie nearer "
@@ -340,52 +336,31 @@ def _scale(samples: Samples) -> int:
     return max(1, 96 // (16 * samples.grid.cols))
 
 
-# HTML -----------------------------------------------------------------------------------------------------------------
+# HTML: the template escapes every text; what is Markup is HTML already ---------------------------------------------
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
-body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .3rem; border-bottom: 1px solid #ddd }
-p, li { max-width: 52rem } ul { font-size: .85rem; color: #555; overflow-wrap: anywhere }
-.wide { overflow-x: auto } img, svg { max-width: 100%; height: auto; margin: .5rem 0 }
-table { border-collapse: collapse; margin: .7rem 0; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px solid #eee; font-weight: normal }
-td { white-space: nowrap }
-td:first-child, th:first-child { text-align: left } th { color: #555 } pre { font-size: .75rem; overflow-x: auto }
-"""
+_TEMPLATE = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+).get_template("report.html")
+_parts: Any = _TEMPLATE.make_module({"sections": []})
 
 
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
-def table(rows: tables.Rows) -> str:
+def table(rows: tables.Rows) -> Markup:
     """A table; the first row is the header, unless it is empty."""
-
-    def line(row: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    head = line(rows[0], "th") if any(rows[0]) else ""
-    return f'<div class="wide"><table>{head}{"".join(line(row, "td") for row in rows[1:])}</table></div>'
+    return _parts.table(rows)
 
 
-def image(picture: Image.Image, what: str) -> str:
+def image(picture: Image.Image, what: str) -> Markup:
     """A picture inside the page, as PNG."""
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
-    data = base64.b64encode(out.getvalue()).decode()
-    return f'<div class="wide"><img alt="{_text(what)}" src="data:image/png;base64,{data}"></div>'
+    return _parts.image(base64.b64encode(out.getvalue()).decode(), what)
+
+
+def chart(figure: Any) -> Markup:
+    """A matplotlib figure inside the page, as SVG."""
+    return Markup(plots.svg(figure))
 
 
 def page(title: str, sections: list[Section]) -> str:
     """The whole page."""
-    parts = [f"<h2>{_text(s.title)}</h2>" + (f"<p>{_text(s.text)}</p>" if s.text else "") + s.body for s in sections]
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style>"
-    )
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n'
-    )
+    return _TEMPLATE.render(title=title, sections=sections) + "\n"

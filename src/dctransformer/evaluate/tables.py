@@ -26,8 +26,8 @@ def figure(value: float) -> str:
 
 
 def coder_rows(bits: dict[str, Any]) -> Rows:
-    """A header, then a row a coder: bytes an image, bits a pixel, bits a triple."""
-    rows = [["coder", "bytes an image", "bits a pixel", "bits a triple"]]
+    """A header, then a row a coder: bytes per image, bits per pixel, bits per triple."""
+    rows = [["coder", "bytes per image", "bits per pixel", "bits per triple"]]
     for row in bits["table"]:
         if row["bytes_per_image"] is None:
             rows.append([row["coder"], "not installed:", row["missing"], ""])
@@ -39,15 +39,15 @@ def coder_rows(bits: dict[str, Any]) -> Rows:
 
 
 def band_rows(bits: dict[str, Any]) -> Rows:
-    """A header, then a row a band: triples and bits an image, by field."""
+    """A header, then a row a band: triples and bits per image, by field."""
     fields = list(bits["bits_per_triple_by_field"])
-    rows = [["band", "triples", *fields, "bits an image"]]
+    rows = [["band", "triples", *fields, "bits per image"]]
     for band, by_field in bits["bits_per_image_by_band_and_field"].items():
         count = bits["triples_per_image_by_band"].get(band, 1.0)
         total = bits["bits_per_image_by_band"][band]
         rows.append([band, f"{count:.1f}", *(f"{by_field[name]:.1f}" for name in fields), f"{total:.1f}"])
     per_triple = [f"{bits['bits_per_triple_by_field'][name]:.4f}" for name in fields]
-    return [*rows, ["bits a triple", "", *per_triple, f"{bits['bits_per_triple']:.4f}"]]
+    return [*rows, ["bits per triple", "", *per_triple, f"{bits['bits_per_triple']:.4f}"]]
 
 
 def setting_lines(settings: dict[str, Any]) -> list[str]:

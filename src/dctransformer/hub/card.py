@@ -1,4 +1,4 @@
-"""The model card: what a person finds beside a model's weights on the hub."""
+"""The model card: what a person finds next to a model's weights on the hub."""
 
 from __future__ import annotations
 

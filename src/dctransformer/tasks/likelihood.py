@@ -51,7 +51,7 @@ def likelihood(
         See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
         Huffman coding needs for the same coefficients, ``labelled``, how many pictures had a known label, and
         ``windows``, of how many only the window at the centre was scored. With a
-        condition, ``given`` holds bytes an image: of the given part listed first (the rest unknown), of the rest when
+        condition, ``given`` holds bytes per image: of the given part listed first (the rest unknown), of the rest when
         that part is given, their sum, and what the unconditional model spends on either's coefficients.
 
     Raises:
