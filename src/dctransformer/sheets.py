@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -13,6 +12,21 @@ _MARGIN = 4
 
 MOST = 1024
 """Most pictures on a sheet; those beyond it are left out."""
+
+_INFERNO = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
+"""Five stops of matplotlib's ``inferno``, which is not needed here for them."""
+
+
+def inferno(x: np.ndarray) -> np.ndarray:
+    """Colour numbers from black (0) over violet and orange to pale yellow (1): uint8 ``[..., 3]``."""
+    at = np.linspace(0, 1, len(_INFERNO))
+    return np.stack([np.interp(x, at, channel) for channel in _INFERNO.T], axis=-1).round().astype(np.uint8)
+
+
+def black_body(x: np.ndarray) -> np.ndarray:
+    """Colour numbers from black (0) over red and yellow to white (1): uint8 ``[..., 3]``."""
+    rgb = np.stack([3 * x, 3 * x - 1, 3 * x - 2], axis=-1).clip(0, 1)
+    return (rgb * 255).round().astype(np.uint8)
 
 
 def contact_sheet(
@@ -61,10 +75,7 @@ def heat_map(counts: Tensor) -> np.ndarray:
         uint8 ``[n, h, w, 3]``.
     """
     x = counts.double()
-    x = (x / x.amax((1, 2), keepdim=True).clamp(min=1)).unsqueeze(-1)
-    # Black-body colours: red rises first, then green, then blue.
-    rgb = torch.cat([3 * x, 3 * x - 1, 3 * x - 2], dim=-1).clamp(0, 1)
-    return (rgb * 255).round().to(torch.uint8).numpy()
+    return black_body((x / x.amax((1, 2), keepdim=True).clamp(min=1)).numpy())
 
 
 def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Image.Image:

@@ -15,7 +15,7 @@ from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
 
-BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
+BAND_TITLES = order.BAND_TITLES
 """The bands as a person reads them: zigzag frequencies."""
 
 COMPONENTS = ("Y", "Cb", "Cr")

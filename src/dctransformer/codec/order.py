@@ -37,6 +37,10 @@ BANDS: tuple[tuple[int, int], ...] = ((0, 1), (1, 4), (4, 16), (16, 64))
 """Zigzag bands as half-open ranges of frequencies, low to high."""
 
 BAND_NAMES = ("dc", "1-3", "4-15", "16-63")
+"""Names of the bands in JSON and metrics."""
+
+BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
+"""Names of the bands for people."""
 
 
 def _zigzag() -> list[int]:

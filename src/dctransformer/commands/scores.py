@@ -66,7 +66,7 @@ class Likelihood:
 
 @dataclasses.dataclass
 class Evaluate:
-    """Score a model: distances of its pictures to real ones, and exact bits beside classical coders.
+    """Score a model: distances of its pictures to real ones, and exact bits next to classical coders.
 
     Without a network, use --features small64: it comes with the package, and its figures carry its name.
 
@@ -149,8 +149,8 @@ def _likelihood_table(s: dict[str, Any]) -> None:
     if s["windows"]:
         print(f"of {s['windows']:,} larger ones the window at the centre whose rows and columns the model knows")
     huffman = s["huffman_bytes_per_image"]
-    print(f"{s['bytes_per_image']:.1f}{error} bytes an image (libjpeg's optimised Huffman: {huffman:.1f})")
-    print(f"{s['bits_per_pixel']:.4f} bits a pixel, {s['bits_per_triple']:.4f} bits a triple, of which")
+    print(f"{s['bytes_per_image']:.1f}{error} bytes per image (libjpeg's optimised Huffman: {huffman:.1f})")
+    print(f"{s['bits_per_pixel']:.4f} bits per pixel, {s['bits_per_triple']:.4f} bits per triple, of which")
     for field, bits in s["bits_per_triple_by_field"].items():
         print(f"  {field:9s}{bits:8.4f}")
     print(f"{'band':>8s} {'triples':>8s} {'bits':>8s}")
@@ -165,7 +165,7 @@ def _given_table(given: dict[str, Any]) -> None:
     part = {key.removesuffix("_bytes_per_image"): value for key, value in given.items()}
     if not given["trained"]:
         print(f"the model was not trained on the condition {name}: its numbers are still exact, but poor")
-    print(f"given {name}: {part['given_first']:.1f} bytes an image listed first, the rest unknown")
+    print(f"given {name}: {part['given_first']:.1f} bytes per image listed first, the rest unknown")
     print(f"  then the rest: {part['rest_given']:.1f} bytes; sum {part['sum']:.1f}")
     print(
         f"  unconditionally: {part['given_unconditional']:.1f} bytes for what is given, "

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dctransformer.codec import Codec, order
-from dctransformer.sheets import contact_sheet
+from dctransformer.sheets import contact_sheet, inferno
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
 BAND_COLOURS = {"dc": "#542788", "1-3": "#2166ac", "4-15": "#5aae61", "16-63": "#bf812d"}
@@ -26,10 +26,7 @@ REAL, GENERATED = "#555555", "#d6604d"
 
 STAGES = (
     ("grey at 1/8", 0, (order.LUMA,)),
-    ("DC", 0, order.COMPONENT_ORDER),
-    ("1-3", 1, order.COMPONENT_ORDER),
-    ("4-15", 2, order.COMPONENT_ORDER),
-    ("all", 3, order.COMPONENT_ORDER),
+    *((name, band, order.COMPONENT_ORDER) for band, name in enumerate(("DC", *order.BAND_NAMES[1:-1], "all"))),
 )
 """Steps of a progressive decoding: a name, the last band, and that band's components."""
 
@@ -214,11 +211,8 @@ def heat(maps: Tensor, largest: float) -> np.ndarray:
     Returns:
         uint8 ``[n, 8h, 8w, 3]``.
     """
-    stops = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
-    x = (maps.double().numpy() / max(largest, 1e-9)).clip(0, 1)
-    at = np.linspace(0, 1, len(stops))
-    rgb = np.stack([np.interp(x, at, stops[:, c]) for c in range(3)], axis=-1)
-    return rgb.round().astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    coloured = inferno((maps.double().numpy() / max(largest, 1e-9)).clip(0, 1))
+    return coloured.repeat(8, axis=1).repeat(8, axis=2)
 
 
 def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image.Image:
