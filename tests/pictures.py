@@ -61,7 +61,7 @@ def pillow_pixels(jpeg: bytes) -> np.ndarray:
 def real_photographs(number: int) -> list[Path]:
     """Paths of some real photographs, always the same; skips the test where there are none.
 
-    They are looked for in ``$DCTRANSFORMER_DATA``, or in ``../shared/data`` beside the checkout.
+    They are looked for in ``$DCTRANSFORMER_DATA``, or in ``../shared/data`` next to the checkout.
     """
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("DCTRANSFORMER_DATA", default))

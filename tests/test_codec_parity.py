@@ -38,10 +38,10 @@ def differing(dct: DCTImage, reference: tuple[list[np.ndarray], list[np.ndarray]
     """Coefficients of a picture that differ from jpeglib's; a difference in shape counts as an error."""
     parts, tables = reference
     assert len(parts) == len(dct.components)
-    for mine, theirs in zip(dct.tables, tables, strict=True):
-        assert np.array_equal(mine.numpy(), theirs)
-    for mine, theirs in zip(dct.components, parts, strict=True):
-        assert mine[0].shape == theirs.shape
+    for ours, reference in zip(dct.tables, tables, strict=True):
+        assert np.array_equal(ours.numpy(), reference)
+    for ours, reference in zip(dct.components, parts, strict=True):
+        assert ours[0].shape == reference.shape
     return sum(int((m[0].numpy() != t).sum()) for m, t in zip(dct.components, parts, strict=True))
 
 

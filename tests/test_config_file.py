@@ -137,7 +137,7 @@ def test_the_shape_of_the_data_is_checked(wanted: str, says: str | None, tmp_pat
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_papers_runs(name: str) -> None:
-    """Every settings file loads; its model, built without weights, has the parameters that the table beside it says."""
+    """Every settings file loads; its model, built without weights, has the parameters that the table states."""
     file = read_config_file(PAPER / f"{name}.toml")
     config = file.model_config()
     with torch.device("meta"):

@@ -29,7 +29,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(photos) -> Path:
-    """The same, prepared beside them, none held out."""
+    """The same, prepared next to them, none held out."""
     out = photos.parent / "data"
     prepare(photos, out, size=32, quality=30, val_fraction=0, workers=1, progress=False)
     return out

@@ -148,7 +148,7 @@ def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, i
 
 
 def test_alternatives_depend_on_seed_and_picture_alone(model: Path) -> None:
-    """Not on how many are made, or in what batches, or beside which others."""
+    """Not on how many are made, or in what batches, or together with which others."""
     first, second = pictures(2, (32, 32))
     several = colorize(model, [first, second], Options(num=3))
     alone = colorize(model, [second], Options(num=2, sampling=SampleConfig(batch=1)))

@@ -24,7 +24,7 @@ from pictures import photo, photo_folder
 
 @pytest.fixture(scope="module")
 def model() -> DCTransformer:
-    """An untrained tiny model of 32-pixel pictures; several chunks a picture, with overlap."""
+    """An untrained tiny model of 32-pixel pictures; several chunks per picture, with overlap."""
     torch.manual_seed(0)
     return DCTransformer(preset("tiny", size=32, quality=30)).eval()
 

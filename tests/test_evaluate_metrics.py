@@ -50,9 +50,9 @@ def test_frechet_distance_is_torch_fidelitys() -> None:
     mine = frechet(REAL_T, GENERATED_T)
     assert mine == pytest.approx(FRECHET, rel=1e-9)
     assert mine == pytest.approx(numpy_frechet(REAL, GENERATED), rel=1e-9)
-    theirs = metric_module("metric_fid")
-    statistics = [theirs.fid_features_to_statistics(t) for t in (REAL_T, GENERATED_T)]
-    assert mine == pytest.approx(theirs.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+    reference = metric_module("metric_fid")
+    statistics = [reference.fid_features_to_statistics(t) for t in (REAL_T, GENERATED_T)]
+    assert mine == pytest.approx(reference.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -84,8 +84,8 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
     assert precision == pytest.approx(numpy_coverage(GENERATED, REAL, 3))
     assert recall == pytest.approx(numpy_coverage(REAL, GENERATED, 3))
     assert precision_recall(GENERATED_T, REAL_T) == (recall, precision)
-    theirs = metric_module("metric_prc")
-    found = theirs.prc_features_to_metric(GENERATED_T, REAL_T, verbose=False)
+    reference = metric_module("metric_prc")
+    found = reference.prc_features_to_metric(GENERATED_T, REAL_T, verbose=False)
     assert (precision, recall) == pytest.approx((found["precision"], found["recall"]))
 
 
@@ -114,10 +114,10 @@ def test_kernel_distance_is_torch_fidelitys() -> None:
     expected = kernel(x, x)[off].mean() + kernel(y, y)[off].mean() - 2 * kernel(x, y).mean()
     whole, spread = kernel_distance(torch.from_numpy(y), torch.from_numpy(x), subsets=2, subset_size=50)
     assert whole == pytest.approx(expected, rel=1e-9) and spread == pytest.approx(0, abs=1e-9)
-    theirs = metric_module("metric_kid").kid_features_to_metric(
+    reference = metric_module("metric_kid").kid_features_to_metric(
         GENERATED_T, REAL_T, kid_subsets=10, kid_subset_size=20, rng_seed=3, verbose=False
     )
-    assert mine == pytest.approx(tuple(theirs.values()), rel=1e-9)
+    assert mine == pytest.approx(tuple(reference.values()), rel=1e-9)
 
 
 def test_too_few_rows_are_refused() -> None:

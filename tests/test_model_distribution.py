@@ -154,13 +154,13 @@ def test_fixed_positions_fit_one_size() -> None:
 
 def test_the_encoder_can_be_kept_from_the_settled_mask() -> None:
     """Then a known zero and an unknown coefficient look alike to it."""
-    for told in (True, False):
-        model = make_model(settled_input=told)
+    for seen in (True, False):
+        model = make_model(settled_input=seen)
         nothing, all_known = (torch.full((1, GRID.mcus, 6, 64), known) for known in (False, True))
         blank, labels = torch.zeros(1, GRID.mcus, 6, 64, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
         with torch.inference_mode():
             a, b = (model.encode(blank, settled, nothing, labels, GRID).encoded for settled in (nothing, all_known))
-        assert torch.equal(a, b) != told
+        assert torch.equal(a, b) != seen
 
 
 def test_the_empty_picture_has_a_likelihood() -> None:

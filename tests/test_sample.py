@@ -83,7 +83,7 @@ def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
 
 @pytest.mark.parametrize("keep", [0, 5, 16, 17, 33])
 def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
-    """A picture can go on from anywhere, beside others that are elsewhere."""
+    """A picture can go on from anywhere, in a batch with others that are elsewhere."""
     triples = sample(model, 1, SampleConfig(seed=3), size=(32, 32)).triples[0]
     assert len(triples) > 35
     requests = [Request(i, i, kept=triples[:keep]) for i in range(2)] + [Request(2, 2), Request(3, 1, kept=triples[:3])]

@@ -41,12 +41,12 @@ def test_it_holds_code_weights_and_extras(wheel: Path) -> None:
     assert names == {name for name in files if not name.startswith(".")}
     assert "dctransformer/weights/flowers64/model.safetensors" in names
     assert "dctransformer = dctransformer.cli:main" in entries
-    told = email.message_from_bytes(metadata)
-    assert {"train", "eval", "ray"} <= set(told.get_all("Provides-Extra", []))
-    core = {need.split(">")[0].lower() for need in told.get_all("Requires-Dist", []) if "extra ==" not in need}
+    fields = email.message_from_bytes(metadata)
+    assert {"train", "eval", "ray"} <= set(fields.get_all("Provides-Extra", []))
+    core = {need.split(">")[0].lower() for need in fields.get_all("Requires-Dist", []) if "extra ==" not in need}
     assert core == {
         "torch", "numpy", "pillow", "jpeglib", "simplejpeg", "safetensors", "huggingface-hub", "pyarrow", "tyro",
-        "tqdm",
+        "tqdm", "jinja2",
     }  # fmt: skip
 
 
@@ -65,6 +65,6 @@ def test_it_samples_on_its_own(wheel: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    told, place = done.stdout.splitlines()[-2:]
+    listing, place = done.stdout.splitlines()[-2:]
     assert Path(place).is_relative_to(tmp_path / "site")
-    assert (tmp_path / json.loads(told)["files"][0]).read_bytes().startswith(b"\xff\xd8")
+    assert (tmp_path / json.loads(listing)["files"][0]).read_bytes().startswith(b"\xff\xd8")
