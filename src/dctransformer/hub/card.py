@@ -47,7 +47,7 @@ pixels = sample(model, 4, SampleConfig(seed=0), size=size).pixels()  # uint8 [4,
 {% for what, figure in figures.items() -%}
 | {{ what }} | {{ "%.4g" | format(figure) }} |
 {% endfor %}{% else %}
-None were measured. `dctransformer likelihood {{ prefix }}{{ name }} DATA` counts the exact bytes an image.
+None were measured. `dctransformer likelihood {{ prefix }}{{ name }} DATA` counts the exact bytes per image.
 {% endif %}
 ## Config
 

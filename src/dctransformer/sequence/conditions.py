@@ -6,7 +6,7 @@ the same for all; only what is left to list differs.
 
 To add a condition, add an entry to `CONDITIONS` and, if training draws it by a share of its own, a field to
 `Conditions`. To add a task, add an entry to `TASKS`, a function to `dctransformer.tasks.edit` and a command to
-`dctransformer.cli`. The model card, the help texts, the error sentences and the web page follow from the registry.
+`dctransformer.commands`. The model card, the help texts, the error sentences and the web page follow from the registry.
 
 The module imports no torch, so that ``dctransformer --help`` can list the conditions at once.
 """
