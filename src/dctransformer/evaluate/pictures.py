@@ -306,14 +306,14 @@ def of_samples(samples: Samples) -> Pictures:
     return Pictures("generated", len(dct), lambda a, b: codec.decode(dct[a:b]))
 
 
-def of_folder(folder: str | Path, size: tuple[int, int]) -> Pictures:
+def of_folder(folder: str | Path, size: int | tuple[int, int]) -> Pictures:
     """Pictures that somebody generated before, say with `dctransformer sample`.
 
     Contact sheets are left out; of a picture that lies there as PNG and as JPEG, the PNG file is taken.
 
     Args:
         folder: image files.
-        size: height and width in pixels; others are cropped and resized.
+        size: height and width in pixels, or the side of squares; others are cropped and resized.
 
     Raises:
         ValueError: there is no such folder, or no picture in it.
@@ -327,5 +327,6 @@ def of_folder(folder: str | Path, size: tuple[int, int]) -> Pictures:
             best[stem] = i
     if not best:
         raise ValueError(f"{folder} holds no pictures but contact sheets; give a folder of single pictures")
-    pictures = _read_from(source, [best[stem] for stem in sorted(best)], Shape.of((size[1], size[0])))
+    shape = Shape.of(size if isinstance(size, int) else size[::-1])
+    pictures = _read_from(source, [best[stem] for stem in sorted(best)], shape)
     return dataclasses.replace(pictures, name="generated")
