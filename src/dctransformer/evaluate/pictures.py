@@ -327,6 +327,7 @@ def of_folder(folder: str | Path, size: int | tuple[int, int]) -> Pictures:
             best[stem] = i
     if not best:
         raise ValueError(f"{folder} holds no pictures but contact sheets; give a folder of single pictures")
-    shape = Shape.of(size if isinstance(size, int) else size[::-1])
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = Shape.of((width, height))
     pictures = _read_from(source, [best[stem] for stem in sorted(best)], shape)
     return dataclasses.replace(pictures, name="generated")

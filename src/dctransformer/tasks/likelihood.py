@@ -83,9 +83,8 @@ def likelihood(
             options = {} if mask is None or not part else {"hidden": ~mask} if part == "hidden" else {"given": mask}
             yield Sequence.from_triples(triples, grid, label, **options)
 
-    lengths = code_lengths(
-        network, sequences(), batch=batch, marked=None if given == "none" else masks, progress=progress
-    )
+    marked = {grid: mask for grid, mask in masks.items() if mask is not None} or None
+    lengths = code_lengths(network, sequences(), batch=batch, marked=marked, progress=progress)
     summary = lengths.summary()
     if lengths.marked is not None:
         first = code_lengths(network, sequences("hidden"), batch=batch).bits.sum((1, 2))
