@@ -52,7 +52,10 @@ class Sample:
         from dctransformer.data.shapes import parse_size
         from dctransformer.tasks.generate import generate, save_samples
 
-        size = None if self.size is None else parse_size(self.size)[::-1]
+        size = None
+        if self.size is not None:
+            width, height = parse_size(self.size)
+            size = (height, width)
         with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
             samples, names = generate(
                 with_revision(self.model, self.revision), self.num, label=self.label, size=size, sampling=self.sampling,
