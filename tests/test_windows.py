@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dctransformer.codec import Codec, DCTImage
-from dctransformer.codec.grid import Grid, crop_triples, flip_triples
+from dctransformer.codec.grid import Grid, crop_triples, flip_triples, rank_slots
 from dctransformer.data import TripleStore, prepare
+from dctransformer.model.texture import checkerboard
 from dctransformer.sequence import ChunkBatches, ChunkSampler, Conditions
 from dctransformer.sequence.windows import centred, chunks_by_window, most_chunks, parse_window
 from pictures import photo
@@ -227,3 +228,16 @@ def test_pictures_without_triples_still_have_windows():
     empty = _synthetic([Grid(4, 4), Grid(4, 4)], [0, 3])
     seen = Counter(d.picture for step in range(300) for d in ChunkSampler(empty, 8, 4, window=Grid(2, 2)).draws(step))
     assert seen[0] / sum(seen.values()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_tables_made_while_sampling_can_be_used_in_training():
+    """The tables of a grid, and what is derived from them, are cached as ordinary tensors."""
+    grid = Grid.shared(2, 7)
+    assert Grid.shared(2, 7) is grid
+    with torch.inference_mode():
+        tables = [grid.row, grid.col, grid.mcu, grid.luma_block, grid.is_chroma_place, grid.chroma_position]
+        tables += [grid.block_position, rank_slots(grid, torch.device("cpu")), checkerboard(grid, torch.device("cpu"))]
+    assert not any(table.is_inference() for table in tables)
+    scores = torch.zeros(grid.mcus, requires_grad=True)
+    (scores[grid.mcu] * 2).sum().backward()
+    assert scores.grad is not None and scores.grad.tolist() == [8] * grid.mcus

@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dctransformer.codec import order
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def outside_inference(make: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Let a function whose result is cached make ordinary tensors: one made while sampling may be used in training."""
+
+    @functools.wraps(make)
+    def ordinary(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with torch.inference_mode(False):
+            return make(*args, **kwargs)
+
+    return ordinary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +88,19 @@ class Grid:
         return cls(height // order.MCU, width // order.MCU)
 
     @functools.cached_property
+    @outside_inference
     def row(self) -> Tensor:
         """Luma block row of each position: int64 ``[P]``."""
         return torch.arange(self.positions) // self.width
 
     @functools.cached_property
+    @outside_inference
     def col(self) -> Tensor:
         """Luma block column of each position: int64 ``[P]``."""
         return torch.arange(self.positions) % self.width
 
     @functools.cached_property
+    @outside_inference
     def mcu(self) -> Tensor:
         """MCU of each position: int64 ``[P]``."""
         return (self.row // 2) * self.cols + self.col // 2
@@ -91,21 +110,25 @@ class Grid:
         return position // (2 * self.width) * self.cols + position % self.width // 2
 
     @functools.cached_property
+    @outside_inference
     def luma_block(self) -> Tensor:
         """Index into the ``N·6`` blocks of the luma block at each position: int64 ``[P]``."""
         return self.mcu * order.BLOCKS_PER_MCU + (self.row % 2) * 2 + self.col % 2
 
     @functools.cached_property
+    @outside_inference
     def is_chroma_place(self) -> Tensor:
         """Whether a position is the top-left of its MCU, where chroma coefficients live: bool ``[P]``."""
         return (self.row % 2 == 0) & (self.col % 2 == 0)
 
     @functools.cached_property
+    @outside_inference
     def chroma_position(self) -> Tensor:
         """Position of each MCU's chroma coefficients: int64 ``[N]``."""
         return self.is_chroma_place.nonzero()[:, 0]
 
     @functools.cached_property
+    @outside_inference
     def block_position(self) -> Tensor:
         """Position of each block: int64 ``[N, 6]`` (chroma blocks lie at their MCU's top-left)."""
         positions = torch.empty(self.mcus * order.BLOCKS_PER_MCU, dtype=torch.int64)
@@ -133,6 +156,7 @@ class Grid:
 
 
 @functools.lru_cache(maxsize=16)
+@outside_inference
 def rank_slots(grid: Grid, device: torch.device) -> Tensor:
     """Flat index into ``[N, 6, 64]`` of every rank at every position: int64 ``[192, P]``.
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid, outside_inference
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import rank_planes, value_features
 from dctransformer.model.legality import NEVER, ValueAlphabet, open_places
@@ -118,6 +118,7 @@ class Channels:
 
 
 @functools.lru_cache(maxsize=16)
+@outside_inference
 def checkerboard(grid: Grid, device: torch.device) -> Tensor:
     """Positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
 
@@ -525,6 +526,7 @@ def settle(
 
 
 @functools.lru_cache(maxsize=16)
+@outside_inference
 def _luma_index(grid: Grid, device: torch.device) -> Tensor:
     """Index into the ``N·4`` luma blocks of the one at each position: int64 ``[P]``."""
     return (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(device)
