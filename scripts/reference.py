@@ -5,6 +5,7 @@ Example: python scripts/reference.py build/docs
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import sys
 import warnings
@@ -28,6 +29,9 @@ def build(out: Path) -> None:
     Args:
         out: folder, made if needed.
     """
+    for module in map(importlib.import_module, modules()):
+        for name in getattr(module, "__all__", ()):  # pdoc sees names that are imported late only once they are used
+            getattr(module, name)
     pdoc.render.configure(docformat="google", footer_text=f"dctransformer {dctransformer.__version__}")
     with warnings.catch_warnings():
         # pdoc finds some modules by itself, but not those of a package that names its public things (``__all__``).
