@@ -170,7 +170,7 @@ class ModelConfig(Architecture):
             sides = getattr(self, name)
             if sides and (len(sides) != 2 or any(side < order.MCU or side % order.MCU for side in sides)):
                 raise ValueError(f"{name} {sides} is not a height and a width in multiples of {order.MCU}; give both")
-        longest = max(self.size, *self.shape, *self.extent)
+        longest = max((self.size, *self.shape, *self.extent))
         if longest > self.max_grid * order.BLOCK:
             raise ValueError(
                 f"size {longest} is more than max_grid {self.max_grid} blocks of {order.BLOCK} pixels; change either"
