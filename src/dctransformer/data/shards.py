@@ -247,12 +247,12 @@ def balance(shards: list[Shard], source: Source, path_of: Callable[[Shard], Path
             moved = [(min if to == "validation" else max)(keys, key=rank_of.__getitem__)]
         for shard in planned[other]:
             path = path_of(shard)
-            if moved[0] not in keys_of(path):
+            is_moved = [key == moved[0] for key in keys_of(path)]
+            if not any(is_moved):
                 continue
             table = pq.read_table(path)
-            is_moved = pc.equal(pc.struct_field(table["image"], "path"), moved[0])
             target = path_of(planned[to][0])
             if not counts[to]:  # first into the one, then out of the other: an interruption loses nothing
-                _write(table.filter(is_moved), target, info.labels, skipped_of(target))
-            _write(table.filter(pc.invert(is_moved)), path, info.labels, skipped_of(path))
+                _write(table.filter(pa.array(is_moved)), target, info.labels, skipped_of(target))
+            _write(table.filter(pa.array([not moves for moves in is_moved])), path, info.labels, skipped_of(path))
         return

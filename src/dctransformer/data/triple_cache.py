@@ -224,7 +224,7 @@ class _Digest:
 
     def update(self, name: str, array: np.ndarray) -> None:
         if array.size:
-            self.parts[name].update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            self.parts[name].update(np.ascontiguousarray(array).data.cast("B"))
 
     def hexdigest(self) -> str:
         text = " ".join(f"{name}:{part.hexdigest()}" for name, part in self.parts.items())

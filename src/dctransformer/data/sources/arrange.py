@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import os
 import unicodedata
@@ -44,11 +45,12 @@ class File(NamedTuple):
     stamp: str = ""
     problem: str = ""
     split: str | None = None
-    label: Any = None
+    label: str | None = None
     """What stands next to it as its label, in archives of samples."""
 
 
-class Arrangement(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
     """Pictures with their labels and splits."""
 
     items: list[Item]
