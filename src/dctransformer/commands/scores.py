@@ -81,6 +81,8 @@ class Evaluate:
     """What to measure, and how."""
     out: Path | None = None
     """Write the figures to this JSON file, too; a run folder gets them as evaluation.json if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
     json: bool = False
     """Print a JSON object instead of tables."""
 
