@@ -92,12 +92,12 @@ def test_a_file_that_takes_too_much_memory_is_one_sentence(reading: Reader, monk
 def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> None:
     """A child that is torn down takes neither others nor the process that forks with it."""
     assert reading._process is not None
-    parent = psutil.Process(reading._process.pid)
+    parent, slow = psutil.Process(reading._process.pid), slow_file()
     ends: list[str] = []
 
     def victim() -> None:
         try:
-            reading.read(slow_file())
+            reading.read(slow)
         except ValueError as error:
             ends.append(str(error))
 
@@ -105,8 +105,8 @@ def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> Non
         time.sleep(0.005)
     thread = threading.Thread(target=victim)
     thread.start()
-    while not (children := parent.children()):
-        time.sleep(0.005)
+    while not (children := parent.children()) or children[0].rlimit(psutil.RLIMIT_CORE) != (0, 0):
+        time.sleep(0.005)  # until it reads the file
     other = threading.Thread(target=lambda: ends.append(type(reading.read(pillow_jpeg(photo(16, 16), 90))).__name__))
     other.start()
     children[0].send_signal(signal.SIGSEGV)

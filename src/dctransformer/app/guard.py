@@ -12,14 +12,14 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from dctransformer.app.visitors import Line, Presence, visitor
 
 Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 FORM_BYTES = 100_000
@@ -306,9 +306,9 @@ class Guard:
             (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"content-type")
         ]
         headers += [(b"content-length", str(len(data)).encode()), (b"content-type", b"application/json")]
-        messages = [{"type": "http.request", "body": data, "more_body": False}]
+        messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": data, "more_body": False}]
 
-        async def replay() -> dict[str, Any]:
+        async def replay() -> MutableMapping[str, Any]:
             return messages.pop() if messages else await receive()
 
         return {**scope, "headers": headers}, replay

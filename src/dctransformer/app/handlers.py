@@ -24,6 +24,7 @@ from dctransformer.app.inspection import BAND_TITLES
 from dctransformer.app.limits import Limits
 from dctransformer.app.memory import give_back
 from dctransformer.app.settings import ANY, Settings
+from dctransformer.app.shelf import Picture
 from dctransformer.app.uploads import Inspected, Upload
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
@@ -199,7 +200,7 @@ class Studio:
 
     # Tasks that start from a picture ----------------------------------------------------------------------------------
 
-    def upscale(self, upload: Upload | None, factor: float, settings: Settings) -> Iterator[str]:
+    def upscale(self, upload: Picture | None, factor: float, settings: Settings) -> Iterator[str]:
         """Enlarge; the picture is shrunk before, where the result would be too large.
 
         Raises:
@@ -226,7 +227,7 @@ class Studio:
 
         yield from self._edit(task, settings, f"upscale {self.name} small.png --factor {factor}", "given", note)
 
-    def colorize(self, upload: Upload | None, settings: Settings) -> Iterator[str]:
+    def colorize(self, upload: Picture | None, settings: Settings) -> Iterator[str]:
         """Give new colours.
 
         Raises:
@@ -239,7 +240,7 @@ class Studio:
 
         yield from self._edit(task, settings, f"colorize {self.name} grey.jpg", "given: brightness")
 
-    def inpaint(self, upload: Upload | None, squares: str | None, settings: Settings) -> Iterator[str]:
+    def inpaint(self, upload: Picture | None, squares: str | None, settings: Settings) -> Iterator[str]:
         """Replace what was brushed over; ``squares`` are those that the brush touched (see `read_squares`).
 
         Raises:
@@ -255,7 +256,7 @@ class Studio:
             task, settings, f"inpaint {self.name} photo.jpg --mask mask.png", "given: all but the grey"
         )
 
-    def continue_(self, upload: Upload | None, bands: float, settings: Settings) -> Iterator[str]:
+    def continue_(self, upload: Picture | None, bands: float, settings: Settings) -> Iterator[str]:
         """Keep the first bands, generate the rest.
 
         Raises:
@@ -270,7 +271,7 @@ class Studio:
         known = f"given: {bands} of {len(order.BANDS)} bands"
         yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", known)
 
-    def _present(self, upload: Upload | None) -> Upload:
+    def _present(self, upload: Picture | None) -> Upload:
         if not isinstance(upload, Upload):
             raise ValueError(NO_PICTURE)
         return upload
@@ -299,7 +300,7 @@ class Studio:
 
     # Inspect ----------------------------------------------------------------------------------------------------------
 
-    def inspect(self, picture: Inspected | None, label: str = ANY) -> Iterator[str]:
+    def inspect(self, picture: Picture | None, label: str = ANY) -> Iterator[str]:
         """Show what a file holds, and what of it the model found surprising.
 
         Raises:

@@ -40,6 +40,9 @@ SECONDS = 20
 START_SECONDS = 120
 """How long the process may take to start; it takes some seconds on an idle machine."""
 
+PARTS = ("luma", "cb", "cr", "luma_table", "chroma_table")
+"""What is sent of a DCT image, by the names of its fields."""
+
 CRASHED = "this file broke the program that reads pictures; it may be damaged. Choose another one"
 SLOW = f"this file could not be read within {SECONDS} seconds; choose a smaller or simpler one"
 LARGE = "reading this file takes more memory than is allowed here; choose a smaller one"
@@ -182,8 +185,8 @@ class Reader:
         notes = tuple(str(note)[:300] for note in answer["notes"][:8])
         dct = None
         if "luma" in arrays:
-            parts = [torch.from_numpy(arrays[name]) for name in ("luma", "cb", "cr", "luma_table", "chroma_table")]
-            dct = DCTImage(*parts, int(answer["height"]), int(answer["width"]))
+            parts = {name: torch.from_numpy(arrays[name]) for name in PARTS}
+            dct = DCTImage(height=int(answer["height"]), width=int(answer["width"]), **parts)
             if max(dct.height, dct.width) > self.side or len(dct) != 1:
                 raise ValueError(CRASHED)
         if kind == "inspect":
@@ -257,15 +260,16 @@ def _serve(there: socket.socket, scratch: str) -> None:
 
 def _confine(seconds: float, memory: int) -> None:
     """Limit the process: after ``seconds`` it ends, whatever it does, and it gets ``memory`` bytes more than it has."""
+    os.nice(5)  # whoever waits for an answer of the server comes first
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
     statm = Path("/proc/self/statm")
     if statm.is_file():  # elsewhere than on Linux address space says little
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
 
 
 def _read(data: bytes, settings: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -281,10 +285,7 @@ def _read(data: bytes, settings: dict[str, Any]) -> dict[str, np.ndarray]:
 def _reply(answer: dict[str, Any], arrays: dict[str, np.ndarray], dct: DCTImage | None) -> dict[str, np.ndarray]:
     if dct is not None:
         write_jpeg_bytes(dct)  # what no file can hold fails here
-        assert dct.cb is not None and dct.cr is not None and dct.chroma_table is not None
-        parts = {"luma": dct.luma, "cb": dct.cb, "cr": dct.cr,
-                 "luma_table": dct.luma_table, "chroma_table": dct.chroma_table}  # fmt: skip
-        arrays |= {name: np.ascontiguousarray(part.numpy()) for name, part in parts.items()}
+        arrays |= {name: np.ascontiguousarray(getattr(dct, name).numpy()) for name in PARTS}
         answer |= {"height": dct.height, "width": dct.width}
     return {**arrays, "answer": _text(answer)}
 

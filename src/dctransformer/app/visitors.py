@@ -11,6 +11,9 @@ from typing import Any
 GRACE = 5
 """Seconds for which a job goes on while no browser listens to it."""
 
+START = 2
+"""Seconds after which a job is not begun to which no browser has listened; the page's own script listens at once."""
+
 UNREAD = 20
 """Messages that may wait for a browser; as long as there are more, it is sent the end of its job only."""
 
@@ -78,6 +81,10 @@ class Presence:
         """Yield what a job yields while somebody reads it, else its end only; without anybody, the job is given up."""
         last = None
         try:
+            while not self.listens(session):
+                if self._clock() - self._seen.get(session, -1e9) > START:
+                    return
+                time.sleep(0.02)
             for html in work:
                 if self.reads(session):
                     yield html
