@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dctransformer import DCTransformer, read_jpeg
+from dctransformer import read_jpeg
 from dctransformer.cli import main
 from dctransformer.commands.names import with_revision
 from dctransformer.commands.printing import printable
-from dctransformer.model.config import preset
 from pictures import photo_folder
-from tiny_model import save_tiny_model
+from tiny_model import prepare_small, save_plain_model, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +29,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, prepared."""
-    out = tmp_path_factory.mktemp("data") / "set"
-    main(["prepare", str(photos), str(out), "--size", "32", "--quality", "30", "--val-fraction", "0.25"])
-    return out
+    return prepare_small(photos, tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny model of 32-pixel pictures."""
-    torch.manual_seed(0)
-    network = DCTransformer(preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30))
-    folder = tmp_path_factory.mktemp("models") / "model"
-    network.save_pretrained(folder)
-    return folder
+    return save_plain_model(tmp_path_factory.mktemp("models") / "model")
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -17,9 +17,10 @@ from dctransformer.cli import main
 from dctransformer.data.images import crop_resize, load_image
 from dctransformer.evaluate import plots
 from dctransformer.evaluate.pictures import of_folder, open_reference
-from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.config import ModelConfig
 from pictures import photo, photo_folder
 from test_evaluate_features import Mean
+from tiny_model import prepare_small, save_plain_model
 
 ALL = ("--features", "small64", "--kid-subset", "4", "--few", "--num", "5")
 
@@ -33,19 +34,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, prepared."""
-    out = tmp_path_factory.mktemp("data") / "set"
-    main(["prepare", str(photos), str(out), "--size", "32", "--quality", "30", "--val-fraction", "0.25"])
-    return out
+    return prepare_small(photos, tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny model of 32-pixel pictures."""
-    torch.manual_seed(0)
-    network = DCTransformer(preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30))
-    folder = tmp_path_factory.mktemp("models") / "model"
-    network.save_pretrained(folder)
-    return folder
+    return save_plain_model(tmp_path_factory.mktemp("models") / "model")
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.codec import order
+from dctransformer.data import prepare
 from dctransformer.model.config import preset
 from dctransformer.sequence import conditions
 
@@ -35,3 +36,17 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
     }  # fmt: skip
     lively(DCTransformer(preset("tiny", **settings))).save_pretrained(folder)
     return folder
+
+
+def save_plain_model(folder: Path) -> Path:
+    """Save an untrained tiny model of 32-pixel pictures with two classes, for what does not look at its pictures."""
+    torch.manual_seed(0)
+    config = preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30)
+    DCTransformer(config).save_pretrained(folder)
+    return folder
+
+
+def prepare_small(photos: Path, out: Path) -> Path:
+    """Prepare a folder of pictures for it, a quarter of them held out."""
+    prepare(photos, out, size=32, quality=30, val_fraction=0.25, workers=1, progress=False)
+    return out
