@@ -56,7 +56,7 @@ def test_the_model_records_what_it_was_trained_on(data, window, size, shape, ext
     assert config.trained_extent == (extent or shape or (size, size))
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match=r"sides of up to \d+ pixels, and this model can have 16"):
-        shape_for(store, preset("tiny", max_grid=2), TrainConfig(window=window))
+        shape_for(store, preset("tiny", max_grid=2, size=16), TrainConfig(window=window))
 
 
 @pytest.mark.parametrize("window", [None, "32"])
