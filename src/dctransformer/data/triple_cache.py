@@ -179,7 +179,7 @@ def _write_receipt(name: str, digest: str) -> None:
             return
         reason = "there is no home folder"
     except ValueError as error:
-        reason = str(error)
+        reason = str(error).removesuffix("; choose another folder")
     warnings.warn(
         f"{reason}, so the triples will be derived again next time; "
         "set DCTRANSFORMER_CACHE to a folder that can be written",

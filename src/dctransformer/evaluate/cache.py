@@ -159,7 +159,7 @@ def cached(
         write_tensors(path, tensors, {"dctransformer": json.dumps(facts)})
     except ValueError as error:
         warnings.warn(
-            f"{error}: the features will be computed again next time; "
+            f"{str(error).removesuffix('; choose another folder')}, so the features will be computed again next time; "
             "set DCTRANSFORMER_CACHE to a folder that can be written",
             stacklevel=2,
         )
