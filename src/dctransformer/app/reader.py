@@ -185,8 +185,9 @@ class Reader:
         notes = tuple(str(note)[:300] for note in answer["notes"][:8])
         dct = None
         if "luma" in arrays:
-            parts = {name: torch.from_numpy(arrays[name]) for name in PARTS}
-            dct = DCTImage(height=int(answer["height"]), width=int(answer["width"]), **parts)
+            luma, cb, cr, luma_table, chroma_table = (torch.from_numpy(arrays[name]) for name in PARTS)
+            height, width = int(answer["height"]), int(answer["width"])
+            dct = DCTImage(luma, cb, cr, luma_table, chroma_table, height, width)
             if max(dct.height, dct.width) > self.side or len(dct) != 1:
                 raise ValueError(CRASHED)
         if kind == "inspect":
