@@ -14,7 +14,9 @@ from PIL import Image
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
 from dctransformer.codec.adapt import own_coefficients
+from dctransformer.codec.metadata import read_metadata
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
+from dctransformer.data.rgb import is_srgb
 from dctransformer.tasks.info import describe_coefficients
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -65,7 +67,8 @@ def read_upload(data: bytes, limits: Limits, side: int | None = None) -> Upload:
         )
         return Upload(np.asarray(fitted), np.asarray(fitted), tuple(notes))
     pixels = np.asarray(picture)
-    if own_coefficients(data) is not None:
+    # The page shows results without a profile, so only coefficients that need none can be used as they are.
+    if own_coefficients(data) is not None and is_srgb(read_metadata(data).profile):
         notes.append("A 4:2:0 JPEG file: its own coefficients are used.")
         return Upload(data, pixels, tuple(notes))
     return Upload(pixels, pixels, tuple(notes))

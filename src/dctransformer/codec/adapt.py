@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from dctransformer.codec.codec import Codec
 from dctransformer.codec.dct_image import DCTImage
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.jpeg import read_jpeg_bytes
+from dctransformer.codec.metadata import orientation
 
 
 def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
@@ -27,11 +29,15 @@ def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         if data[:2] != b"\xff\xd8":
             return None
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.getexif().get(0x0112, 1) != 1:  # rotated
-                return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes
+            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as opened:
+                turned = orientation(opened) != 1
+        if turned:
+            return None
         dct = read_jpeg_bytes(data)
-    except (OSError, ValueError):
+    # Pillow's parsers answer damage with almost any exception (SyntaxError, IndexError, struct.error, …).
+    except Exception:
         return None
     return dct if dct.sampling == "4:2:0" else None
 

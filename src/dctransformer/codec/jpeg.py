@@ -21,6 +21,7 @@ from torch import Tensor
 from dctransformer import files
 from dctransformer.codec import libjpeg, order
 from dctransformer.codec.dct_image import DCTImage, grid_sizes
+from dctransformer.codec.metadata import Metadata
 from dctransformer.codec.segments import CUT, DQT, FRAMES, SOS, Picture, Unreadable, read_picture, segments
 
 MAX_PIXELS = 178_956_970
@@ -53,7 +54,7 @@ def read_jpeg(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> DCT
     return read_jpeg_bytes(data, max_pixels, name=str(path))
 
 
-def write_jpeg(dct: DCTImage, path: str | os.PathLike[str]) -> None:
+def write_jpeg(dct: DCTImage, path: str | os.PathLike[str], metadata: Metadata | None = None) -> None:
     """Writes a JPEG file from which every reader gets the same coefficients.
 
     The file is baseline with optimised Huffman tables. It is written beside ``path`` and renamed, so that an
@@ -62,11 +63,14 @@ def write_jpeg(dct: DCTImage, path: str | os.PathLike[str]) -> None:
     Args:
         dct: one picture (batch 1).
         path: where to; an existing file is replaced, missing folders are made.
+        metadata: EXIF and a colour profile to write, too.
 
     Raises:
         ValueError: the batch is not 1, baseline JPEG can't hold a coefficient, or the file can't be written.
     """
     data = write_jpeg_bytes(dct)
+    if metadata is not None:
+        data = metadata.put_into(data)
     with files.atomic_write(Path(path)) as beside:
         beside.write_bytes(data)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from dctransformer.codec.metadata import orientation
+
 _STRIP = 2**21
 """Pixels that are converted at a time."""
 
@@ -32,16 +34,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
         ValueError: a float picture holds NaN or infinity.
     """
     return upright(to_rgb(image), orientation(image))
-
-
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation from 1 to 8; 1 where it is missing, undefined or can't be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return value if value in range(1, 9) else 1
-    # A damaged EXIF block says nothing about the pixels, and Pillow's parser can fail on it in many ways.
-    except Exception:
-        return 1
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -73,6 +65,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
             strip = Image.fromarray(np.rint(reduce(np.asarray(strip).astype(np.float64))).astype(np.uint8))
         result.paste(_strip_to_rgb(strip, profile), (0, top))
     return result
+
+
+def is_srgb(profile: bytes) -> bool:
+    """Whether RGB pixels with a colour profile stay as they are: there is none, it can't be read, or it is sRGB's."""
+    return not 0 < len(profile) <= _MAX_PROFILE or _transform(profile, "RGB") is None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

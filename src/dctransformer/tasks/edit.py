@@ -23,7 +23,9 @@ from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.adapt import cropped, mcu_grid, merged, own_coefficients, requantised, whole_mcus
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
+from dctransformer.codec.metadata import Metadata, read_metadata
 from dctransformer.codec.resize import check_factor, enlarged_corners
+from dctransformer.data.formats import check_regular
 from dctransformer.data.images import load_image
 from dctransformer.files import atomic_write
 from dctransformer.model.dctransformer import DCTransformer
@@ -68,11 +70,13 @@ class Edited:
         name: of its file, without the ending.
         before: what was known of it, as a picture: uint8 ``[h, w, 3]``.
         results: the alternatives, each a `DCTImage` of batch 1.
+        metadata: EXIF and colour profile of the JPEG file whose own coefficients were used; files of results keep it.
     """
 
     name: str
     before: np.ndarray
     results: list[DCTImage]
+    metadata: Metadata = dataclasses.field(default_factory=Metadata)
 
     def pixels(self) -> list[np.ndarray]:
         """The alternatives as uint8 ``[H, W, 3]``."""
@@ -91,6 +95,8 @@ class _Canvas:
     width: int
     file: DCTImage | None = None
     """The JPEG file's own coefficients, where it is one that the model's grid fits (4:2:0)."""
+    metadata: Metadata = dataclasses.field(default_factory=Metadata)
+    """What results keep of that file: the profile belongs to its coefficients, which are not converted to sRGB."""
 
     def picture(self, mcus: Tensor, codec: Codec) -> DCTImage:
         """MCUs as a DCT image of the canvas's true size."""
@@ -165,7 +171,7 @@ def inpaint(
 
     Args:
         model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
-        images: the pictures. A 4:2:0 JPEG file keeps its own coefficients and tables.
+        images: the pictures. A 4:2:0 JPEG file keeps its own coefficients and tables, its EXIF and colour profile.
         mask: picture of the same size, white (more than half bright) where something is to be replaced.
         box: or the place to replace: x, y, width, height in pixels.
         options: alternatives, label, sampling.
@@ -283,13 +289,15 @@ def _pixels(image: Source) -> np.ndarray:
 
 def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     """A picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
-    dct = None if isinstance(image, np.ndarray) else own_coefficients(image)
-    if dct is None:
-        dct, file = codec.encode(_pixels(image).copy()), None
+    if isinstance(image, (str, Path)):
+        check_regular(image)
+    file = None if isinstance(image, np.ndarray) else own_coefficients(image)
+    if file is None or isinstance(image, np.ndarray):
+        dct, metadata = codec.encode(_pixels(image).copy()), Metadata()
     else:
-        file = dct
-        dct = requantised(dct, codec)
-    return _Canvas(name, whole_mcus(dct), mcu_grid(dct), dct.height, dct.width, file)
+        dct = requantised(file, codec)
+        metadata = read_metadata(image if isinstance(image, bytes) else Path(image).read_bytes())
+    return _Canvas(name, whole_mcus(dct), mcu_grid(dct), dct.height, dct.width, file, metadata)
 
 
 def _hole(canvas: _Canvas, bright: np.ndarray | None, box: tuple[int, int, int, int] | None) -> Tensor:
@@ -343,7 +351,7 @@ def _run(
             jobs.setdefault(canvas.grid, []).append((f"{canvas.name}-{k}", canvas, job))
             if options.out is not None:
                 parts = [given, canvas.mcus, *([] if kept is None else [kept]), *_file_parts(canvas.file)]
-                size = [k, label, canvas.height, canvas.width]
+                size = [k, label, canvas.height, canvas.width, canvas.metadata.segments().hex()]
                 identities[f"{canvas.name}-{k}"] = identity(weights, options.sampling, size, *parts)
     outputs = None if options.out is None else Outputs(options.out, identities)
     results: dict[str, DCTImage] = {}
@@ -369,9 +377,9 @@ def _run(
             for (name, canvas, job), mcus in zip(part, made, strict=True):
                 results[name] = _into_file(canvas, mcus, job.given, codec)
                 if outputs is not None:
-                    outputs.save(name, results[name])
+                    outputs.save(name, results[name], canvas.metadata)
     return [
-        Edited(c.name, b, [results[f"{c.name}-{k}"] for k in range(options.num)])
+        Edited(c.name, b, [results[f"{c.name}-{k}"] for k in range(options.num)], c.metadata)
         for c, b in zip(canvases, before, strict=True)
     ]
 
@@ -407,11 +415,11 @@ def save_edits(edits: list[Edited], out: str | Path, *, written: bool = False) -
     out = Path(out)
     names = [f"{edit.name}-{k}" for edit in edits for k in range(len(edit.results))]
     if not written:
-        results = dict(zip(names, (dct for edit in edits for dct in edit.results), strict=True))
-        identities = {name: identity(*_file_parts(dct)) for name, dct in results.items()}
+        results = dict(zip(names, ((dct, edit.metadata) for edit in edits for dct in edit.results), strict=True))
+        identities = {name: identity(kept.segments().hex(), *_file_parts(dct)) for name, (dct, kept) in results.items()}
         outputs = Outputs(out, identities)
-        for name, dct in results.items():
-            outputs.save(name, dct)
+        for name, (dct, kept) in results.items():
+            outputs.save(name, dct, kept)
     shown = edits[: max(1, MOST // (len(edits[0].results) + 1))]
     rows = [[edit.before, *edit.pixels()] for edit in shown]
     sheet = out / "sheet.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dctransformer.codec import DCTImage, order, read_jpeg
+from dctransformer.data.formats import register_optional_readers, unknown_format
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.hub.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
 from dctransformer.model.config import ModelConfig
@@ -45,10 +47,17 @@ def describe(thing: str | Path) -> dict[str, Any]:
 def describe_image(path: Path) -> dict[str, Any]:
     """Facts of an image file; for a JPEG its tables, sampling and triples."""
     try:
-        with Image.open(path) as image:
-            kind, width, height, mode = image.format, image.width, image.height, image.mode
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image ({error}); give an image file") from error
+        register_optional_readers()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, large pictures: of no concern here
+            with Image.open(path) as image:
+                kind, width, height, mode = image.format, image.width, image.height, image.mode
+    # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            what = unknown_format(path)
+        raise ValueError(f"{path} can't be read as an image ({what}); give an image file") from error
     facts: dict[str, Any] = {"kind": "image", "format": kind, "width": width, "height": height, "mode": mode}
     if kind in ("JPEG", "MPO"):  # MPO: several JPEG pictures in one file, as phones write; the first is described.
         facts |= describe_coefficients(read_jpeg(path))

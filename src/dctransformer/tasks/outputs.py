@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, read_jpeg, write_jpeg
+from dctransformer.codec.metadata import Metadata
 from dctransformer.files import atomic_write, make_folder, write_text
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
@@ -90,16 +91,22 @@ class Outputs:
         except ValueError:
             return None
 
-    def save(self, name: str, dct: DCTImage) -> None:
+    def save(self, name: str, dct: DCTImage, metadata: Metadata | None = None) -> None:
         """Write a picture (batch 1), the JPEG file last, because it marks the picture as finished.
+
+        Args:
+            name: of the picture.
+            dct: the picture.
+            metadata: what both files keep of the file that it was made from; the PNG file gets the profile only.
 
         Raises:
             ValueError: the file can't be written.
         """
         jpeg, png = self.files(name)
         with atomic_write(png) as temporary:
-            Image.fromarray(Codec().decode(dct)[0].numpy()).save(temporary, format="PNG")
-        write_jpeg(dct, jpeg)
+            profile = metadata.profile if metadata is not None else b""
+            Image.fromarray(Codec().decode(dct)[0].numpy()).save(temporary, format="PNG", icc_profile=profile or None)
+        write_jpeg(dct, jpeg, metadata)
 
 
 def listed(folder: str | Path, names: Iterable[str]) -> dict[str, list[str]]:
