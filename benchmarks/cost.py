@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -39,7 +39,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
 from dctransformer.sampling import engine as sampling_engine
-from dctransformer.sampling.engine import Engine, Request, Row, SampleConfig
+from dctransformer.sampling.engine import Engine, Request, SampleConfig
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
@@ -70,7 +70,7 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]
     memory = peak_mib(device) - (before if device.type == "cpu" else 0)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    encoder, each = sampling(trainer.model.eval(), of[0], size, device)
+    encoder, each = sampling(cast(DCTransformer, trainer.model.eval()), of[0], size, device)
     return {
         "size": size,
         "triples": round(triples),
@@ -94,7 +94,7 @@ def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.
     starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
     encoder, spent, listed = 0.0, 0.0, 0
     for i, start in enumerate([starts[0], *starts]):
-        row = Row.new(Request(0, model.config.null_label, kept=whole[:start]), engine.grid, 0)
+        [row] = engine.begin([Request(0, model.config.null_label, kept=whole[:start])])
         with following(engine, decisions[start : start + stride].to(device)):
             took = seconds(functools.partial(engine.run, [row]), device)
         if i:  # the first one warms up

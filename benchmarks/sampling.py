@@ -28,7 +28,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer as Model
 from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Engine, Request, Row, sample
+from dctransformer.sampling.engine import Engine, Request, sample
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 
@@ -144,7 +144,7 @@ class EngineSteps:
 
     def _run(self, worker: int, steps: int) -> None:
         pictures = range(worker, self.batch, self.workers)
-        rows = [Row.new(Request(i, i % self.model.config.num_labels), self.grid, 0) for i in pictures]
+        rows = self.engine.begin([Request(i, i % self.model.config.num_labels) for i in pictures])
         for _ in range(steps // self.model.config.stride):
             self.engine.run(rows)
 
