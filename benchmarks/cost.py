@@ -38,8 +38,10 @@ from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
-from dctransformer.sampling import engine as sampling_engine
-from dctransformer.sampling.engine import Engine, Request, SampleConfig
+from dctransformer.sampling import stepper
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Engine
+from dctransformer.sampling.rows import Request
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
@@ -109,14 +111,14 @@ def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.
 def following(engine: Engine, decisions: torch.Tensor) -> Iterator[None]:
     """The engine draws as ever, and then follows a given list of triples (int64 ``[L, 3]``), with a stop at the end."""
     stop = torch.tensor([[order.STOP, 0, 0]] * 4, device=decisions.device)
-    decisions, fields, pick = torch.cat([decisions, stop]), itertools.cycle(range(3)), sampling_engine.pick
+    decisions, fields, pick = torch.cat([decisions, stop]), itertools.cycle(range(3)), stepper.pick
 
     def follow(*drawn: Any) -> torch.Tensor:
         pick(*drawn)
         assert engine.stepper is not None
         return decisions[:, next(fields)].index_select(0, engine.stepper.turn)
 
-    with mock.patch.object(sampling_engine, "pick", follow):
+    with mock.patch.object(stepper, "pick", follow):
         yield
 
 

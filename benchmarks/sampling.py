@@ -28,7 +28,8 @@ from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer as Model
 from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Engine, Request, sample
+from dctransformer.sampling.engine import Engine, sample
+from dctransformer.sampling.rows import Request
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 

@@ -30,7 +30,8 @@ from dctransformer.files import atomic_write
 from dctransformer.model.dctransformer import Context, Places
 from dctransformer.model.legality import NEVER
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Request, Samples, fill
+from dctransformer.sampling.engine import fill
+from dctransformer.sampling.rows import Request, Samples
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
 COMPONENT_COLOURS = {order.LUMA: "#4d4d4d", order.CR: "#d6604d", order.CB: "#4393c3"}

@@ -18,7 +18,7 @@ from dctransformer.codec import Codec, DCTImage, order, read_jpeg
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.resize import enlarged_corners, shrink
 from dctransformer.model.config import preset
-from dctransformer.sampling.engine import SampleConfig
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.tiles import tiles, waves
 from dctransformer.sequence import conditions, masks
 from dctransformer.tasks.edit import (

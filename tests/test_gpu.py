@@ -13,7 +13,8 @@ import torch
 from dctransformer.codec.grid import Grid
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
-from dctransformer.sampling.engine import SampleConfig, sample
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model

@@ -16,7 +16,11 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import coarse
 from dctransformer.model.legality import NEVER
-from dctransformer.sampling.engine import Decoding, Request, SampleConfig, fill, pick, sample
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.decoder_state import Decoding
+from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.engine import fill, sample
+from dctransformer.sampling.rows import Request
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from tiny_model import lively
 

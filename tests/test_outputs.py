@@ -16,7 +16,7 @@ from dctransformer import DCTransformer
 from dctransformer.codec import read_jpeg
 from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Snapshot
+from dctransformer.sampling.rows import Snapshot
 from dctransformer.sequence.conditions import NAMES
 from dctransformer.sheets import captioned_rows, contact_sheet, heat_map_sheet
 from dctransformer.tasks.edit import Options, colorize, save_edits, upscale

@@ -17,8 +17,11 @@ from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
-from dctransformer.sampling.engine import Engine, Request, SampleConfig, Snapshot, Stepper, fill, sample
+from dctransformer.sampling.engine import Engine, fill, sample
+from dctransformer.sampling.rows import Request, Snapshot
+from dctransformer.sampling.stepper import Stepper
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.tasks.generate import generate
 from tiny_model import lively

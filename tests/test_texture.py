@@ -17,10 +17,12 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
-from dctransformer.model.texture import MAGNITUDES, Picture, checkerboard
+from dctransformer.model.texture import MAGNITUDES
+from dctransformer.model.texture_state import Picture, checkerboard
 from dctransformer.sampling import tiles
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Request, fill, sample
+from dctransformer.sampling.engine import fill, sample
+from dctransformer.sampling.rows import Request
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch

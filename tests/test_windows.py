@@ -11,7 +11,7 @@ import torch
 from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import Grid, crop_triples, flip_triples, rank_slots
 from dctransformer.data import TripleStore, prepare
-from dctransformer.model.texture import checkerboard
+from dctransformer.model.texture_state import checkerboard
 from dctransformer.sequence import ChunkBatches, ChunkSampler, Conditions
 from dctransformer.sequence.windows import centred, chunks_by_window, most_chunks, parse_window
 from pictures import photo

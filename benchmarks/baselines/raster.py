@@ -23,7 +23,7 @@ from dctransformer.model.config import Architecture
 from dctransformer.model.layers import KVCache, Stack
 from dctransformer.model.precision import resolve_precision
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import pick
+from dctransformer.sampling.drawing import pick
 from dctransformer.sampling.steps import Place, StepStack
 
 

@@ -28,7 +28,8 @@ from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import Request, fill
+from dctransformer.sampling.engine import fill
+from dctransformer.sampling.rows import Request
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import Steps
 from dctransformer.training.validation import validation_sequences

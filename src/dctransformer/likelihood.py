@@ -21,7 +21,7 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
-from dctransformer.model.texture import Picture
+from dctransformer.model.texture_state import Picture
 from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import TextureBatch, channels_in_use, texture_batch
 

@@ -30,7 +30,8 @@ from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sampling.engine import SampleConfig, Samples, Snapshot
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.rows import Samples, Snapshot
 from dctransformer.sequence import conditions
 from dctransformer.sequence.labels import label_number
 from dctransformer.sheets import heat_map

@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-from dctransformer.sampling.engine import SampleConfig
+from dctransformer.sampling.config import SampleConfig
 
 ANY = ""
 """The label of a picture of no particular class."""

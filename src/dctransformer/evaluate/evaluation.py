@@ -32,7 +32,9 @@ from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.sampling.engine import SampleConfig, Samples, sample
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
+from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.training.run_folder import SETTINGS
 

@@ -26,7 +26,7 @@ from dctransformer.data.shards import keys_of
 from dctransformer.data.sources import Source, open_source, text
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
-from dctransformer.sampling.engine import Samples
+from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.labels import model_labels
 from dctransformer.sequence.windows import centred

@@ -40,7 +40,8 @@ from dctransformer.files import make_folder, write_text
 from dctransformer.hub.pretrained import load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
-from dctransformer.sampling.engine import SampleConfig, Samples
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.rows import Samples
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 from dctransformer.tasks.info import describe_model
 from dctransformer.training.run_folder import METRICS as CURVES

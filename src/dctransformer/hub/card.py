@@ -33,7 +33,8 @@ With `dctransformer` installed:
 
 ```python
 from dctransformer import DCTransformer
-from dctransformer.sampling.engine import SampleConfig, sample
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
 
 model = DCTransformer.from_pretrained("{{ name }}")
 size = ({{ height }}, {{ width }})  # height, width

@@ -15,124 +15,31 @@ import copy
 import dataclasses
 import os
 import shutil
-import types
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dctransformer.codec import Codec, DCTImage, order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
-from dctransformer.model.texture import Picture
+from dctransformer.model.texture_state import Picture
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
-from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
+from dctransformer.sampling.stepper import Stepper, compilable_numbers
 from dctransformer.sampling.texture import NoiseKey, fill_texture
-from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks, partial_image, settled_before
+from dctransformer.sequence.chunks import ChunkBatch, cut_chunks
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 TEXTURE_PLACES = 1 << 16
 """Most places whose features are computed together."""
-
-_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
-_RANK = torch.from_numpy(order.RANK)
-
-
-@dataclasses.dataclass
-class Request:
-    """One picture to make.
-
-    Attributes:
-        index: its number, which with the seed decides its noise.
-        label: class number, `ModelConfig.null_label` for none.
-        known: int16 ``[N, 6, 64]``, settled coefficients, 0 elsewhere; None for none.
-        given: bool ``[N, 6, 64]``, which are settled; None for none.
-        kept: triples that the picture begins with (channel, position, value), int ``[L, 3]`` in generation order.
-        tile: which part of a large picture it is; decides its noise, too.
-    """
-
-    index: int
-    label: int
-    known: Tensor | None = None
-    given: Tensor | None = None
-    kept: Tensor | None = None
-    tile: int = 0
-
-
-@dataclasses.dataclass
-class Snapshot:
-    """A picture on its way.
-
-    Attributes:
-        index: of its request.
-        triples: listed so far.
-        mcus: int16 ``[N, 6, 64]``, the coefficients so far.
-        finished: whether it has stopped.
-    """
-
-    index: int
-    triples: int
-    mcus: Tensor
-    finished: bool
-
-
-@dataclasses.dataclass
-class Samples:
-    """What came out.
-
-    Attributes:
-        mcus: int16 ``[n, N, 6, 64]``, the DCT images.
-        triples: listed triples of each (channel, position, value), int32 ``[L, 3]`` in the order of generation.
-        labels: int64 ``[n]``.
-        grid: the MCU grid.
-        quality: of the codec.
-        decisions: int64 ``[n]``, decisions that followed one another: triples of the structure, kept ones included,
-            and texture channels in use.
-    """
-
-    mcus: Tensor
-    triples: list[Tensor]
-    labels: Tensor
-    grid: Grid
-    quality: int
-    decisions: Tensor | None = None
-
-    def dct(self) -> DCTImage:
-        """As a DCT image, batch n."""
-        codec = Codec(quality=self.quality)
-        return DCTImage.from_mcus(self.mcus, self.grid.rows, self.grid.cols, codec.luma_table, codec.chroma_table)
-
-    def pixels(self) -> Tensor:
-        """As pictures, uint8 ``[n, H, W, 3]``."""
-        return Codec(quality=self.quality).decode(self.dct())
-
-    def by_band(self) -> Tensor:
-        """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
-        band = torch.from_numpy(order.BAND_OF_CHANNEL)
-        stages = []
-        for last in range(len(order.BANDS)):
-            mcus = self.mcus.clone()
-            for slots, triples in zip(mcus, self.triples, strict=True):
-                later = triples[band[triples[:, 0].long()] > last].long()
-                slots.view(-1)[self.grid.slot(later[:, 0], later[:, 1])] = 0
-            stages.append(mcus)
-        return torch.stack(stages)
-
-    def places(self) -> Tensor:
-        """How often each luma block position was chosen: int64 ``[n, 2·rows, 2·cols]`` (the paper's figure 1)."""
-        counts = [
-            torch.bincount(t[:, 1].long(), minlength=self.grid.positions).view(2 * self.grid.rows, self.grid.width)
-            for t in self.triples
-        ]
-        return torch.stack(counts)
 
 
 @torch.inference_mode()
@@ -325,96 +232,6 @@ def _equally_far(rows: list[Row], stride: int) -> list[list[Row]]:
     return list(groups.values())
 
 
-@dataclasses.dataclass(eq=False)
-class Row:
-    """A picture in the making."""
-
-    request: Request
-    seed: int
-    grid: Grid
-    listed: Tensor
-    """(rank, position, value) of the structure so far, int64 ``[L, 3]``."""
-    first: int
-    """Rank of the first texture channel."""
-    kept: Tensor
-    """(rank, position, value) of the texture that the picture begins with, int64 ``[L, 3]``."""
-    stopped: bool = False
-    """Whether the structure is complete."""
-    texture: Tensor | None = None
-    """The finished picture, int16 ``[N, 6, 64]``, if it has texture."""
-    channels: int = 0
-    """Texture channels that were decided on."""
-
-    @classmethod
-    def new(cls, request: Request, grid: Grid, seed: int, first: int) -> Row:
-        kept = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
-        kept = torch.stack([_RANK[kept[:, 0]], kept[:, 1], kept[:, 2]], 1)
-        texture = kept[:, 0] >= first
-        row = cls(request, seed, grid, kept[~texture], first, kept[texture])
-        structure_given = request.given is not None and bool(request.given[:, first > RANK_OF_SLOT].all())
-        row.stopped = first < order.NUM_CHANNELS and (structure_given or len(row.kept) > 0)
-        return row
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to generate."""
-        return self.stopped and (self.texture is not None or self.first == order.NUM_CHANNELS)
-
-    @property
-    def decisions(self) -> int:
-        """Decisions that follow one another: triples of the structure, and texture channels in use."""
-        return len(self.listed) + self.channels
-
-    def noise(self, chunk: int, stride: int) -> np.ndarray:
-        """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
-        ask = self.request
-        return np.random.default_rng([self.seed, ask.index, ask.tile, chunk]).random((stride, 3))
-
-    def sequence(self) -> Sequence:
-        """What is listed so far, without a stop."""
-        ask, (rank, position, value) = self.request, self.listed.unbind(1)
-        return Sequence(rank, position, value, ask.given, ask.known, ask.label, self.grid)
-
-    def open_coefficients(self) -> int:
-        """The number of coefficients that are not settled from the start; no list of triples is longer."""
-        settled = 0 if self.request.given is None else int(self.request.given.sum())
-        return self.grid.mcus * order.BLOCKS_PER_MCU * 64 - settled
-
-    def mcus(self) -> Tensor:
-        """The picture so far: int16 ``[N, 6, 64]``."""
-        if self.texture is not None:
-            return self.texture
-        coefficients = partial_image(self.sequence(), len(self.listed))[0]
-        if len(self.kept):
-            rank, position, value = self.kept.unbind(1)
-            coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
-        return coefficients
-
-    def before_texture(self) -> tuple[Tensor, Tensor]:
-        """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
-        given = torch.zeros(self.grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
-        if self.request.given is not None:
-            given |= self.request.given
-        if len(self.kept):  # everything up to the last kept coefficient, zeros too
-            given |= settled_before(int(self.kept[-1, 0]), int(self.kept[-1, 1]), self.grid) & (
-                self.first <= RANK_OF_SLOT
-            )
-        return self.mcus(), given
-
-    def triples(self) -> Tensor:
-        """int32 ``[L, 3]`` (channel, position, value) in the order of generation, kept ones first."""
-        listed = self.listed
-        if self.texture is not None:
-            drawn = (self.texture != 0) & (self.first <= RANK_OF_SLOT)
-            if self.request.given is not None:
-                drawn &= ~self.request.given
-            position = self.grid.block_position[:, :, None].expand(drawn.shape)[drawn]
-            found = torch.stack([RANK_OF_SLOT.expand(drawn.shape)[drawn], position, self.texture[drawn].long()], 1)
-            listed = torch.cat([listed, found[(found[:, 0] * self.grid.positions + position).argsort()]])
-        rank, position, value = listed.unbind(1)
-        return torch.stack([_CHANNEL[rank], position, value], 1).int()
-
-
 def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
     """A copy of a model for many small products: in its precision, and on a CPU with matrices stored by columns.
 
@@ -522,7 +339,7 @@ class Engine:
                 self.stepper.capture()
                 decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
         self.stepper.load(decoding, noise)
-        with _compilable_numbers() if self.config.compile else contextlib.nullcontext():
+        with compilable_numbers() if self.config.compile else contextlib.nullcontext():
             for k in range(steps):
                 self.stepper.step()
                 if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
@@ -536,108 +353,3 @@ class Engine:
                 f"{' or guidance' if self.guided else ''}){hint or '; use other weights'}"
             )
         return self.stepper.made[:rows, :steps].cpu()
-
-
-def _compilable_numbers() -> AbstractContextManager[Any]:
-    """Where what is compiled may read a number from a tensor and have sizes depend on it (see `steps.Place`)."""
-    return torch._dynamo.config.patch(capture_scalar_outputs=True)
-
-
-def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
-    """A part of a stepper's step, compiled for it alone.
-
-    A stepper's tensors keep their shapes, so guards, which would take longer than many a kernel, are left out; and as
-    nothing else may use what was compiled so, the part's code is copied (compilations belong to a code object). On a
-    CPU the calls between kernels are compiled, too: there are more of them than there is work in them.
-    """
-    own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    if device.type == "cpu":
-        options["cpp_wrapper"] = True
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
-
-
-class Stepper:
-    """Whole steps of a decoding: decide on a triple a row, settle it, note it; no result is read by the host."""
-
-    def __init__(self, decoding: Decoding, noise: Tensor, config: SampleConfig, guided: bool):
-        self.config, self.guided = config, guided
-        self.turn = torch.zeros(1, dtype=torch.int64, device=noise.device)
-        self.graph: Any = None
-        self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
-        if config.compile:
-            self.parts = tuple(compiled(part, noise.device) for part in self.parts)
-        self.load(decoding, noise)
-
-    def load(self, decoding: Decoding, noise: Tensor) -> None:
-        """Begin another batch of chunks; the tensors of a captured graph stay."""
-        if self.graph is None:
-            self.decoding, self.noise = decoding, noise
-            self.made = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
-            # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
-            self.peak = torch.zeros(len(noise), device=noise.device)
-        else:
-            self.decoding.load(decoding)
-            self.noise.copy_(noise)
-        self.turn.zero_()
-        self.peak.zero_()
-
-    def capture(self) -> None:
-        """Record a step as a CUDA graph, which replays without the host's help."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries set themselves up on their first calls
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._step()
-
-    def step(self) -> None:
-        """One triple a row."""
-        if self.graph is None:
-            self._step()
-        else:
-            self.graph.replay()
-
-    def _step(self) -> None:
-        choose_channel, choose_rest = self.parts
-        rank = choose_channel(self)
-        self.decoding.enter(self._both(rank))
-        choose_rest(self)
-
-    def _choose_channel(self) -> Tensor:
-        uniform = self.noise.index_select(1, self.turn)[:, 0]
-        return pick(self._mix(self.decoding.channel()), uniform[:, 0])
-
-    def _choose_rest(self) -> None:
-        c, uniform = self.config, self.noise.index_select(1, self.turn)[:, 0]
-        both = self.decoding.decided_rank
-        rank, places = both[: len(uniform)], self.decoding.position(both, entered=True)
-        live = rank != order.STOP
-        position = pick(self._mix(places, live), uniform[:, 1], c.temperature, c.top_p)
-        values = self.decoding.value(self._both(position))
-        chosen = pick(self._mix(values, live), uniform[:, 2], c.temperature, c.top_p)
-        value = self.decoding.model.alphabet.decode(chosen)
-        self.decoding.settle(self._both(value))
-        self.made.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
-        self.turn += 1
-
-    def _both(self, x: Tensor) -> Tensor:
-        """Decisions for the labelled rows and, with guidance, for their unlabelled twins."""
-        return torch.cat([x, x]) if self.guided else x
-
-    def _mix(self, logits: Tensor, live: Tensor | None = None) -> Tensor:
-        """With guidance, extrapolate from the twins' log-probabilities; masks survive as they are.
-
-        The largest logits are noted in `peak`, for rows that have not stopped (``live``, bool ``[B]``).
-        """
-        if self.guided:
-            labelled, plain = logits.log_softmax(-1).chunk(2)
-            legal = logits.chunk(2)[0] > NEVER / 2
-            mixed = plain + self.config.guidance * (labelled - plain)
-            logits = torch.where(legal, mixed, logits.chunk(2)[0])
-        largest = logits.amax(-1)
-        self.peak.addcmul_(largest, largest if live is None else largest * live)
-        return logits

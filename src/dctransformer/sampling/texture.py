@@ -18,7 +18,7 @@ from torch import Tensor
 from dctransformer.codec import order
 from dctransformer.codec.grid import rank_slots
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.texture import Picture, settle
+from dctransformer.model.texture_state import Picture, settle
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import draw_dtype, mix, pick
 

@@ -22,7 +22,9 @@ from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sampling.engine import Request, SampleConfig, fill
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import fill
+from dctransformer.sampling.rows import Request
 
 
 @dataclasses.dataclass

@@ -30,7 +30,7 @@ from dctransformer.data.images import load_image
 from dctransformer.files import atomic_write
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.processes import useful_workers
-from dctransformer.sampling.engine import SampleConfig
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import masks as given_masks
 from dctransformer.sequence.conditions import BY_FACTOR

@@ -16,7 +16,9 @@ from dctransformer.codec.grid import Grid
 from dctransformer.files import atomic_write
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sampling.engine import Request, SampleConfig, Samples, Snapshot, check_sampling, fill, sample
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import check_sampling, fill, sample
+from dctransformer.sampling.rows import Request, Samples, Snapshot
 from dctransformer.sampling.tiles import Job, complete, tile_of
 from dctransformer.sequence.labels import label_name, label_number
 from dctransformer.sheets import MOST, contact_sheet, heat_map_sheet

@@ -130,7 +130,8 @@ def score(
 
 def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
     """Draw 16 samples of the EMA weights into the run folder, of different classes, always with the same seed."""
-    from dctransformer.sampling.engine import SampleConfig, sample
+    from dctransformer.sampling.config import SampleConfig
+    from dctransformer.sampling.engine import sample
     from dctransformer.sheets import contact_sheet
 
     model = full_model(trainer.ema)

@@ -1,0 +1,131 @@
+"""What the decisions about texture know: pictures as far as they are settled, and channels in hand.
+
+Shapes: B pictures, T channel decisions (of any of the pictures), N MCUs, P positions, H = P / 2 places of one colour,
+C = 192 ranks, W place width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec.grid import Grid, outside_inference
+from dctransformer.model.context import rank_planes
+from dctransformer.model.legality import open_places
+from dctransformer.sequence.texture import TextureBatch
+
+
+@dataclasses.dataclass
+class Picture:
+    """What is settled of B pictures, and what is open, for the decisions about their texture.
+
+    Attributes:
+        coefficients: int16 ``[B, N, 6, 64]``; may hold coefficients that a decision must not see: each decision sees
+            the given ones and those of lower ranks.
+        given: bool ``[B, N, 6, 64]``, settled from the start, zeros too.
+        hidden: bool ``[B, N, 6, 64]``, neither known nor to be generated (their coefficients are 0).
+        labels: int64 ``[B]``.
+        grid: the MCU grid.
+    """
+
+    coefficients: Tensor
+    given: Tensor
+    hidden: Tensor
+    labels: Tensor
+    grid: Grid
+
+    @classmethod
+    def of(cls, batch: TextureBatch) -> Picture:
+        """The pictures of a batch."""
+        return cls(batch.coefficients, batch.given, batch.hidden, batch.labels, batch.grid)
+
+    @functools.cached_property
+    def opened(self) -> Tensor:
+        """Places that may hold a coefficient to be generated: bool ``[B, C, P]``."""
+        return open_places(rank_planes(self.given | self.hidden, self.grid), self.grid)
+
+    @functools.cached_property
+    def planes(self) -> Tensor:
+        """All coefficients by rank: int16 ``[B, C, P]``."""
+        return rank_planes(self.coefficients, self.grid)
+
+    @functools.cached_property
+    def given_planes(self) -> Tensor:
+        """Given coefficients, zeros included, by rank: bool ``[B, C, P]``."""
+        return rank_planes(self.given, self.grid)
+
+    @functools.cached_property
+    def used(self) -> Tensor:
+        """Channels with a coefficient at an open place: bool ``[B, C]``."""
+        return (self.opened & (self.planes != 0)).any(-1)
+
+
+@dataclasses.dataclass
+class Channels:
+    """T channels in hand: their place features, and what is settled of the channels themselves.
+
+    Attributes:
+        rank: int64 ``[T]``.
+        features: ``[T, P, W]``.
+        opened: bool ``[T, P]``, places to be decided.
+        settled: bool ``[T, P]``, places whose occupancy is known; it grows from pass to pass.
+        values: fp32 ``[T, P]``, known values; 0 where a place is empty or its value is not known.
+        occupied: bool ``[T, P]``, places known to hold a coefficient.
+    """
+
+    rank: Tensor
+    features: Tensor
+    opened: Tensor
+    settled: Tensor
+    values: Tensor
+    occupied: Tensor
+
+
+def settle(
+    channels: Channels, where: Tensor, chosen: Tensor, *, occupied: Tensor | None = None, values: Tensor | None = None
+) -> Channels:
+    """Take the occupancy or the values of one colour as known.
+
+    Args:
+        channels: what is known so far.
+        where: int64 ``[T, H]``, positions.
+        chosen: bool ``[T, H]``, which of them become known.
+        occupied: bool ``[T, H]``, whether they hold a coefficient.
+        values: fp32 ``[T, H]``, their values.
+    """
+
+    def put(into: Tensor, what: Tensor) -> Tensor:
+        old = into.gather(1, where)
+        return into.scatter(1, where, torch.where(chosen, what.to(into.dtype), old))
+
+    if occupied is not None:
+        return dataclasses.replace(
+            channels,
+            settled=put(channels.settled, torch.ones_like(chosen)),
+            occupied=put(channels.occupied, occupied),
+        )
+    assert values is not None
+    return dataclasses.replace(channels, values=put(channels.values, values))
+
+
+@functools.lru_cache(maxsize=16)
+@outside_inference
+def checkerboard(grid: Grid, device: torch.device) -> Tensor:
+    """Positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
+
+    Chroma has a quarter of the places. Other positions, where chroma never has a coefficient, fill up the rest, so
+    that no position occurs twice.
+    """
+    half = grid.positions // 2
+    luma = (grid.row + grid.col) % 2
+    chroma = torch.where(grid.is_chroma_place, (grid.row // 2 + grid.col // 2) % 2, -1)
+    filling = (chroma < 0).nonzero()[:, 0]
+    index = torch.empty(2, 2, half, dtype=torch.int64)
+    for kind, colour_of_place in enumerate((luma, chroma)):
+        for colour in (0, 1):
+            places = (colour_of_place == colour).nonzero()[:, 0]
+            index[kind, colour] = torch.cat([places, filling])[:half] if kind else places
+    return index.to(device)

@@ -1,0 +1,198 @@
+"""Pictures in the making: what is asked for, how far it is, and what came out.
+
+Shapes: L triples, N MCUs, n pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dctransformer.codec import Codec, DCTImage, order
+from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.sequence.chunks import Sequence, partial_image, settled_before
+
+_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
+_RANK = torch.from_numpy(order.RANK)
+
+
+@dataclasses.dataclass
+class Request:
+    """One picture to make.
+
+    Attributes:
+        index: its number, which with the seed decides its noise.
+        label: class number, `ModelConfig.null_label` for none.
+        known: int16 ``[N, 6, 64]``, settled coefficients, 0 elsewhere; None for none.
+        given: bool ``[N, 6, 64]``, which are settled; None for none.
+        kept: triples that the picture begins with (channel, position, value), int ``[L, 3]`` in generation order.
+        tile: which part of a large picture it is; decides its noise, too.
+    """
+
+    index: int
+    label: int
+    known: Tensor | None = None
+    given: Tensor | None = None
+    kept: Tensor | None = None
+    tile: int = 0
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """A picture on its way.
+
+    Attributes:
+        index: of its request.
+        triples: listed so far.
+        mcus: int16 ``[N, 6, 64]``, the coefficients so far.
+        finished: whether it has stopped.
+    """
+
+    index: int
+    triples: int
+    mcus: Tensor
+    finished: bool
+
+
+@dataclasses.dataclass
+class Samples:
+    """What came out.
+
+    Attributes:
+        mcus: int16 ``[n, N, 6, 64]``, the DCT images.
+        triples: listed triples of each (channel, position, value), int32 ``[L, 3]`` in the order of generation.
+        labels: int64 ``[n]``.
+        grid: the MCU grid.
+        quality: of the codec.
+        decisions: int64 ``[n]``, decisions that followed one another: triples of the structure, kept ones included,
+            and texture channels in use.
+    """
+
+    mcus: Tensor
+    triples: list[Tensor]
+    labels: Tensor
+    grid: Grid
+    quality: int
+    decisions: Tensor | None = None
+
+    def dct(self) -> DCTImage:
+        """As a DCT image, batch n."""
+        codec = Codec(quality=self.quality)
+        return DCTImage.from_mcus(self.mcus, self.grid.rows, self.grid.cols, codec.luma_table, codec.chroma_table)
+
+    def pixels(self) -> Tensor:
+        """As pictures, uint8 ``[n, H, W, 3]``."""
+        return Codec(quality=self.quality).decode(self.dct())
+
+    def by_band(self) -> Tensor:
+        """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
+        band = torch.from_numpy(order.BAND_OF_CHANNEL)
+        stages = []
+        for last in range(len(order.BANDS)):
+            mcus = self.mcus.clone()
+            for slots, triples in zip(mcus, self.triples, strict=True):
+                later = triples[band[triples[:, 0].long()] > last].long()
+                slots.view(-1)[self.grid.slot(later[:, 0], later[:, 1])] = 0
+            stages.append(mcus)
+        return torch.stack(stages)
+
+    def places(self) -> Tensor:
+        """How often each luma block position was chosen: int64 ``[n, 2·rows, 2·cols]`` (the paper's figure 1)."""
+        counts = [
+            torch.bincount(t[:, 1].long(), minlength=self.grid.positions).view(2 * self.grid.rows, self.grid.width)
+            for t in self.triples
+        ]
+        return torch.stack(counts)
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """A picture in the making."""
+
+    request: Request
+    seed: int
+    grid: Grid
+    listed: Tensor
+    """(rank, position, value) of the structure so far, int64 ``[L, 3]``."""
+    first: int
+    """Rank of the first texture channel."""
+    kept: Tensor
+    """(rank, position, value) of the texture that the picture begins with, int64 ``[L, 3]``."""
+    stopped: bool = False
+    """Whether the structure is complete."""
+    texture: Tensor | None = None
+    """The finished picture, int16 ``[N, 6, 64]``, if it has texture."""
+    channels: int = 0
+    """Texture channels that were decided on."""
+
+    @classmethod
+    def new(cls, request: Request, grid: Grid, seed: int, first: int) -> Row:
+        kept = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
+        kept = torch.stack([_RANK[kept[:, 0]], kept[:, 1], kept[:, 2]], 1)
+        texture = kept[:, 0] >= first
+        row = cls(request, seed, grid, kept[~texture], first, kept[texture])
+        structure_given = request.given is not None and bool(request.given[:, first > RANK_OF_SLOT].all())
+        row.stopped = first < order.NUM_CHANNELS and (structure_given or len(row.kept) > 0)
+        return row
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to generate."""
+        return self.stopped and (self.texture is not None or self.first == order.NUM_CHANNELS)
+
+    @property
+    def decisions(self) -> int:
+        """Decisions that follow one another: triples of the structure, and texture channels in use."""
+        return len(self.listed) + self.channels
+
+    def noise(self, chunk: int, stride: int) -> np.ndarray:
+        """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
+        ask = self.request
+        return np.random.default_rng([self.seed, ask.index, ask.tile, chunk]).random((stride, 3))
+
+    def sequence(self) -> Sequence:
+        """What is listed so far, without a stop."""
+        ask, (rank, position, value) = self.request, self.listed.unbind(1)
+        return Sequence(rank, position, value, ask.given, ask.known, ask.label, self.grid)
+
+    def open_coefficients(self) -> int:
+        """The number of coefficients that are not settled from the start; no list of triples is longer."""
+        settled = 0 if self.request.given is None else int(self.request.given.sum())
+        return self.grid.mcus * order.BLOCKS_PER_MCU * 64 - settled
+
+    def mcus(self) -> Tensor:
+        """The picture so far: int16 ``[N, 6, 64]``."""
+        if self.texture is not None:
+            return self.texture
+        coefficients = partial_image(self.sequence(), len(self.listed))[0]
+        if len(self.kept):
+            rank, position, value = self.kept.unbind(1)
+            coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
+        return coefficients
+
+    def before_texture(self) -> tuple[Tensor, Tensor]:
+        """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
+        given = torch.zeros(self.grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
+        if self.request.given is not None:
+            given |= self.request.given
+        if len(self.kept):  # everything up to the last kept coefficient, zeros too
+            given |= settled_before(int(self.kept[-1, 0]), int(self.kept[-1, 1]), self.grid) & (
+                self.first <= RANK_OF_SLOT
+            )
+        return self.mcus(), given
+
+    def triples(self) -> Tensor:
+        """int32 ``[L, 3]`` (channel, position, value) in the order of generation, kept ones first."""
+        listed = self.listed
+        if self.texture is not None:
+            drawn = (self.texture != 0) & (self.first <= RANK_OF_SLOT)
+            if self.request.given is not None:
+                drawn &= ~self.request.given
+            position = self.grid.block_position[:, :, None].expand(drawn.shape)[drawn]
+            found = torch.stack([RANK_OF_SLOT.expand(drawn.shape)[drawn], position, self.texture[drawn].long()], 1)
+            listed = torch.cat([listed, found[(found[:, 0] * self.grid.positions + position).argsort()]])
+        rank, position, value = listed.unbind(1)
+        return torch.stack([_CHANNEL[rank], position, value], 1).int()
