@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dctransformer import DCTransformer, read_jpeg, write_jpeg
 from dctransformer import likelihood as likelihood_module
@@ -19,9 +21,10 @@ from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
 from dctransformer.model.texture import MAGNITUDES
 from dctransformer.model.texture_state import Picture, checkerboard
-from dctransformer.sampling import tiles
+from dctransformer.sampling import drawing, tiles
+from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import fill, sample
+from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.rows import Request
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
@@ -360,3 +363,61 @@ def test_texture_depends_on_what_is_near_alone() -> None:
         features = model.texture.begin(batch, torch.tensor([0]), torch.tensor([30])).features
         parts.append(features.view(2 * grid.rows, 2 * grid.cols, -1))
     torch.testing.assert_close(parts[0][6:8, 6:8], parts[1][4:6, 4:6], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("value", [math.nan, 3e38])
+@pytest.mark.parametrize(
+    "name",
+    ["texture.use_out.weight", "texture.occupancy_out.weight", "texture.value_out.weight", "texture.luma_mix.weight"],
+)
+def test_predictions_of_texture_that_are_not_finite_end_in_a_sentence(name: str, value: float, guidance: float) -> None:
+    """Also where the structure does not use the weight; never in a picture."""
+    model = make_model()
+    sampling = SampleConfig(guidance=guidance, workers=1)
+    engine = Engine(model, GRID, sampling)
+    with torch.no_grad():
+        engine.model.get_parameter(name).fill_(value)
+    rows = engine.begin([Request(0, 1), Request(1, 2)])
+    for row in rows:
+        row.stopped = True
+    with pytest.raises(ValueError, match="predictions are not finite, or far too large"), torch.inference_mode():
+        engine.run_texture(rows)
+
+
+@pytest.mark.parametrize("which", ["last", "first"])
+def test_one_prediction_of_texture_that_is_not_finite_is_enough(which: str) -> None:
+    """A value's bias of one channel: nothing else depends on it, and the check of the last channel is read, too."""
+    model = make_model()
+    whole_picture = sample(model, 1, SampleConfig(workers=1), size=(32, 48))
+    ranks = torch.from_numpy(order.RANK)[whole_picture.triples[0][:, 0].long()]
+    rank = int(ranks.max() if which == "last" else ranks[ranks >= model.config.texture_rank].min())
+    engine = Engine(model, GRID, SampleConfig(workers=1))
+    with torch.no_grad():
+        engine.model.texture.value_bias.weight[rank, 0] = math.nan
+    (row,) = engine.begin([Request(0, model.config.null_label)])
+    with pytest.raises(ValueError, match="predictions are not finite"), torch.inference_mode():
+        while not row.stopped:
+            engine.run([row])
+        engine.run_texture([row])
+
+
+def test_sampling_needs_no_fp64_on_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `draw_dtype` is fp32, no tensor operation has an fp64 result."""
+
+    class NoFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if func is torch.ops.aten.lift_fresh.default:  # numbers that NumPy made, still on the host
+                    continue
+                assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, func
+            return result
+
+    for module in (drawing, texture_sampling):
+        monkeypatch.setattr(module, "draw_dtype", lambda device: torch.float32)
+    with NoFloat64():
+        samples = sample(make_model(), 2, SampleConfig(workers=1, top_p=0.9), size=(32, 32))
+    assert int(samples.mcus.count_nonzero()) > 20
+    almost_one = np.array([1 - 2.0**-53])
+    assert float(drawing.uniform_on(almost_one, torch.device("cpu"))) < 1

@@ -171,7 +171,8 @@ class Texture(nn.Module):
             picture: what is settled; the entry of a channel depends on given coefficients and lower ranks alone.
 
         Returns:
-            fp32 ``[B, C]``, rates λ of p(channel in use) = 1 − exp(−λ); 0 where no place is open and for structure.
+            fp32 ``[B, C]``, rates λ of p(channel in use) = 1 − exp(−λ); 0 where no place is open and for structure;
+            NaN where the network overflows.
         """
         open_count = picture.opened.sum(-1)
         known = self._statistics(picture, picture.given_planes)
@@ -182,6 +183,7 @@ class Texture(nn.Module):
         x = before + self.use_channel.weight + self.use_label(picture.labels)[:, None]
         x = self.use_norm(self.use_mlp(x))
         score = ((x * self.use_out.weight).sum(-1, dtype=torch.float32) + self.use_bias.weight[:, 0]).float()
+        score = torch.where(score.isinf(), torch.nan, score)  # the clamp would hide an overflow
         rate = (score.clamp(max=12.0)).exp() * open_count
         index = torch.arange(order.NUM_CHANNELS, device=rate.device)
         return torch.where((open_count > 0) & (index >= self.first), rate, 0.0)

@@ -5,6 +5,7 @@ Shapes: B rows, K classes.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,46 @@ from dctransformer.model.legality import NEVER
 def draw_dtype(device: torch.device) -> torch.dtype:
     """The precision in which probabilities are accumulated: fp64, but fp32 on devices that have no fp64 (Apple's)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def uniform_on(noise: np.ndarray, device: torch.device) -> Tensor:
+    """Move uniform numbers to a device, in its `draw_dtype` and still below 1.
+
+    Args:
+        noise: fp64 in [0, 1), of any shape.
+        device: of the model.
+    """
+    dtype = draw_dtype(device)
+    return torch.from_numpy(noise).to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2).to(device)
+
+
+def overflow_error(precision: str, guided: bool) -> ValueError:
+    """The error for predictions that are NaN, infinite, or so large that legal outcomes look like impossible ones."""
+    hint = "try --precision fp32" if precision == "bf16" else "use other weights"
+    return ValueError(
+        "the model's predictions are not finite, or far too large (its weights are damaged, or overflow here"
+        f"{' or guidance' if guided else ''}); {hint}"
+    )
+
+
+class PredictionCheck:
+    """Keeps on the device whether all predictions so far were sound; the host reads it when it reads anyway."""
+
+    def __init__(self, device: torch.device):
+        self.sound = torch.ones((), dtype=torch.bool, device=device)
+
+    def see(self, predictions: Tensor, where: Tensor | None = None, limit: float = -NEVER / 2) -> None:
+        """Check some predictions.
+
+        Args:
+            predictions: log-odds, log-probabilities or rates, of any shape.
+            where: bool, which of them are used (their leading dimensions); None for all.
+            limit: what their magnitudes must be below; NaN and infinity never are.
+        """
+        within = predictions.abs() < limit
+        if where is not None:
+            within = within | ~where.view(*where.shape, *[1] * (within.ndim - where.ndim))
+        self.sound &= within.all()
 
 
 def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:

@@ -32,6 +32,7 @@ from dctransformer.model.texture_state import Picture
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
+from dctransformer.sampling.drawing import overflow_error, uniform_on
 from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
 from dctransformer.sampling.stepper import Stepper, compilable_numbers
 from dctransformer.sampling.texture import NoiseKey, fill_texture
@@ -291,7 +292,7 @@ class Engine:
         )  # fmt: skip
         keys = [NoiseKey(self.config.seed, row.request.index, row.request.tile) for row in rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            coefficients, decided = fill_texture(self.model, picture, keys, self.config)
+            coefficients, decided = fill_texture(self.model, picture, keys, self.config, precision=self.precision)
         for row, made, channels in zip(rows, coefficients.cpu(), decided, strict=True):
             row.texture, row.channels = made, channels
         return sum(decided)
@@ -307,7 +308,7 @@ class Engine:
             own[:steps] = row.noise(k, stride)[-steps:]
         batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            made = self._decode(batch, torch.from_numpy(noise), steps)
+            made = self._decode(batch, uniform_on(noise, self.device), steps)
         total = 0
         for row, triples in zip(rows, made.unbind(0), strict=True):
             ends = (triples[:, 0] == order.STOP).nonzero()
@@ -330,7 +331,7 @@ class Engine:
             twice = torch.arange(2 * len(batch.labels)) % len(batch.labels)
             batch = batch.rows(twice)
             batch.labels[len(twice) // 2 :] = self.model.config.null_label
-        batch, noise = batch.to(self.device), noise.to(self.device)
+        batch = batch.to(self.device)
         static = self.device.type != "cpu" or self.config.compile
         decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
         if self.stepper is None:
@@ -347,9 +348,5 @@ class Engine:
                     break
         # NaN, infinity, and numbers so large that legal outcomes look like impossible ones all fail this comparison.
         if not bool((self.stepper.peak < (NEVER / 2) ** 2).all()):
-            hint = "; try --precision fp32" if self.precision == "bf16" else ""
-            raise ValueError(
-                "the model's predictions are not finite, or far too large (its weights are damaged, or overflow here"
-                f"{' or guidance' if self.guided else ''}){hint or '; use other weights'}"
-            )
+            raise overflow_error(self.precision, self.guided)
         return self.stepper.made[:rows, :steps].cpu()

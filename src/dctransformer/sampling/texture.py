@@ -20,7 +20,7 @@ from dctransformer.codec.grid import rank_slots
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.texture_state import Picture, settle
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.drawing import draw_dtype, mix, pick
+from dctransformer.sampling.drawing import PredictionCheck, draw_dtype, mix, overflow_error, pick, uniform_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NoiseKey:
 
 
 def fill_texture(
-    model: DCTransformer, picture: Picture, keys: list[NoiseKey], config: SampleConfig
+    model: DCTransformer, picture: Picture, keys: list[NoiseKey], config: SampleConfig, *, precision: str = "fp32"
 ) -> tuple[Tensor, list[int]]:
     """Generate the texture of some pictures.
 
@@ -50,20 +50,32 @@ def fill_texture(
         picture: B pictures; their structure and what else is given are settled. It is not changed.
         keys: what decides the noise of each.
         config: temperature, top-p and guidance.
+        precision: that the model computes in, for the error's advice.
 
     Returns:
         int16 ``[B, N, 6, 64]``, the pictures with texture, and how many channels were decided on in each.
+
+    Raises:
+        ValueError: a prediction is not finite, or far too large.
     """
     grid, device, count = picture.grid, picture.labels.device, len(keys)
     guided = config.guidance != 1 and model.config.num_labels > 0
     coefficients = F.pad(picture.coefficients.flatten(1), (0, 1))  # one more, for places that don't exist
     before, decided = [model.config.texture_rank - 1] * count, [0] * count
     active = list(range(count))
+    check = PredictionCheck(device)
     while active:
         views = _views(model, picture, coefficients, active, guided)
-        uniform = torch.tensor([keys[i].which(before[i]) for i in active], dtype=torch.float64).to(device)
-        rates = _mixed_rates([model.texture.use_rates(view) for view in views], config.guidance)
-        ranks = next_channel(rates, torch.tensor([before[i] for i in active]).to(device), uniform).cpu().tolist()
+        uniform = uniform_on(np.array([keys[i].which(before[i]) for i in active]), device)
+        rates = [model.texture.use_rates(view) for view in views]
+        for rate in rates:  # before they are mixed, which would hide NaN
+            check.see(rate, limit=torch.inf)
+        following = next_channel(
+            _mixed_rates(rates, config.guidance), torch.tensor([before[i] for i in active]).to(device), uniform
+        )
+        *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
+        if not sound:
+            raise overflow_error(precision, guided)
         going = [(i, rank) for i, rank in zip(active, ranks, strict=True) if rank < order.STOP]
         if len(going) < len(active):
             active = [i for i, _ in going]
@@ -72,7 +84,7 @@ def fill_texture(
             views = _views(model, picture, coefficients, active, guided)
         rank = torch.tensor([rank for _, rank in going]).to(device)
         noise = np.stack([keys[i].places(rank, grid.positions) for i, rank in going])
-        values, opened = _draw_channels(model, views, rank, torch.from_numpy(noise).to(device), config)
+        values, opened = _draw_channels(model, views, rank, uniform_on(noise, device), config, check)
         rows, slots = torch.tensor(active).to(device), rank_slots(grid, device)[rank]
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots))
         coefficients[rows] = coefficients[rows].scatter(1, slots, drawn)
@@ -122,7 +134,12 @@ def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _draw_channels(
-    model: DCTransformer, views: list[Picture], rank: Tensor, noise: Tensor, config: SampleConfig
+    model: DCTransformer,
+    views: list[Picture],
+    rank: Tensor,
+    noise: Tensor,
+    config: SampleConfig,
+    check: PredictionCheck,
 ) -> tuple[Tensor, Tensor]:
     """Draw what channels in use hold.
 
@@ -132,6 +149,7 @@ def _draw_channels(
         rank: int64 ``[B]``, a channel of each.
         noise: ``[B, 3, P]`` in [0, 1), by position.
         config: temperature, top-p and guidance.
+        check: sees all predictions.
 
     Returns:
         fp32 ``[B, P]``, the channels' values: what is given, what is drawn, and 0 where nothing is; and bool
@@ -146,13 +164,14 @@ def _draw_channels(
         must = texture.must_be_occupied(channels[0], colour, opened)
         uniform = noise.gather(2, where[:, None].expand(-1, 3, -1))
         logits = mix([logits for logits, *_ in found], config.guidance)
+        check.see(logits, opened)
         holds = draw_occupancy(logits, opened, must, uniform[:, 0], uniform[:, 1, 0], config.temperature)
         channels = [settle(c, where, opened, occupied=holds) for c in channels]
     for colour in (0, 1):
         found = [texture.value_scores(c, colour, grid) for c in channels]
         _, where, due = found[0]
         uniform = noise[:, 2].gather(1, where)
-        values = _draw_values(model, [scores for scores, *_ in found], rank, due, uniform, config)
+        values = _draw_values(model, [scores for scores, *_ in found], rank, due, uniform, config, check)
         channels = [settle(c, where, due, values=values) for c in channels]
     return channels[0].values, channels[0].opened
 
@@ -193,15 +212,24 @@ def draw_occupancy(
 
 
 def _draw_values(
-    model: DCTransformer, scores: list[Tensor], rank: Tensor, due: Tensor, uniform: Tensor, config: SampleConfig
+    model: DCTransformer,
+    scores: list[Tensor],
+    rank: Tensor,
+    due: Tensor,
+    uniform: Tensor,
+    config: SampleConfig,
+    check: PredictionCheck,
 ) -> Tensor:
     """Values at the places where they are due (bool ``[B, H]``); 0 elsewhere: fp32 ``[B, H]``."""
     limit = model.limits[rank][:, None].expand_as(due)
     drawn = uniform.new_zeros(uniform.shape, dtype=torch.float32)
-    if due.device.type == "cpu":  # where asking for the places costs nothing, only they are computed
+    for score in scores:
+        check.see(score, due)
+    if due.device.type == "cpu":  # where finding the places costs nothing, only they are computed
         scores, limit, uniform = [s[due] for s in scores], limit[due], uniform[due]
-    logits = [model.texture.value_logits(s, limit, model.alphabet) for s in scores]
-    chosen = pick(mix(logits, config.guidance).flatten(0, -2), uniform.flatten(), config.temperature, config.top_p)
+    logits = mix([model.texture.value_logits(s, limit, model.alphabet) for s in scores], config.guidance)
+    check.see(logits.amax(-1), due if logits.ndim > 2 else None)
+    chosen = pick(logits.flatten(0, -2), uniform.flatten(), config.temperature, config.top_p)
     values = model.alphabet.decode(chosen).float()
     if due.device.type == "cpu":
         drawn[due] = values
