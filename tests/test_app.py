@@ -21,6 +21,7 @@ from PIL import Image
 from dctransformer import DCTransformer
 from dctransformer.app import server
 from dctransformer.app.handlers import Studio, places, read_squares
+from dctransformer.app.intake import log_error
 from dctransformer.app.limits import Limits
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.uploads import examples, read_for_inspection, read_upload
@@ -433,3 +434,14 @@ def test_what_goes_wrong_is_shown_in_the_page(capsys: pytest.CaptureFixture) -> 
 def test_any_class_means_none_is_asked_for() -> None:
     """So the command line that is shown has no label."""
     assert "--label" not in Settings(ANY).words() and "--label 'Tree Poppy'" in Settings("Tree Poppy").words()
+
+
+def test_errors_in_the_log_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither can what a visitor sent, if an error repeats it."""
+    try:
+        raise RuntimeError("\x1b]0;owned\x07\n\x9bH")
+    except RuntimeError:
+        log_error()
+    shown = capsys.readouterr().err
+    assert r"RuntimeError: \x1b]0;owned\x07" in shown and r"\x9bH" in shown and "\x1b" not in shown
+    assert len(shown.splitlines()) > 3

@@ -791,7 +791,7 @@ def test_it_prints_what_it_took_for_labels_and_splits(tmp_path, capsys):
     (photos / "test\x1b[31m" / "a.png").write_bytes(png(10))
     run(photos, tmp_path / "out", progress=True, val_fraction=0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("labels: 3 from folders: ant (3), bee (2), test�[31m (1); 1 pictures without")
+    assert lines[0].startswith("labels: 3 from folders: ant (3), bee (2), test\\x1b[31m (1); 1 pictures without")
     assert "splits: train 7, validation 0 (drawn by name)" in lines
     assert "note: 1 pictures have no label" in lines
 

@@ -100,5 +100,5 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.channel_out.weight.fill_(torch.nan)
     reference = open_reference(photo_folder(tmp_path / "p", 2, ("a", "b")), model.config)
-    with pytest.raises(ValueError, match="the model mine gives probabilities that are NaN"):
+    with pytest.raises(ValueError, match="the model mine gives probabilities that are not finite"):
         exact_bits(model, "mine", reference)

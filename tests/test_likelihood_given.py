@@ -127,3 +127,12 @@ def test_an_untrained_condition_is_marked(run: tuple[Path, Path], tmp_path: Path
     network.config = dataclasses.replace(network.config, conditions=("none",))
     network.save_pretrained(tmp_path)
     assert likelihood(tmp_path, run[1], given="low4", num=1)["given"]["trained"] is False
+
+
+def test_probabilities_that_are_not_finite_are_no_result(run: tuple[Path, Path]) -> None:
+    """Finite weights that overflow in use end in a sentence, not in NaN bytes per image."""
+    network = DCTransformer.from_pretrained(run[0])
+    with torch.no_grad():
+        network.value_out.weight.fill_(3e38)
+    with pytest.raises(ValueError, match="probabilities that are not finite"):
+        likelihood(network, run[1])

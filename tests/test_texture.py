@@ -421,3 +421,18 @@ def test_sampling_needs_no_fp64_on_a_device_without_it(monkeypatch: pytest.Monke
     assert int(samples.mcus.count_nonzero()) > 20
     almost_one = np.array([1 - 2.0**-53])
     assert float(drawing.uniform_on(almost_one, torch.device("cpu"))) < 1
+
+
+def test_likelihood_computes_convolutions_in_full_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cuDNN's TF32, and the setting comes back."""
+    model = make_model()
+    seen = []
+    around = model.texture.channel_nats
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        model.texture, "channel_nats", lambda *a: (seen.append(torch.backends.cudnn.allow_tf32), around(*a))[1]
+    )
+    sequence = sequence_of(random_picture(0), model)
+    code_lengths(model, [sequence])
+    triple_bits(model, sequence)
+    assert len(seen) >= 2 and not any(seen) and torch.backends.cudnn.allow_tf32

@@ -19,8 +19,8 @@ import tyro
 
 from dctransformer import __version__
 from dctransformer.commands import pictures, scores, sharing, training
-from dctransformer.commands.printing import printable
 from dctransformer.model.config import PRESETS
+from dctransformer.terminal import printable
 
 COMMANDS: dict[str, type] = {
     "prepare": training.Prepare, "train": training.Train, "sample": pictures.Sample, "upscale": pictures.Upscale,

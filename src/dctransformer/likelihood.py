@@ -21,6 +21,7 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
+from dctransformer.model.precision import full_fp32
 from dctransformer.model.texture_state import Picture
 from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import TextureBatch, channels_in_use, texture_batch
@@ -105,6 +106,7 @@ def _batches(sequences: Iterable[Sequence], stride: int, size: int) -> Iterator[
 
 
 @torch.inference_mode()
+@full_fp32()
 def code_lengths(
     model: DCTransformer,
     sequences: Iterable[Sequence],
@@ -161,6 +163,14 @@ def code_lengths(
         apart[i] += about
     marked_bits = None if marked is None else torch.stack(apart)
     return CodeLengths(torch.stack(bits), torch.stack(counts), torch.tensor(pixels), marked_bits)
+
+
+def require_finite(bits: Tensor, name: str) -> None:
+    """Raise ValueError if bits are NaN or infinite."""
+    if not torch.isfinite(bits).all():
+        raise ValueError(
+            f"the model {name} gives probabilities that are not finite (damaged or overflowing weights); use others"
+        )
 
 
 class _TextureScores:
@@ -223,6 +233,7 @@ def texture_slices(sequences: list[Sequence], used: list[Tensor]) -> Iterator[Te
 
 
 @torch.inference_mode()
+@full_fp32()
 def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Nats of a picture's texture, place by place.
 
@@ -282,6 +293,7 @@ def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tens
 
 
 @torch.inference_mode()
+@full_fp32()
 def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) -> Tensor:
     """Exact bits of every triple of one picture.
 

@@ -9,9 +9,9 @@ from dctransformer.app.uploads import Inspected
 from dctransformer.codec import Codec, huffman_bytes, order
 from dctransformer.codec.adapt import own_coefficients, requantised
 from dctransformer.codec.grid import Grid
-from dctransformer.evaluate.bits import require_finite, surprise
+from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import heat
-from dctransformer.likelihood import FIELDS, code_lengths, triple_bits
+from dctransformer.likelihood import FIELDS, code_lengths, require_finite, triple_bits
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import Sequence
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import sys
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
 from dctransformer.app.visitors import visitor
+from dctransformer.terminal import printable_lines
 
 TASKS: dict[str, Kind] = {
     "upscale": "work", "colorize": "work", "inpaint": "work", "continue": "work", "inspect": "inspect"
@@ -141,11 +143,16 @@ class Intake:
         except ValueError as error:
             return _nothing(400, str(error))
         except Exception:
-            traceback.print_exc()
+            log_error()
             return _nothing(500, UNFORESEEN)
         finally:
             give_back()
         return JSONResponse({"picture": self.shelf.put(picture, who), "shown": shown})
+
+
+def log_error() -> None:
+    """Print the error being handled, for whoever runs the page; what visitors sent can't control the terminal."""
+    print(printable_lines(traceback.format_exc()), file=sys.stderr)
 
 
 UNFORESEEN = "something went wrong on the server; its log says what. Try other settings or another picture"

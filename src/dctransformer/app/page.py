@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from gradio.components import Component
 
 from dctransformer.app import render
 from dctransformer.app.handlers import Studio
-from dctransformer.app.intake import UNFORESEEN
+from dctransformer.app.intake import UNFORESEEN, log_error
 from dctransformer.app.limits import Limits
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.shelf import Shelf
@@ -156,7 +155,7 @@ def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outpu
 
 
 def _unforeseen() -> str:
-    traceback.print_exc()
+    log_error()
     return render.message(UNFORESEEN)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from dctransformer.app.guard import Guard, Hosts, public_path
 from dctransformer.app.limits import Limits
 from dctransformer.app.visitors import Line, Presence, visitor
+from dctransformer.terminal import printable
 
 CONNECTIONS = 300
 """Most connections at a time."""
@@ -202,7 +203,7 @@ def serve(
     with prepared(model, limits, host=host, port=port, device=device, root_path=root_path) as (server, taken, _):
         print(f"the page: {address(taken)}  (stop it with Ctrl-C)", flush=True)
         if host not in ("127.0.0.1", "::1", "localhost"):
-            print(f"listening on {host}: whoever reaches this machine can use the page", flush=True)
+            print(f"listening on {printable(host)}: whoever reaches this machine can use the page", flush=True)
         server.run(sockets=[taken])
 
 

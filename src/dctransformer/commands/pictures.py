@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dctransformer.commands.names import with_revision
-from dctransformer.commands.printing import print_facts, printable
+from dctransformer.commands.printing import print_facts
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.terminal import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm

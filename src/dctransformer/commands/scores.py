@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dctransformer.commands.names import with_revision
-from dctransformer.commands.printing import print_facts, printable
+from dctransformer.commands.printing import print_facts
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.sequence.conditions import CONDITIONS
+from dctransformer.terminal import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm

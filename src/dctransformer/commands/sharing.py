@@ -9,7 +9,8 @@ import tyro
 
 from dctransformer.app.limits import Limits
 from dctransformer.commands.names import with_revision
-from dctransformer.commands.printing import print_facts, printable
+from dctransformer.commands.printing import print_facts
+from dctransformer.terminal import printable
 
 
 @dataclasses.dataclass

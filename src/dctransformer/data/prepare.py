@@ -28,6 +28,7 @@ from dctransformer.data.shapes import Shape
 from dctransformer.data.shards import Job, balance, keys_of, labels_of, make_shards, skipped_of
 from dctransformer.data.sources import Source, is_url, open_source, text
 from dctransformer.files import locked_folder, sweep, write_text
+from dctransformer.terminal import printable
 
 PARTIAL = ".partial"
 """Folder of pieces, inside the output; gone when the data set is complete."""
@@ -149,7 +150,7 @@ def _make(
 
     if progress:
         for line in described(listing, shards):
-            tqdm.write("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line), file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
     job = Job(listing, out / PARTIAL, info.target, info.quality)
     make_shards(job, shards, path_of, info.labels, workers, progress, engine)
     if staged is None and not has_validation(listing):

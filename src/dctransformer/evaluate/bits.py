@@ -17,8 +17,9 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
-from dctransformer.likelihood import code_lengths, place_nats
+from dctransformer.likelihood import code_lengths, place_nats, require_finite
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.model.precision import full_fp32
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.sequence.texture import channels_in_use
 
@@ -72,13 +73,8 @@ def exact_bits(
     }
 
 
-def require_finite(bits: Tensor, name: str) -> None:
-    """Raise ValueError if bits are NaN or infinite."""
-    if not torch.isfinite(bits).all():
-        raise ValueError(f"the model {name} gives probabilities that are NaN; its weights are no good, train it anew")
-
-
 @torch.inference_mode()
+@full_fp32()
 def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32) -> Tensor:
     """Where in the pictures the bits went.
 

@@ -21,6 +21,7 @@ from dctransformer.evaluate.features import Extractor
 from dctransformer.evaluate.metrics import Moments
 from dctransformer.evaluate.pictures import Pictures
 from dctransformer.files import cache_folder, write_tensors
+from dctransformer.terminal import printable
 
 FORMAT = 1
 
@@ -92,7 +93,8 @@ def extract(extractor: Extractor, pictures: Pictures, *, keep: int | None = None
     held = 0
     sums: _Sums | None = None
     whole = _Sums() if keep is not None and keep < len(pictures) else None
-    with tqdm(total=len(pictures), desc=f"features, {pictures.name}", unit="img", disable=not progress) as bar:
+    title = printable(f"features, {pictures.name}")
+    with tqdm(total=len(pictures), desc=title, unit="img", disable=not progress) as bar:
         for batch in pictures.batches(extractor.batch):
             features, spatial = extractor(batch)
             rows.append(features if whole is None else features[: max(0, (keep or 0) - held)].clone())

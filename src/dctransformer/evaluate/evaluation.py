@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.evaluate.bits import exact_bits, require_finite
+from dctransformer.evaluate.bits import exact_bits
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.evaluate.features import Extractor, open_extractor
@@ -29,7 +29,7 @@ from dctransformer.evaluate.metrics import (
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.files import write_text
 from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
-from dctransformer.likelihood import code_lengths
+from dctransformer.likelihood import code_lengths, require_finite
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig

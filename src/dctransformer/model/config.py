@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -169,7 +170,8 @@ class ModelConfig(Architecture):
         for name in ("shape", "extent"):
             sides = getattr(self, name)
             if sides and (len(sides) != 2 or any(side < order.MCU or side % order.MCU for side in sides)):
-                raise ValueError(f"{name} {sides} is not a height and a width in multiples of {order.MCU}; give both")
+                shown = reprlib.repr(sides)
+                raise ValueError(f"{name} {shown} is not a height and a width in multiples of {order.MCU}; give both")
         longest = max((self.size, *self.shape, *self.extent))
         if longest > self.max_grid * order.BLOCK:
             raise ValueError(
@@ -219,7 +221,8 @@ class ModelConfig(Architecture):
                 else isinstance(value, (int, float) if isinstance(default, float) else type(default))
             )
             if not fits:
-                raise ValueError(f"the model config's {field.name} can't be {value!r}; its default is {default!r}")
+                shown = reprlib.repr(value)  # it may be of any length
+                raise ValueError(f"the model config's {field.name} can't be {shown}; its default is {default!r}")
         return cls(**typed)
 
 
@@ -239,7 +242,7 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            raise ValueError(f"{what} has no field {name!r}; {hint}")
+            raise ValueError(f"{what} has no field {reprlib.repr(name)}; {hint}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

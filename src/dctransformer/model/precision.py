@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -60,6 +62,24 @@ def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return best
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Compute fp32 products and convolutions in full on a GPU, where TF32 keeps only 10 bits of each factor.
+
+    PyTorch allows cuDNN, which does the convolutions, to use TF32 unless it is forbidden. What that costs in bits has
+    not been measured: no GPU was at hand. On a CPU nothing changes.
+    """
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dctransformer.codec.grid import Grid
 from dctransformer.data.opening import open_pictures
-from dctransformer.likelihood import code_lengths
+from dctransformer.likelihood import code_lengths, require_finite
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.conditions import named
 from dctransformer.sequence.labels import model_labels
@@ -55,7 +55,7 @@ def likelihood(
         that part is given, their sum, and what the unconditional model spends on either's coefficients.
 
     Raises:
-        ValueError: the model or the data is missing or doesn't fit.
+        ValueError: the model or the data is missing or doesn't fit, or the model's probabilities are not finite.
     """
     for name, number in (("num", num), ("batch", batch)):
         if number is not None and number < 1:
@@ -85,6 +85,7 @@ def likelihood(
 
     marked = {grid: mask for grid, mask in masks.items() if mask is not None} or None
     lengths = code_lengths(network, sequences(), batch=batch, marked=marked, progress=progress)
+    require_finite(lengths.bits, str(model) if isinstance(model, str | Path) else "in memory")
     summary = lengths.summary()
     if lengths.marked is not None:
         first = code_lengths(network, sequences("hidden"), batch=batch).bits.sum((1, 2))

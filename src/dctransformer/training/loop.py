@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dctransformer.data.store import TripleStore
 from dctransformer.files import explained, locked_folder
 from dctransformer.model.config import ModelConfig
+from dctransformer.terminal import printable
 from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
@@ -81,7 +82,7 @@ def _train(
             trainer.load(folder.checkpoint)
     if trainer.progress.finished and trainer.progress.done(config) >= 1:
         if processes.first:
-            print(f"{folder.path} is finished; give more --triples or --minutes to go on")
+            print(f"{printable(folder.path)} is finished; give more --triples or --minutes to go on")
         return {"step": trainer.progress.step, "triples": trainer.progress.triples, "finished": True}
     try:
         return training_loop(trainer, steps, held_out, folder, show)
