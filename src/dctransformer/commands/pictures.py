@@ -63,7 +63,9 @@ class Sample:
                 device=self.device, out=self.out, progress=_show(bar),
             )  # fmt: skip
         files = save_samples(samples, names, self.out, written=True)
-        print_facts(self.json, {**files, "seed": self.sampling.seed, "labels": names}, lambda: _list_files(files))
+        decisions = float(samples.decisions().double().mean())
+        facts = {**files, "seed": self.sampling.seed, "labels": names, "decisions": decisions}
+        print_facts(self.json, facts, lambda: _list_files(files))
 
 
 @dataclasses.dataclass

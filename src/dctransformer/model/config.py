@@ -254,12 +254,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What two CPU cores train in an hour: more layers cost more than they gain (docs/results.md, Ablations).
     "small": {
         "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1,),
-        "value": (1,), "chunk": 128,
+        "value": (1,), "chunk": 384, "texture_from": 2,
     },
     # One GPU.
     "base": {
         "width": 512, "heads": 8, "hidden": 1408, "encoder": (1,) * 6, "channel": (1,) * 2, "position": (1,) * 4,
         "value": (1,) * 6, "chunk": 512, "state_width": 96, "place_width": 192, "dropout": 0.1,
+        "texture_from": 2, "texture_state": 96, "texture_width": 160, "texture_hidden": 384, "texture_blocks": 3,
     },
     # The 448M layout of the paper's supplement. The encoder's and the value decoder's depths are reported;
     # those of the channel and position decoders are inferred from the total count.

@@ -124,7 +124,7 @@ def fill(
         torch.tensor([row.request.label for row in rows]),
         grid,
         model.config.quality,
-        torch.tensor([row.decisions for row in rows]),
+        model.config.texture_rank,
     )
 
 

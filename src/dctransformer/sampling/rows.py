@@ -67,8 +67,7 @@ class Samples:
         labels: int64 ``[n]``.
         grid: the MCU grid.
         quality: of the codec.
-        decisions: int64 ``[n]``, decisions that followed one another: triples of the structure, kept ones included,
-            and texture channels in use.
+        texture: rank of the first channel that the model decides as a whole.
     """
 
     mcus: Tensor
@@ -76,7 +75,7 @@ class Samples:
     labels: Tensor
     grid: Grid
     quality: int
-    decisions: Tensor | None = None
+    texture: int = order.NUM_CHANNELS
 
     def dct(self) -> DCTImage:
         """As a DCT image, batch n."""
@@ -86,6 +85,15 @@ class Samples:
     def pixels(self) -> Tensor:
         """As pictures, uint8 ``[n, H, W, 3]``."""
         return Codec(quality=self.quality).decode(self.dct())
+
+    def decisions(self) -> Tensor:
+        """Decisions that followed one another, structure triples and texture channels in use: int64 ``[n]``."""
+        counts = []
+        for triples in self.triples:
+            rank = _RANK[triples[:, 0].long()]
+            texture = rank >= self.texture
+            counts.append(int((~texture).sum()) + len(rank[texture].unique()))
+        return torch.tensor(counts)
 
     def by_band(self) -> Tensor:
         """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
@@ -142,11 +150,6 @@ class Row:
     def finished(self) -> bool:
         """Whether nothing is left to generate."""
         return self.stopped and (self.texture is not None or self.first == order.NUM_CHANNELS)
-
-    @property
-    def decisions(self) -> int:
-        """Decisions that follow one another: triples of the structure, and texture channels in use."""
-        return len(self.listed) + self.channels
 
     def noise(self, chunk: int, stride: int) -> np.ndarray:
         """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""

@@ -114,7 +114,7 @@ def _by_tiles(
             progress(0, int(done * len(jobs)))
 
     mcus = complete(model, jobs, grid, config, progress=share)
-    samples = Samples(mcus, [], torch.tensor(labels), grid, model.config.quality)
+    samples = Samples(mcus, [], torch.tensor(labels), grid, model.config.quality, model.config.texture_rank)
     return dataclasses.replace(samples, triples=samples.dct().to_triples())
 
 
@@ -168,6 +168,7 @@ def _continued(
         torch.tensor(labels),
         grid,
         network.config.quality,
+        network.config.texture_rank,
     )
 
 
