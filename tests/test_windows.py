@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from dctransformer import DCTransformer
 from dctransformer.codec import Codec, DCTImage
 from dctransformer.codec.grid import Grid, crop_triples, flip_triples, rank_slots
 from dctransformer.data import TripleStore, prepare
+from dctransformer.model.config import preset
 from dctransformer.model.texture_state import checkerboard
 from dctransformer.sequence import ChunkBatches, ChunkSampler, Conditions
 from dctransformer.sequence.windows import centred, chunks_by_window, most_chunks, parse_window
@@ -241,3 +244,21 @@ def test_tables_made_while_sampling_can_be_used_in_training():
     scores = torch.zeros(grid.mcus, requires_grad=True)
     (scores[grid.mcu] * 2).sum().backward()
     assert scores.grad is not None and scores.grad.tolist() == [8] * grid.mcus
+
+
+def test_random_offsets_train_every_row_and_column(store):
+    """Each step's pictures lie somewhere else in the position tables; a step's offset depends on its number alone."""
+    batches = ChunkBatches(store, chunk=64, batch=2, window=Grid(2, 2), positions=6)
+    offsets = {batches[step].offset for step in range(120)}
+    assert set(range(5)) <= {top for top, _ in offsets} and set(range(5)) <= {left for _, left in offsets}
+    assert batches[7].offset == ChunkBatches(store, chunk=64, batch=2, window=Grid(2, 2), positions=6)[7].offset
+    assert ChunkBatches(store, chunk=64, batch=2, window=Grid(2, 2))[7].offset == (0, 0)
+    torch.manual_seed(0)
+    model = DCTransformer(preset("tiny", max_grid=12)).eval()
+    batch = batches[0]
+    with torch.inference_mode():
+        here = model(dataclasses.replace(batch, offset=(0, 0)))
+        there = model(dataclasses.replace(batch, offset=(4, 3)))
+        with pytest.raises(ValueError, match="smaller size"):
+            model(dataclasses.replace(batch, offset=(6, 0)))
+    assert not torch.equal(here, there)

@@ -241,7 +241,15 @@ class DCTransformer(nn.Module):
 
     # -- what comes before a chunk ------------------------------------------------------------------------------
 
-    def encode(self, coefficients: Tensor, settled: Tensor, closed: Tensor, labels: Tensor, grid: Grid) -> Context:
+    def encode(
+        self,
+        coefficients: Tensor,
+        settled: Tensor,
+        closed: Tensor,
+        labels: Tensor,
+        grid: Grid,
+        offset: tuple[int, int] = (0, 0),
+    ) -> Context:
         """Run the encoder over a partial DCT image.
 
         Args:
@@ -250,6 +258,7 @@ class DCTransformer(nn.Module):
             closed: bool ``[B, N, 6, 64]``, what is never to be listed.
             labels: int64 ``[B]``, `ModelConfig.null_label` for none.
             grid: the MCU grid.
+            offset: the row and the column of MCUs in the position tables where the picture lies.
 
         Returns:
             The context of the next chunk.
@@ -257,7 +266,7 @@ class DCTransformer(nn.Module):
         Raises:
             ValueError: the picture is larger than the model's position tables.
         """
-        if max(grid.rows, grid.cols) * 2 > self.config.max_grid:
+        if max(grid.rows + offset[0], grid.cols + offset[1]) * 2 > self.config.max_grid:
             side = self.config.max_grid * order.BLOCK
             raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
         own = Grid.of_size(self.config.size, self.config.size)
@@ -266,7 +275,7 @@ class DCTransformer(nn.Module):
         seen = settled if self.config.settled_input else torch.zeros_like(settled)
         features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
         features = torch.cat([features.flatten(2), seen.to(features.dtype).flatten(2)], dim=-1)
-        place = self._places(self.row, self.col, grid)
+        place = self._places(self.row, self.col, grid, offset)
         x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
@@ -287,7 +296,7 @@ class DCTransformer(nn.Module):
             at_place=self.encoder_at_place(encoded) if self.config.gathered else None,
             place_keys=keys,
             previous_place=place,
-            chosen_place=self._places(self.chosen_row, self.chosen_col, grid),
+            chosen_place=self._places(self.chosen_row, self.chosen_col, grid, offset),
             planes=rank_planes(coefficients, grid),
             opened=opened,
             last_open=last_open_place(opened),
@@ -296,9 +305,10 @@ class DCTransformer(nn.Module):
         )
 
     @staticmethod
-    def _places(row: nn.Embedding, col: nn.Embedding, grid: Grid) -> Tensor:
+    def _places(row: nn.Embedding, col: nn.Embedding, grid: Grid, offset: tuple[int, int]) -> Tensor:
         """Embedding of every position in the luma grid: ``[P, D]``."""
-        down, across = row.weight[: 2 * grid.rows], col.weight[: grid.width]
+        top, left = 2 * offset[0], 2 * offset[1]
+        down, across = row.weight[top : top + 2 * grid.rows], col.weight[left : left + grid.width]
         return (down[:, None] + across).flatten(0, 1)
 
     # -- symbols ------------------------------------------------------------------------------------------------
@@ -540,7 +550,7 @@ class DCTransformer(nn.Module):
 
     def triple_nats(self, batch: ChunkBatch) -> Tensor:
         """−log p of every triple of some chunks: see `forward`."""
-        context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+        context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid, batch.offset)
         places = self.places_of_chunk(batch, context)
         streams = self.streams(batch, context, places)
         return self.nats(batch, context, places, streams)

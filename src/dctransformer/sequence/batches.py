@@ -44,6 +44,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         texture_from: int = order.NUM_CHANNELS,
         texture: float = 0.5,
         texture_channels: int = 8,
+        positions: int = 0,
     ):
         """Count the chunks.
 
@@ -66,6 +67,8 @@ class ChunkBatches(Dataset[ChunkBatch]):
                 of those after it (`order.NUM_CHANNELS`: there are none).
             texture: pictures whose texture a step trains, as a part of its chunks.
             texture_channels: most texture channels of each of them.
+            positions: MCUs along a side of the model's position tables, in which each step's pictures get a random
+                offset, so that all rows and columns are trained; 0: pictures lie at the beginning.
 
         Raises:
             ValueError: as `ChunkSampler`, or there are fewer pictures with texture than processes.
@@ -84,7 +87,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         )
         self.num_labels = len(store.info.labels) if num_labels is None else num_labels
         self.flip, self.label_dropout = flip, label_dropout
-        self.texture_from, self.texture_channels = texture_from, texture_channels
+        self.texture_from, self.texture_channels, self.positions = texture_from, texture_channels, positions
         self.textures = max(1, round(batch * texture)) if texture_from < order.NUM_CHANNELS and texture else 0
         if self.textures and not self._texture_rows(self.sampler.rows):
             raise ValueError(
@@ -132,6 +135,11 @@ class ChunkBatches(Dataset[ChunkBatch]):
         batch = cut_chunks(sequences, index, self.chunk, self.overlap)
         if self.textures:
             batch.texture = self._texture(step, sequences, weights)
+        if self.positions:
+            top, left = np.random.default_rng([sampler.seed, 14, step]).integers(
+                (self.positions - grid.rows + 1, self.positions - grid.cols + 1)
+            )
+            batch.offset = int(top), int(left)
         return batch
 
     def _texture_rows(self, rows: range) -> list[int]:

@@ -141,7 +141,8 @@ class ChunkBatch:
         lengths: int64 ``[B]``, triples of the chunk before padding.
         labels: int64 ``[B]``.
         grid: the MCU grid, one for all.
-        texture: textures that are trained in the same step, of pictures of their own; None for none.
+        texture: textures that are trained in the same step, of some of the pictures; None for none.
+        offset: the row and the column of MCUs in the model's position tables where the pictures lie.
     """
 
     coefficients: Tensor
@@ -155,6 +156,7 @@ class ChunkBatch:
     labels: Tensor
     grid: Grid
     texture: TextureBatch | None = None
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def predicted(self) -> Tensor:
@@ -177,9 +179,9 @@ class ChunkBatch:
         return self._each(lambda tensor: tensor[index], texture)
 
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
-        kept = ("grid", "texture")
+        kept = ("grid", "texture", "offset")
         changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
-        return ChunkBatch(**changed, grid=self.grid, texture=texture)
+        return ChunkBatch(**changed, grid=self.grid, texture=texture, offset=self.offset)
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:

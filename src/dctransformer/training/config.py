@@ -55,6 +55,10 @@ class TrainConfig:
     window: str | None = None
     """Train on random windows of larger pictures: a side in pixels or WIDTHxHEIGHT, multiples of 16. Validation then
     scores the window at the centre of each picture. If not given, on whole pictures, those of one size at a time."""
+    offsets: bool = False
+    """Put each step's pictures at a random row and column of the model's position tables, so that all of them are
+    trained and pictures of any size up to the tables' end are known; where a picture begins is then not known. For
+    photographs that have no fixed framing."""
     texture: float = 0.5
     """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure needs many
     epochs and decides what a picture shows; texture is local and learns from few pictures."""

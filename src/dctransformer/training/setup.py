@@ -34,6 +34,8 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
         )
     if not shape.pointer and (len(sides) > 1 or height != width):
         raise ValueError("a model without pointer needs squares of one size; prepare the pictures so")
+    if config.offsets:
+        extent = (shape.max_grid // 2 * order.MCU,) * 2
     names = tuple(store.info.labels)
     return dataclasses.replace(
         shape,
@@ -69,4 +71,5 @@ class Steps(ChunkBatches):
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
             shuffle=config.shuffle, starts=config.starts, window=window_of(config), texture_from=model.texture_rank,
             texture=config.texture, texture_channels=config.texture_channels,
+            positions=model.max_grid // 2 if config.offsets else 0,
         )  # fmt: skip
