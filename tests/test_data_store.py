@@ -185,6 +185,22 @@ def test_missing_and_damaged_shards(data):
     assert len(open_quietly(data)) == len(table)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_shards_that_never_end_are_refused(data, kind):
+    """A foreign data set with a named pipe or a device for a shard: neither opened nor prepared from."""
+    for shard in data.glob("*.parquet"):
+        shard.unlink()
+        if kind == "pipe":
+            os.mkfifo(shard)
+        else:
+            shard.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"train-00000\.parquet is not a regular file; replace or remove it"):
+        open_quietly(data)
+    (data / "dctransformer.json").unlink()
+    with pytest.raises(ValueError, match="holds no pictures"):
+        prepare(data, data.parent / "again", size=SIZE, quality=QUALITY, workers=1, progress=False)
+
+
 def png_bytes() -> bytes:
     out = io.BytesIO()
     Image.fromarray(photo(30, 30)).save(out, "PNG")

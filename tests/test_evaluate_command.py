@@ -16,6 +16,7 @@ from dctransformer import Codec, DCTransformer
 from dctransformer.cli import main
 from dctransformer.data.images import crop_resize, load_image
 from dctransformer.evaluate import plots
+from dctransformer.evaluate.figures import run_figures
 from dctransformer.evaluate.pictures import of_folder, open_reference
 from dctransformer.model.config import ModelConfig
 from pictures import photo, photo_folder
@@ -322,6 +323,19 @@ def test_curves_skip_a_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"triples": 5, "train/value": 2}\n{"triples": 9, "tr')
     assert plots.read_curves(path) == [{"triples": 5, "train/value": 2}]
+
+
+def test_curves_of_strangers_are_numbers_or_nothing(tmp_path: Path) -> None:
+    """Whatever a foreign run's lines hold, a report of it is made."""
+    path = tmp_path / "metrics.jsonl"
+    odd = ["[" * 100_000, '{"triples": ' + "9" * 5000 + "}", '{"triples": "5"}', '{"triples": 1e400}', "null", "\xff"]
+    path.write_bytes(
+        "\n".join([*odd, '{"triples": 5, "train/value": NaN, "train/channel": [1], "x": 1}']).encode("latin1")
+    )
+    assert plots.read_curves(path) == [{"triples": 5, "x": 1}]
+    (tmp_path / "evaluation.json").write_text('{"weights": []')
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged; remove it"):
+        run_figures(tmp_path)
 
 
 def test_dollar_signs_in_names_are_no_mathematics() -> None:

@@ -53,6 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_command(arguments: list[str], errors: Path) -> None:
     """Run the command line in this (forked) process, with its standard error in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup, or in the background of a
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # shell, both are ignored
     with errors.open("w") as sys.stderr:
         main(arguments)
 

@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from dctransformer.data.formats import check_regular
 from dctransformer.data.images import SUBSAMPLING
 from dctransformer.data.shapes import Shape
 from dctransformer.files import write_text
@@ -151,5 +152,12 @@ class DatasetInfo:
 
 
 def shard_paths(folder: str | Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in order."""
-    return sorted(Path(folder).glob(f"{split}-*.parquet"))
+    """The Parquet files of a split, in order.
+
+    Raises:
+        ValueError: one is a named pipe, a device or a socket, or a link to one.
+    """
+    paths = sorted(Path(folder).glob(f"{split}-*.parquet"))
+    for path in paths:
+        check_regular(path)
+    return paths

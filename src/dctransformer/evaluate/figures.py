@@ -21,14 +21,20 @@ def run_figures(folder: Path) -> dict[str, float]:
     """
     figures: dict[str, float] = {}
     if (folder / METRICS).is_file():
-        finals = [line for line in read_curves(folder / METRICS) if "final/bytes_per_image" in line]
+        names = {
+            "final/bytes_per_image": "bytes per image, held-out pictures",
+            "final/huffman_bytes_per_image": "libjpeg's optimised Huffman, the same pictures",
+            "final/bits_per_triple": "bits per triple",
+        }
+        finals = [line for line in read_curves(folder / METRICS) if names.keys() <= line.keys()]
         if finals:
-            figures["bytes per image, held-out pictures"] = finals[-1]["final/bytes_per_image"]
-            figures["libjpeg's optimised Huffman, the same pictures"] = finals[-1]["final/huffman_bytes_per_image"]
-            figures["bits per triple"] = finals[-1]["final/bits_per_triple"]
+            figures |= {shown: finals[-1][name] for name, shown in names.items()}
     if (folder / RESULT).is_file():
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        if result["weights"] == weights_hash(folder):
-            for compared, scores in result["scores"].items():
-                figures |= {f"{metric}, {compared}": value for metric, value in scores.items()}
+        try:
+            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            if result["weights"] == weights_hash(folder):
+                for compared, scores in result["scores"].items():
+                    figures |= {f"{metric}, {compared}": float(value) for metric, value in scores.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{folder / RESULT} is damaged; remove it, or run evaluate again") from error
     return figures

@@ -86,16 +86,22 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a line that was cut off is left out."""
+    """The lines of a run's ``metrics.jsonl``, numbers only; lines that were cut off or have no triples are left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and "triples" in line:
-            lines.append(line)
+        if isinstance(line, dict):
+            numbers = {name: value for name, value in line.items() if _is_finite(value)}
+            if "triples" in numbers:
+                lines.append(numbers)
     return lines
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def loss_curves(lines: list[dict[str, Any]]) -> Any:

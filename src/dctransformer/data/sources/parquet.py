@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dctransformer.data.formats import LFS_POINTER, NEEDS_LFS
+from dctransformer.data.formats import LFS_POINTER, NEEDS_LFS, check_regular
 from dctransformer.data.sources.base import LABEL_COLUMNS, Item, label_notes, number_labels, split_of
 
 _IMAGE_COLUMNS = (
@@ -94,6 +94,8 @@ class ParquetSource:
             raise ValueError(f"{root} holds Parquet files without rows; give files that hold pictures")
 
     def _file(self, path: PurePath) -> pq.ParquetFile:
+        if self.filesystem is None:
+            check_regular(path.as_posix())
         return pq.ParquetFile(path.as_posix(), filesystem=self.filesystem)
 
     def _is_pointer(self, path: PurePath) -> bool:
