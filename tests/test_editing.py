@@ -297,7 +297,7 @@ def test_commands_write_files_and_tell_scripts(model: Path, tmp_path: Path, caps
             assert read_jpeg(path).width == (64 if command[0] == "upscale" else 32)
         assert Image.open(answer["sheet"]).width > 160 and all(Path(p).exists() for p in answer["pngs"])
         assert {p.name for p in out.iterdir()} == {
-            "sheet.png", *(f"picture-{k}.{ending}" for k in range(2) for ending in ("jpg", "png"))
+            "pictures.json", "sheet.png", *(f"picture-{k}.{ending}" for k in range(2) for ending in ("jpg", "png"))
         }  # fmt: skip
 
 

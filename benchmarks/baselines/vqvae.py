@@ -71,7 +71,7 @@ class Codebook(nn.Module):
         self.codes = nn.Parameter(torch.randn(config.codes, config.code_width), requires_grad=False)
         self.register_buffer("usage", torch.zeros(config.codes))
         self.register_buffer("sums", torch.zeros(config.codes, config.code_width))
-        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("started", torch.zeros(()))  # 0 or 1: weight files hold numbers only
 
     def nearest(self, outputs: Tensor) -> Tensor:
         """Number of the nearest code, int64 ``[...]``, of fp32 ``[..., W]``."""
@@ -105,7 +105,7 @@ class Codebook(nn.Module):
         self.codes.copy_(picked + 1e-3 * torch.randn_like(picked))
         self.usage.fill_(len(flat) / len(self.codes))
         self.sums.copy_(self.codes * self.usage[:, None])
-        self.started.fill_(True)
+        self.started.fill_(1)
 
     @torch.no_grad()
     def _follow(self, flat: Tensor, index: Tensor) -> None:
