@@ -298,7 +298,10 @@ def test_datasets_id(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub.huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
-    assert run("someone/insects:small", tmp_path / "out").splits == {"train": 12, "validation": 3}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "nothing yet"))
+    with pytest.warns(UserWarning, match="no folder someone/insects:small here; fetching the data set someone/insects"):
+        info = run("someone/insects:small", tmp_path / "out")
+    assert info.splits == {"train": 12, "validation": 3}
     assert asked == [("someone/insects", "small")]
 
 

@@ -124,7 +124,7 @@ def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | 
             raise TypeError("unexpected contents")
         figures["bits"]
         return figures
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} can't be read as an evaluation ({error}); make it with: dctransformer evaluate MODEL --data DATA "
             f"--out {path}"

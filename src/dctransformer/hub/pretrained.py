@@ -245,10 +245,10 @@ def load_model(
     """Load a model for use (fp32, eval mode).
 
     Args:
-        name: a run folder, a saved model's folder, the name of shipped weights, or a hub id.
+        name: a run folder, a saved model's folder, the name of shipped weights, or ``hf:owner/name``.
         device: where to put it.
         make: builds the network from its config.
-        hub: for a hub id, arguments of `huggingface_hub.snapshot_download`.
+        hub: for a model on the hub, arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
         ValueError: there is no such model, or its files are damaged or don't fit each other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ def hub_source(name: str, labels: str | None = None) -> DatasetsSource:
         # The library tries an unreachable hub for half a minute; a misspelt path should not wait for that.
         if not Path(library.config.HF_DATASETS_CACHE, identifier.replace("/", "___")).is_dir():
             huggingface_hub.HfApi().dataset_info(identifier, timeout=10)
+            warnings.warn(
+                f"there is no folder {name} here; fetching the data set {identifier} from the Hugging Face hub",
+                stacklevel=2,
+            )
         data = library.load_dataset(identifier, config or None)
     # An unknown id, a missing network or a bad file each come as exceptions of several libraries.
     except Exception as error:
