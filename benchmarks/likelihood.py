@@ -25,7 +25,7 @@ GOAL = 367.0
 def histogram_bytes(train: TripleStore, held_out: TripleStore) -> float:
     """Mean bytes of a static code for every coefficient, a frequency table a channel, counted on ``train``."""
     bits = 0.0
-    blocks = np.where(np.arange(order.NUM_CHANNELS) < order.CB, 4, 1) * (train.info.size // order.MCU) ** 2
+    blocks = np.where(np.arange(order.NUM_CHANNELS) < order.CB, 4, 1) * (train.info.side // order.MCU) ** 2
     for channel in range(order.NUM_CHANNELS):
         seen, coded = (s.values[s.channels == channel].astype(np.int64) for s in (train, held_out))
         largest = max(np.abs(seen).max(initial=1), np.abs(coded).max(initial=1))

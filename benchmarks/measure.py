@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import ModelConfig
-from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
 PEAKS = {
@@ -82,7 +81,7 @@ def _attention_backward(g: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, p: f
     return _attention(q, k, v, p, causal) * 5 // 2
 
 
-def step_flops(model: DCTransformer, batch: ChunkBatch) -> int:
+def step_flops(model: torch.nn.Module, batch: ChunkBatch) -> int:
     """Operations of a forward and a backward pass, counted on a CPU.
 
     Matrix products, convolutions and attention count (causal attention by half); what is computed twice to save

@@ -100,7 +100,7 @@ def ciede2000(a: np.ndarray, b: np.ndarray) -> float:
 def true_pictures(data: Path, num: int) -> Pictures:
     """Decoded validation pictures."""
     store = TripleStore.open(data, "validation")
-    size = store.info.size
+    size = store.info.side
     codec = Codec(store.info.quality)
     triples = [store.triples(i) for i in range(min(num, len(store)))]
     return list(codec.decode(codec.from_triples(triples, size, size)).numpy())
@@ -109,7 +109,7 @@ def true_pictures(data: Path, num: int) -> Pictures:
 def mean_chroma(data: Path) -> np.ndarray:
     """Mean Cb and Cr of the training pictures, 0 to 255."""
     store = TripleStore.open(data, "train")
-    size = store.info.size
+    size = store.info.side
     codec = Codec(store.info.quality)
     triples = [store.triples(i) for i in range(0, len(store), max(1, len(store) // 1000))]
     pictures = codec.decode(codec.from_triples(triples, size, size)).numpy().astype(float)

@@ -135,7 +135,7 @@ class DCTransformerSystem(System):
         self.store, self.held_out = (TripleStore.open(data.folder, s, progress=False) for s in ("train", "validation"))
         info, names = self.store.info, tuple(self.store.info.labels)
         self.config = dataclasses.replace(
-            config, quality=info.quality, size=info.size, num_labels=len(names), label_names=names
+            config, quality=info.quality, size=info.side, num_labels=len(names), label_names=names
         )
 
     def stages(self) -> list[Stage]:
@@ -165,7 +165,7 @@ class DCTransformerSystem(System):
         """The JPEG files themselves."""
         codec, info = Codec(self.held_out.info.quality), self.held_out.info
         triples = [self.held_out.triples(i) for i in range(len(self.held_out))]
-        return codec.decode(codec.from_triples(triples, info.size, info.size))
+        return codec.decode(codec.from_triples(triples, info.side, info.side))
 
     def bits(self) -> float:
         """Of the quantised DCT coefficients."""
@@ -248,7 +248,7 @@ class ImageGPTSystem(TokenSystem):
             ValueError: the side does not divide that of the pictures.
         """
         super().__init__(f"Image GPT, {raster.side} px", data)
-        size = data.train.info.size
+        size = data.train.info.side
         if raster.side < 1 or size % raster.side:
             raise ValueError(
                 f"Image GPT's side {raster.side} does not divide the pictures' {size} pixels; choose another"
@@ -280,7 +280,7 @@ class ImageGPTSystem(TokenSystem):
 
     def to_pictures(self, tokens: Tensor) -> Tensor:
         """The palette's colours, enlarged to the data's size."""
-        return self._reader.pictures(tokens, self.data.train.info.size)
+        return self._reader.pictures(tokens, self.data.train.info.side)
 
 
 class VQVAESystem(TokenSystem):
@@ -295,7 +295,7 @@ class VQVAESystem(TokenSystem):
 
     def stages(self) -> list[Stage]:
         """Autoencoder, prior."""
-        size = self.data.train.info.size
+        size = self.data.train.info.side
         known = self.data.held_out
 
         def whole(pictures: Tensor, labels: Tensor) -> Batch:
@@ -343,7 +343,7 @@ def systems(config: ModelConfig, data: Data, sides: tuple[int, ...], seed: int =
         ValueError: DCTransformer is too small to be matched, or a side does not fit.
     """
     ours = DCTransformerSystem(config, data)
-    size, target = data.train.info.size, ours.parameters
+    size, target = data.train.info.side, ours.parameters
     layers = len(config.channel) + len(config.position) + len(config.value)
 
     def raster(side: int, budget: int) -> RasterConfig:

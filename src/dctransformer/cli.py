@@ -68,7 +68,7 @@ def _parser(argv: list[str]) -> Any:
     for name, command in COMMANDS.items():
         if argv[:1] != [name]:
             command = dataclasses.make_dataclass(command.__name__, [], namespace={"__doc__": command.__doc__})
-        defaults = {"default": training.train_defaults(argv)} if argv[:1] == [name] == ["train"] else {}
+        defaults: dict[str, Any] = {"default": training.train_defaults(argv)} if argv[:1] == [name] == ["train"] else {}
         options.append(Annotated[command, tyro.conf.subcommand(name, **defaults)])
     return functools.reduce(operator.or_, options)
 

@@ -96,6 +96,17 @@ class DatasetInfo:
             del fields["shape"], fields["sizes"]
         return fields
 
+    @property
+    def side(self) -> int:
+        """Side in pixels of the pictures, where all are squares of one size.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.size is None:
+            raise ValueError("this needs squares of one size; prepare the pictures with --size")
+        return self.size
+
     @classmethod
     def load(cls, folder: str | Path) -> DatasetInfo:
         """Read a prepared data set's settings.

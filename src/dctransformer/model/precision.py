@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def full_fp32() -> Iterator[None]:
     PyTorch allows cuDNN, which does the convolutions, to use TF32 unless it is forbidden. What that costs in bits has
     not been measured: no GPU was at hand. On a CPU nothing changes.
     """
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = False

@@ -152,8 +152,9 @@ class Texture(nn.Module):
             nn.init.normal_(block.around.weight, std=0.1)
             assert block.around.bias is not None
             nn.init.zeros_(block.around.bias)
-        for mlp in (self.occupancy_mlp, self.value_mlp, self.use_mlp, *(b.mlp for b in self.blocks)):  # type: ignore
-            mlp.down.weight.data.mul_(0.3)
+        for module in self.modules():
+            if isinstance(module, GatedMLP):
+                module.down.weight.data.mul_(0.3)
         for table in (self.occupancy_out, self.use_out):
             nn.init.normal_(table.weight, std=0.1 / w**0.5)
         nn.init.constant_(self.occupancy_bias.weight, -1.5)

@@ -190,7 +190,7 @@ def _spread_rows(
     """
     far = [(0, 0)] * workers
 
-    def hear(worker: int, message: Any) -> None:
+    def receive(worker: int, message: Any) -> None:
         if isinstance(message, tuple):
             far[worker] = message
             if progress is not None:
@@ -198,18 +198,18 @@ def _spread_rows(
         elif watch is not None:
             watch(dataclasses.replace(message, mcus=torch.from_numpy(message.mcus)))
 
-    def work(items: Iterable[int], tell: Callable[[Any], None]) -> list[np.ndarray]:
+    def work(items: Iterable[int], send: Callable[[Any], None]) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
         def show(snapshot: Snapshot) -> None:
-            tell(dataclasses.replace(snapshot, mcus=snapshot.mcus.numpy()))
+            send(dataclasses.replace(snapshot, mcus=snapshot.mcus.numpy()))
 
         with torch.inference_mode():
-            own = [requests[i] for i in items]
-            rows = _rows(engine, own, lambda *done: tell(done), show if watch is not None else None)
+            share = [requests[i] for i in items]
+            rows = _rows(engine, share, lambda *done: send(done), show if watch is not None else None)
         return [
             (row.listed.numpy(), None if row.texture is None else row.texture.numpy(), row.channels) for row in rows
         ]
 
-    made = deal(work, len(requests), workers, hear)
+    made = deal(work, len(requests), workers, receive)
     rows = engine.begin(requests)
     for worker, results in enumerate(made):
         for row, (listed, texture, channels) in zip(rows[worker::workers], results, strict=True):
