@@ -170,6 +170,7 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     """One clear sentence and exit status 2, before any picture is drawn."""
     torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     empty = tmp_path / "empty"
     empty.mkdir()
     plain = ("evaluate", model, "--data", data, "--features", "small64")
@@ -203,6 +204,7 @@ def test_what_cannot_be_evaluated(
         (("report", broken, "--out", tmp_path / "r.html"), "not finite"),
         (("report", model, "--data", empty, "--out", tmp_path / "r.html"), "empty"),
         (("report", model, "--evaluation", tmp_path / "mean.pt", "--out", tmp_path / "r.html"), "as an evaluation"),
+        (("report", model, "--evaluation", tmp_path / "deep.json", "--out", tmp_path / "r.html"), "as an evaluation"),
         (("report", tmp_path / "none", "--out", tmp_path / "r.html"), "no model"),
     ]
     for argv, says in cases:

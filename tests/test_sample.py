@@ -16,6 +16,7 @@ import torch
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
+from dctransformer.model import precision
 from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
@@ -252,3 +253,10 @@ def test_settings_that_overflow_are_refused(settings: dict[str, float]) -> None:
     SampleConfig(temperature=1e-3, guidance=1000)
     with pytest.raises(ValueError, match="must be"):
         SampleConfig(**settings)  # pyright: ignore[reportArgumentType]
+
+
+def test_only_a_cpu_is_measured_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU is fast at says nothing about another device."""
+    monkeypatch.setattr(precision, "_product_seconds", lambda dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
+    assert precision.resolve_precision("auto", torch.device("cpu")) == "bf16"
+    assert precision.resolve_precision("auto", torch.device("mps")) == "fp32"

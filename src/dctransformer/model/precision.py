@@ -34,7 +34,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16``; ``auto`` takes bf16 on a GPU that has it, and on a CPU whose bf16 product is faster.
+    """``fp32`` or ``bf16``; ``auto`` takes bf16 on a GPU that has it, and on a CPU whose bf16 product is faster;
+    fp32 on any other device.
 
     CPUs with AVX-512 BF16 or AMX multiply bf16 two to three times faster than fp32; others emulate it, several times
     slower, so a short product decides.
@@ -47,6 +48,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
         raise ValueError(f"{device} does not compute in {name}; choose {' or '.join(known)}")
     if name != "auto" or device.type == "cuda":
         return known[-1] if name == "auto" else name
+    if device.type != "cpu":  # nothing is known of it
+        return "fp32"
     return "bf16" if _product_seconds(torch.bfloat16) < _product_seconds(torch.float32) else "fp32"
 
 
