@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import operator
 import os
 import signal
@@ -19,6 +20,7 @@ import tyro
 
 from dctransformer import __version__
 from dctransformer.commands import pictures, scores, sharing, training
+from dctransformer.commands.usage import check_numbers, usage_sentence
 from dctransformer.model.config import PRESETS
 from dctransformer.terminal import printable
 
@@ -94,22 +96,45 @@ def _run(argv: list[str]) -> None:
         if argv == ["--version"]:
             print(__version__)
         else:
-            tyro.cli(
+            command = _parsed(argv)
+            check_numbers(command)
+            command.run()
+        sys.stdout.flush()
+    except SystemExit:  # --help
+        _flush()
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC):
+            _end_output(error)
+        if error.filename is None or error.strerror is None:
+            raise
+        raise ValueError(f"{error.filename}: {error.strerror}; check the path and its permissions") from error
+    except MemoryError as error:
+        raise ValueError("there is not enough memory for this; ask for less at a time") from error
+
+
+def _parsed(argv: list[str]) -> Any:
+    """The command with its options.
+
+    Raises:
+        ValueError: the arguments can't be parsed.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
                 _parser(argv),
                 prog="dctransformer",
                 description="Images as sparse JPEG coefficients: train a Transformer on them, sample, and count bits. "
                 f"Presets: {', '.join(PRESETS)}. Start with: dctransformer sample flowers64 --out samples",
                 args=argv,
                 config=(tyro.conf.OmitSubcommandPrefixes,),
-            ).run()
-        sys.stdout.flush()
-    except SystemExit:  # --help
-        _flush()
-        raise
-    except OSError as error:
-        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            )
+    except SystemExit as stop:
+        if stop.code != 2:
             raise
-        _end_output(error)
+        known = argv[0] if argv and argv[0] in COMMANDS else ""
+        raise ValueError(usage_sentence(errors.getvalue(), known)) from None
 
 
 def _flush() -> None:

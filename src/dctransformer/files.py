@@ -98,6 +98,16 @@ def explained(error: OSError, path: Path) -> ValueError:
     return ValueError(f"{path} can't be written: {error.strerror or error}; choose another folder")
 
 
+def check_regular(path: str | Path) -> None:
+    """Raise ValueError for named pipes, devices and sockets, which may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # opening it gives the reason
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is not a regular file; replace or remove it")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically.
 
@@ -124,6 +134,27 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
             # The library keeps the system's error number in its text only.
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def check_place(path: str | Path) -> None:
+    """Check that a file can be written, before the work whose result it is to hold; nothing that stays is made.
+
+    Raises:
+        ValueError: it can't.
+    """
+    path = Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(path).st_mode):
+                raise ValueError(f"{path} is a folder; give the name of a file")
+        folder = path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
+        probe = folder / temporary_name()
+        os.close(_create(probe))
+        probe.unlink()
+    except OSError as error:
+        raise explained(error, path) from error
 
 
 def make_folder(path: str | Path, names: Iterable[str] = ()) -> Path:

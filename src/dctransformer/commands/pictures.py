@@ -57,7 +57,7 @@ class Sample:
         if self.size is not None:
             width, height = parse_size(self.size)
             size = (height, width)
-        with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json) as bar:
+        with tqdm(total=self.num, desc="sampling", unit="picture", disable=self.json, delay=_DELAY) as bar:
             samples, names = generate(
                 with_revision(self.model, self.revision), self.num, label=self.label, size=size, sampling=self.sampling,
                 device=self.device, out=self.out, progress=_show(bar),
@@ -101,7 +101,8 @@ class _Edit(abc.ABC):
 
         from dctransformer.tasks.edit import Options, save_edits
 
-        with tqdm(total=1.0, desc=type(self).__name__.lower(), disable=self.json, bar_format=_PERCENT) as bar:
+        name = type(self).__name__.lower()
+        with tqdm(total=1.0, desc=name, disable=self.json, bar_format=_PERCENT, delay=_DELAY) as bar:
 
             def show(done: float) -> None:
                 bar.n = done
@@ -112,6 +113,9 @@ class _Edit(abc.ABC):
         files = save_edits(edits, self.out, written=True)
         print_facts(self.json, {**files, "seed": self.sampling.seed}, lambda: _list_files(files))
 
+
+_DELAY = 0.01
+"""Seconds before a progress bar is shown: it waits for the first progress, so that a refusal stands alone."""
 
 _PERCENT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 

@@ -56,7 +56,7 @@ class Likelihood:
 
         from dctransformer.tasks.likelihood import likelihood
 
-        with tqdm(desc="scoring", unit="picture", disable=self.json) as bar:
+        with tqdm(desc="scoring", unit="picture", disable=self.json, delay=0.01) as bar:
             summary = likelihood(
                 with_revision(self.model, self.revision), self.data,
                 split=self.split, num=self.num, use_labels=self.labels, given=self.given,
@@ -91,11 +91,11 @@ class Evaluate:
         """Evaluate."""
         from dctransformer.evaluate.evaluation import evaluate, result_file, save_result
         from dctransformer.evaluate.tables import as_text
-        from dctransformer.files import make_folder
+        from dctransformer.files import check_place
 
         out = self.out or result_file(with_revision(self.model, self.revision))
         if out is not None:
-            make_folder(out.resolve().parent)
+            check_place(out)
         result = evaluate(with_revision(self.model, self.revision), self.data, self.options, progress=not self.json)
         if out is not None:
             save_result(result, out)

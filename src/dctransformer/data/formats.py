@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
-import stat
 import struct
 import zlib
 from pathlib import Path
@@ -40,16 +38,6 @@ def register_optional_readers() -> frozenset[str]:
         except (ImportError, OSError):  # a wheel for another system
             continue
     return frozenset(found)
-
-
-def check_regular(path: str | Path) -> None:
-    """Raise ValueError for named pipes, devices and sockets, which may never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return  # opening it gives the reason
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is not a regular file; replace or remove it")
 
 
 def unknown_format(source: str | Path | bytes) -> str:

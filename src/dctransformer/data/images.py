@@ -11,9 +11,10 @@ from PIL import Image, ImageFile
 
 from dctransformer.codec import check_scans
 from dctransformer.codec.metadata import orientation
-from dctransformer.data.formats import check_regular, png_without_text, register_optional_readers, unknown_format
+from dctransformer.data.formats import png_without_text, register_optional_readers, unknown_format
 from dctransformer.data.rgb import as_rgb, to_rgb, upright
 from dctransformer.data.shapes import Shape
+from dctransformer.files import check_regular
 
 __all__ = ["as_rgb", "check_quality", "crop_resize", "encode_jpeg", "load_image", "prepare_image"]
 

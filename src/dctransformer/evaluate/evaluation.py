@@ -73,6 +73,7 @@ def evaluate(
         ("num", config.num),
         ("reference", config.reference),
         ("neighbours", config.neighbours),
+        ("kid-subset", config.kid_subset),
     ):
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be at least 1")

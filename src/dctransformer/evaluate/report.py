@@ -33,10 +33,10 @@ from dctransformer.evaluate.evaluation import (
     score,
     weights_hash,
 )
-from dctransformer.evaluate.features import open_extractor
+from dctransformer.evaluate.features import Extractor, open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
-from dctransformer.files import make_folder, write_text
+from dctransformer.files import check_place, check_regular, write_text
 from dctransformer.hub.pretrained import load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
@@ -103,8 +103,9 @@ def write_report(
     figures = read_evaluation(folder, evaluation)
     sampling = SampleConfig(seed=seed, top_p=top_p)
     network = load_model(run, resolve_device(device))
-    make_folder(Path(out).resolve().parent)
-    work = _Work(str(run), folder, network, data, figures, num, sampling, features, progress)
+    check_place(out)
+    extractor = None if data is None else open_extractor(features, network.device)
+    work = _Work(str(run), folder, network, data, figures, num, sampling, extractor, progress)
     sections = list(tqdm(work.sections(), desc="report", unit="section", total=8, disable=not progress))
     write_text(out, page(f"{run}: a report", sections))
 
@@ -118,6 +119,7 @@ def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | 
     path = Path(given) if given is not None else folder / RESULT
     if given is None and not path.is_file():
         return None
+    check_regular(path)
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(figures["scores"], dict) or not isinstance(figures["data"], str):
@@ -142,7 +144,7 @@ class _Work:
     figures: dict[str, Any] | None
     num: int
     sampling: SampleConfig
-    features: str
+    extractor: Extractor | None
     progress: bool
 
     def sections(self) -> Iterator[Section]:
@@ -187,7 +189,8 @@ class _Work:
 
     def _score(self, samples: Samples, training: Reference) -> dict[str, Any]:
         """An evaluation of the page's own samples, by all metrics that there are enough of them for."""
-        extractor = open_extractor(self.features, self.network.device)
+        extractor = self.extractor
+        assert extractor is not None  # there is data
         config = EvaluateConfig(
             num=self.num,
             seed=self.sampling.seed,
@@ -303,7 +306,8 @@ class _Work:
         title = "Nearest training pictures"
         if training is None or not held_out:
             return self._no_data(title)
-        extractor = open_extractor(self.features, self.network.device)
+        extractor = self.extractor
+        assert extractor is not None  # there is data
         known = cached(extractor, training.round_trip, progress=self.progress)
         found = nearest(extract(extractor, of_samples(samples)).features, known.features)
         shown = found.index[: 2 * SHOWN]

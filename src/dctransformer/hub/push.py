@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dctransformer.hub.model import DCTransformer
-from dctransformer.hub.pretrained import check_token, model_folder
+from dctransformer.hub.pretrained import check_token, is_hub_id, model_folder
 
 
 def push(
@@ -33,9 +33,11 @@ def push(
     Raises:
         ValueError: there is no such model, no token, or the hub refuses the upload.
     """
-    check_token(token)
+    if not is_hub_id(repo):
+        raise ValueError(f"{repo!r} is not the name of a model on the hub; give owner/name")
     folder = model_folder(model)
     network = DCTransformer.from_pretrained(folder)
+    check_token(token)
     card: dict[str, Any] = {"figures": figures(folder) if figures is not None else None}
     if (folder / "README.md").is_file():
         card = {"text": (folder / "README.md").read_text(encoding="utf-8")}

@@ -181,7 +181,8 @@ class Conditions:
         """
         shares = [getattr(self, share) for share in SHARES]
         if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-            raise ValueError("the conditions' shares must be 0 or more, and one of them greater")
+            names = ", ".join(f"{name} {getattr(self, name)}" for name in SHARES)
+            raise ValueError(f"the conditions' shares must be 0 or more, and one of them greater, not {names}")
         if not 0 <= self.tiled <= 1 or not 0 <= self.first <= 1:
             raise ValueError("the conditions' tiled and first must be from 0 to 1")
         if not set(self.factors) <= set(BY_FACTOR) or (self.low and not self.factors):

@@ -25,9 +25,8 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.metadata import Metadata, read_metadata
 from dctransformer.codec.resize import check_factor, enlarged_corners
-from dctransformer.data.formats import check_regular
 from dctransformer.data.images import load_image
-from dctransformer.files import atomic_write
+from dctransformer.files import atomic_write, check_regular
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
@@ -324,8 +323,8 @@ def _hole(canvas: _Canvas, bright: np.ndarray | None, box: tuple[int, int, int, 
         raise ValueError("the mask masks nothing; paint white what is to be replaced")
     if bool(hole.all()):
         raise ValueError(
-            f"the mask touches every 16 × 16 square of {canvas.name}, so nothing would stay; "
-            "mask less, or use `dctransformer sample`"
+            f"the {'mask' if box is None else 'box'} touches every 16 × 16 square of {canvas.name}, so nothing would "
+            "stay; replace less, or use `dctransformer sample`"
         )
     return hole
 

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from dctransformer.codec import DCTImage, order, read_jpeg
 from dctransformer.data.formats import register_optional_readers, unknown_format
 from dctransformer.data.info import INFO, DatasetInfo
-from dctransformer.hub.pretrained import CONFIG, WEIGHTS, model_folder, read_config, shipped_names
+from dctransformer.hub.pretrained import CONFIG, WEIGHTS, check_header, model_folder, read_config, shipped_names
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 
@@ -101,6 +101,8 @@ def describe_data(folder: Path) -> dict[str, Any]:
 def describe_model(folder: Path) -> dict[str, Any]:
     """Facts of a saved model: its config, its parameters by part, the size of its file."""
     config = read_config(folder)
+    with torch.device("meta"):
+        check_header(folder, DCTransformer(config).state_dict())
     parts = parameters_by_part(config)
     elsewhere = ("size", "shape", "extent", "quality", "label_names")
     return {

@@ -27,6 +27,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from dctransformer.files import check_regular
 from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
 from dctransformer.training.config import TrainConfig
 
@@ -133,6 +134,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
         ValueError: the file can't be read, a name in it is unknown (the nearest known one is given), or a value can't
             be what it is.
     """
+    check_regular(Path(path).expanduser())
     try:
         with Path(path).expanduser().open("rb") as file:
             fields = tomllib.load(file)

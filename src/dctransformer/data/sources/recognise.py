@@ -41,6 +41,8 @@ def open_source(source: Any, exclude: Path | None = None, labels: str | None = N
         if inside is None:
             return _url_source(str(source), labels)
         source = inside[1]
+    if not str(source).strip():
+        raise ValueError("nothing is named as the source; give a folder of pictures")
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix == ".parquet":
