@@ -21,6 +21,7 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.cli import COMMANDS, main
+from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
 from dctransformer.sequence.conditions import NAMES
 from pictures import photo, photo_folder, pillow_jpeg
@@ -196,6 +197,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variant("data-of-half-shards", "data", {name: data[: len(data) // 2] for name, data in shards.items()})
     variant("data-of-no-shards", "data", dict.fromkeys(shards))
     variant("data-of-broken-info", "data", {p.name: b"{" for p in (root / "data").glob("*.json")})
+    for split in ("train", "validation"):
+        TripleStore.open(root / "data", split, progress=False)  # derives the triples, which are kept there
     return root
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dctransformer.data.store import TripleStore
-from dctransformer.files import explained, locked_folder
+from dctransformer.files import check_place, explained, locked_folder
 from dctransformer.model.config import ModelConfig
 from dctransformer.terminal import printable
 from dctransformer.training.bands import count_by_band
@@ -64,6 +64,8 @@ def _train(
     lock: contextlib.ExitStack,
 ) -> dict[str, Any]:  # fmt: skip
     with processes.fail_together():
+        if processes.first:
+            check_place(folder.checkpoint)  # before the data's triples are derived
         rows = processes.rows(config.batch)
         with processes.one_after_another():
             store, held_out = (TripleStore.open(data, split, progress=show) for split in ("train", "validation"))
