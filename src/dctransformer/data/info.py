@@ -8,10 +8,9 @@ import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from dctransformer.data.formats import check_regular
 from dctransformer.data.images import SUBSAMPLING
 from dctransformer.data.shapes import Shape
-from dctransformer.files import write_text
+from dctransformer.files import check_regular, write_text
 
 INFO = "dctransformer.json"
 """Written last, so a folder that has it is complete."""

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dctransformer.data.formats import LFS_POINTER, NEEDS_LFS, check_regular
+from dctransformer.data.formats import LFS_POINTER, NEEDS_LFS
 from dctransformer.data.sources.base import LABEL_COLUMNS, Item, label_notes, number_labels, split_of
+from dctransformer.files import check_regular
 
 _IMAGE_COLUMNS = (
     "image",
