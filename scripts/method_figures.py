@@ -27,7 +27,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import FIELD_COLOURS, STAGES
 from dctransformer.files import atomic_write
-from dctransformer.model.dctransformer import Context, Places
+from dctransformer.model.chunk_state import Context, Places
 from dctransformer.model.legality import NEVER
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import fill

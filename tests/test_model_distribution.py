@@ -14,8 +14,8 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
-from dctransformer.model.dctransformer import coarse
 from dctransformer.model.legality import NEVER
+from dctransformer.model.ops import coarse
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.drawing import pick

@@ -12,7 +12,6 @@ T channel runs, S state width, W place width.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from typing import cast
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
+from dctransformer.model.chunk_state import PLACE_POINTER, POINTER, Context, Places
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
     VALUE_FEATURES,
@@ -44,72 +44,9 @@ from dctransformer.model.legality import (
     legal_positions,
     open_places,
 )
+from dctransformer.model.ops import coarse, nll, position_embeddings, rows_at, taken
 from dctransformer.model.texture import Texture
 from dctransformer.sequence.chunks import START, ChunkBatch
-
-POINTER = 64
-"""Size of the pointer's queries and keys over encoder features."""
-
-PLACE_POINTER = 8
-"""Size of the pointer's queries and keys over place features, which change with every channel."""
-
-
-@dataclasses.dataclass
-class Context:
-    """All that a chunk's decoders read of what was settled before it (made once a chunk)."""
-
-    grid: Grid
-    labels: Tensor
-    """int64 ``[B]``."""
-    encoded: Tensor
-    """Encoder output, ``[B, N, D]``."""
-    memory: list[list[tuple[Tensor, Tensor]]]
-    """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
-    at_place: Tensor | None
-    """The encoder's share of the value decoder's input, ``[B, N, D]`` (None if it is not gathered)."""
-    place_keys: Tensor | None
-    """Pointer keys, ``[B, P, POINTER]`` (None without a pointer)."""
-    previous_place: Tensor
-    """Embedding of each position where the triple before is read, ``[P, D]``."""
-    chosen_place: Tensor
-    """Embedding of each position where the chosen one is read, ``[P, D]``."""
-    planes: Tensor
-    """Coefficients of the partial DCT image by rank, int16 ``[B, 192, P]``."""
-    opened: Tensor
-    """Places that may be chosen at all, bool ``[B, 192, P]``."""
-    last_open: Tensor
-    """The last of them a rank, int64 ``[B, 192]``."""
-    states: States | None
-    """Local-context states before the chunk (None without local context)."""
-    encoded_places: Tensor | None
-    """The encoder's share of the place features, ``[B, P, 2 W]``."""
-
-
-@dataclasses.dataclass
-class Places:
-    """The places as the position and value decisions of some channel runs see them.
-
-    Attributes:
-        rank: int64 ``[T]``, the channel of each run.
-        same: fp32 ``[T, P]``, the run's own channel, as far as it is settled.
-        of_triple: int64 ``[B, L]``, the run of each decision.
-        features: ``[T, P, W]``; None without local context.
-        keys: of the features for the pointer, ``[T, P, PLACE_POINTER]``.
-        base: scores by the features alone, ``[T, P]``.
-        one_each: whether row b's only decision belongs to run b.
-    """
-
-    rank: Tensor
-    same: Tensor
-    of_triple: Tensor
-    features: Tensor | None = None
-    keys: Tensor | None = None
-    base: Tensor | None = None
-    one_each: bool = False
-
-    def at(self, x: Tensor) -> Tensor:
-        """What belongs to the run of each decision: ``[T, …]`` to ``[B, L, …]``."""
-        return x[:, None] if self.one_each else x[self.of_triple]
 
 
 class DCTransformer(nn.Module):
@@ -275,7 +212,7 @@ class DCTransformer(nn.Module):
         seen = settled if self.config.settled_input else torch.zeros_like(settled)
         features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
         features = torch.cat([features.flatten(2), seen.to(features.dtype).flatten(2)], dim=-1)
-        place = self._places(self.row, self.col, grid, offset)
+        place = position_embeddings(self.row, self.col, grid, offset)
         x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
@@ -296,20 +233,13 @@ class DCTransformer(nn.Module):
             at_place=self.encoder_at_place(encoded) if self.config.gathered else None,
             place_keys=keys,
             previous_place=place,
-            chosen_place=self._places(self.chosen_row, self.chosen_col, grid, offset),
+            chosen_place=position_embeddings(self.chosen_row, self.chosen_col, grid, offset),
             planes=rank_planes(coefficients, grid),
             opened=opened,
             last_open=last_open_place(opened),
             states=self.local.start(coefficients, closed, grid) if self.config.local_context else None,
             encoded_places=self.local.encoded_places(encoded, grid) if self.config.local_context else None,
         )
-
-    @staticmethod
-    def _places(row: nn.Embedding, col: nn.Embedding, grid: Grid, offset: tuple[int, int]) -> Tensor:
-        """Embedding of every position in the luma grid: ``[P, D]``."""
-        top, left = 2 * offset[0], 2 * offset[1]
-        down, across = row.weight[top : top + 2 * grid.rows], col.weight[left : left + grid.width]
-        return (down[:, None] + across).flatten(0, 1)
 
     # -- symbols ------------------------------------------------------------------------------------------------
 
@@ -347,7 +277,7 @@ class DCTransformer(nn.Module):
         if places.features is None:
             return x
         near = self._neighbour_table(grid)[self.chroma_rank[rank], :, position]
-        same = self._same_at(places, near).masked_fill(near == grid.positions, 0.0)
+        same = places.same_at(near).masked_fill(near == grid.positions, 0.0)
         limit = self.limits[rank][..., None]
         around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
         here = rows_at(places.features, places.of_triple, position)
@@ -359,13 +289,6 @@ class DCTransformer(nn.Module):
             with torch.inference_mode(False):  # it may be made while sampling and used in training
                 self._neighbours[key] = neighbour_table(grid).to(self.device)
         return self._neighbours[key]
-
-    @staticmethod
-    def _same_at(places: Places, position: Tensor) -> Tensor:
-        """The same channel's values at positions of each decision, ``[B, L, …]``; anything outside the picture."""
-        count = places.same.shape[1]
-        run = places.of_triple.view(*places.of_triple.shape, *[1] * (position.ndim - 2))
-        return taken(places.same, run * count + position.clamp(max=count - 1))
 
     # -- the three distributions --------------------------------------------------------------------------------
 
@@ -459,7 +382,7 @@ class DCTransformer(nn.Module):
         inside, here = here < grid.positions, here.clamp(max=grid.positions - 1)
         side = torch.arange(4, device=cursor.device)[:, None]
         near = taken(table, (self.chroma_rank[rank][..., None, None] * 4 + side) * grid.positions + here[:, :, None])
-        size = self._same_at(places, near).abs().log1p() * (near <= cursor[..., None, None])
+        size = places.same_at(near).abs().log1p() * (near <= cursor[..., None, None])
         said = (weight[..., None] * size).sum(-2) * inside
         return score.scatter_add(-1, here, said.to(score.dtype))
 
@@ -577,39 +500,3 @@ class DCTransformer(nn.Module):
             ],
             dim=-1,
         )
-
-
-def coarse(encoded: Tensor, grid: Grid, most: int) -> Tensor:
-    """Means over the smallest squares of MCUs of which there are at most ``most`` (0: the MCUs themselves).
-
-    Args:
-        encoded: by MCU, ``[B, N, D]``.
-        grid: the MCU grid.
-        most: see above.
-
-    Returns:
-        ``[B, M, D]``, squares from left to right and top to bottom; those at the edges may be cut off.
-    """
-    side = 1
-    while most and -(-grid.rows // side) * -(-grid.cols // side) > most:
-        side += 1
-    if side == 1:
-        return encoded
-    by_place = encoded.transpose(1, 2).unflatten(2, (grid.rows, grid.cols))
-    return F.avg_pool2d(by_place, side, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
-
-
-def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """``x[first, second]`` of ``[T, P, W]``, whose backward pass adds whole rows."""
-    index = first * x.shape[1] + second
-    return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
-
-
-def taken(x: Tensor, index: Tensor) -> Tensor:
-    """What `torch.take` gives, in less than half the time on a CPU."""
-    return x.flatten().index_select(0, index.flatten()).view_as(index)
-
-
-def nll(logits: Tensor, target: Tensor) -> Tensor:
-    """−log softmax(logits)[target], in nats: ``[..., K]`` and int64 ``[...]`` to ``[...]``."""
-    return logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.model.dctransformer import PLACE_POINTER, DCTransformer, Places
+from dctransformer.model.chunk_state import PLACE_POINTER, Places
+from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.steps import Place, StepStack
 from dctransformer.sequence.chunks import ChunkBatch
 
