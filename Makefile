@@ -24,7 +24,8 @@ install: .venv/.dev
 
 demo: .venv/.core
 	$(BIN)/dctransformer sample flowers64 --num 16 --seed 1 --top-p 0.9 --out demo
-	@echo "contact sheet: demo/sheet.png · places: demo/heat-map.png · JPEG files: demo/sample-0000.jpg … sample-0015.jpg"
+	$(BIN)/dctransformer sample cats128 --num 8 --seed 0 --out demo/cats
+	@echo "contact sheets: demo/sheet.png, demo/cats/sheet.png · places: demo/heat-map.png · JPEG files: demo/sample-0000.jpg … sample-0015.jpg"
 
 # A process a core, each with one thread, is faster than threads in every small product.
 test: .venv/.dev
