@@ -55,6 +55,7 @@ def run_command(arguments: list[str], errors: Path) -> None:
     """Run the command line in this (forked) process, with its standard error in a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup, or in the background of a
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # shell, both are ignored
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves a handler of its own behind
     with errors.open("w") as sys.stderr:
         main(arguments)
 
