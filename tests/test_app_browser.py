@@ -265,7 +265,7 @@ def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path
 
 
 def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
-    """One works, one waits, the one too many is told; nobody's result goes astray."""
+    """One works, one waits, the one too many gets a message; nobody's result goes astray."""
     driver = page.driver
     first = driver.current_window_handle
     page.open()

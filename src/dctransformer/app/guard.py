@@ -252,7 +252,7 @@ class Guard:
         foreign = any(not self.hosts.same_origin(origin, host) for origin in origins)
         site = _values(scope, b"sec-fetch-site")
         if any(value not in ("same-origin", "none") for value in site):
-            # Links from other sites may lead to the page; nothing else of theirs gets an answer.
+            # Links from other sites may lead to the page; no other request from there gets an answer.
             visit = method == "GET" and path == "/" and _values(scope, b"sec-fetch-mode") == ["navigate"]
             foreign |= not visit or _values(scope, b"sec-fetch-dest") != ["document"]
         if foreign:

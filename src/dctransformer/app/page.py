@@ -218,7 +218,7 @@ _PRESETS = {
 
 def _generate(studio: Studio, presence: Presence) -> None:
     gr.Markdown(
-        "Pictures from nothing. Watch one sharpen band by band, beside a heat-map of the places that got coefficients.",
+        "Pictures from nothing. Watch one sharpen band by band, with a heat-map of the places that got coefficients.",
         elem_classes="dct-say",
     )
     with gr.Row():

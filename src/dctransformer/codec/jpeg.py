@@ -57,7 +57,7 @@ def read_jpeg(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> DCT
 def write_jpeg(dct: DCTImage, path: str | os.PathLike[str], metadata: Metadata | None = None) -> None:
     """Writes a JPEG file from which every reader gets the same coefficients.
 
-    The file is baseline with optimised Huffman tables. It is written beside ``path`` and renamed, so that an
+    The file is baseline with optimised Huffman tables. It is written to a temporary file and renamed, so that an
     interruption leaves no half-written file.
 
     Args:
@@ -71,8 +71,8 @@ def write_jpeg(dct: DCTImage, path: str | os.PathLike[str], metadata: Metadata |
     data = write_jpeg_bytes(dct)
     if metadata is not None:
         data = metadata.put_into(data)
-    with files.atomic_write(Path(path)) as beside:
-        beside.write_bytes(data)
+    with files.atomic_write(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_jpeg_bytes(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the JPEG data") -> DCTImage:

@@ -156,7 +156,7 @@ class DatasetInfo:
         return info
 
     def save(self, folder: str | Path) -> None:
-        """Write ``dctransformer.json``, beside and renamed."""
+        """Write ``dctransformer.json`` atomically."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         write_text(Path(folder) / INFO, text + "\n")
 

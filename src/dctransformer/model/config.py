@@ -1,6 +1,6 @@
 """The shape of a model, and the named presets.
 
-One frozen dataclass holds everything that decides which weights a model has. It is stored as JSON beside
+One frozen dataclass holds everything that decides which weights a model has. It is stored as JSON next to
 the weights and compared when a run is resumed.
 """
 

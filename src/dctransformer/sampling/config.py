@@ -16,10 +16,10 @@ class SampleConfig:
     seed: int = 0
     """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
     temperature: float = 1.0
-    """Divides the logits of positions and values (channels keep theirs); below 1 is tamer, 0 takes the likeliest.
-    Either 0 or at least 0.001: logits divided by less overflow."""
+    """Divides the logits of positions, occupancy and values (not those of channels); below 1 is tamer, 0 takes the
+    likeliest. Either 0 or at least 0.001: logits divided by less overflow."""
     top_p: float = 1.0
-    """Keep the likeliest positions and values that make up this probability."""
+    """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     batch: int = 16

@@ -67,7 +67,7 @@ class Decoding:
         self.states = None if context.states is None else context.states.copy()
         self.places = self._new_places()
         if begun:
-            self._take_up(batch)
+            self._prefill(batch)
         # What has been decided of the triple in hand.
         self.stream = context.encoded.new_zeros(rows, 1, model.config.width)
         self.decided_rank = self.chosen_rank = self.chosen_position = self.run_rank
@@ -87,15 +87,15 @@ class Decoding:
             one_each=True,
         )
 
-    def _take_up(self, batch: ChunkBatch) -> None:
+    def _prefill(self, batch: ChunkBatch) -> None:
         """Fill the caches with the batch's triples in one pass, and stand where step-by-step decoding would."""
         model = self.model
         places = model.places_of_chunk(batch, self.context)
         model.streams(batch, self.context, places, self.caches)
         last = places.of_triple[:, -1]
         self.run_rank.copy_(self.previous_rank)
-        for mine, theirs in self._pairs(places):
-            mine.copy_(theirs[last])
+        for target, source in self._pairs(places):
+            target.copy_(source[last])
         if self.states is not None:
             listed = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
             self._add(*listed, batch.predicted)  # overlap is in the states already
@@ -126,14 +126,14 @@ class Decoding:
         self.run_rank.copy_(rank)
         self.chosen_rank = rank
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
-            some = fresh.nonzero()[:, 0]
-            if len(some):
-                for mine, theirs in self._pairs(self._made(some)):
-                    mine[some] = theirs.to(mine.dtype)
+            changed = fresh.nonzero()[:, 0]
+            if len(changed):
+                for target, source in self._pairs(self._made(changed)):
+                    target[changed] = source.to(target.dtype)
         else:
-            for mine, theirs in self._pairs(self._made(self.rows)):
-                new = fresh.view(-1, *[1] * (mine.ndim - 1))
-                mine.copy_(torch.where(new, theirs.to(mine.dtype), mine))
+            for target, source in self._pairs(self._made(self.rows)):
+                new = fresh.view(-1, *[1] * (target.ndim - 1))
+                target.copy_(torch.where(new, source.to(target.dtype), target))
 
     def _made(self, rows: Tensor) -> Places:
         """Places of some rows' channels as they are when entered."""
@@ -192,8 +192,8 @@ class Decoding:
 
     def load(self, other: Decoding) -> None:
         """Take over another batch of chunks of the same shapes, keeping the tensors (a captured graph reads them)."""
-        for mine, theirs in zip(_tensors(vars(self)), _tensors(vars(other)), strict=True):
-            mine.copy_(theirs)
+        for target, source in zip(_tensors(vars(self)), _tensors(vars(other)), strict=True):
+            target.copy_(source)
 
 
 def _tensors(thing: Any) -> list[Tensor]:

@@ -75,7 +75,7 @@ class DCTImageDataset(Dataset[Example]):
 
         Args:
             source: a folder made by `dctransformer.data.prepare` (its triples are mapped from disk), or anything that
-                `prepare` takes, say a folder of pictures (encoded now, kept in memory; 7 bytes a triple).
+                `prepare` takes, say a folder of pictures (encoded now, kept in memory; 7 bytes per triple).
             split: ``train`` or ``validation`` of a prepared data set; pictures that are not prepared are one whole.
             size: side of squares in pixels, ``"192x128"``, (width, height) or another `Shape`, 64 if not given; a
                 prepared data set has its own.
