@@ -22,14 +22,12 @@ from dctransformer.model.context import rank_planes
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
 from dctransformer.model.precision import full_fp32
+from dctransformer.model.texture import TEXTURE_PLACES
 from dctransformer.model.texture_state import Picture
 from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import TextureBatch, channels_in_use, texture_batch
 
 FIELDS = ("channel", "position", "value")
-
-TEXTURE_PLACES = 1 << 16
-"""Most places whose texture features are computed together."""
 
 
 Marked = Tensor | Mapping[Grid, Tensor]

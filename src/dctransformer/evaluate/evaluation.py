@@ -77,6 +77,9 @@ def evaluate(
     ):
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be at least 1")
+    # A misspelt path is reported before an extractor is fetched.
+    if str(data).startswith(("/", ".", "~")) and not Path(data).expanduser().exists():
+        raise ValueError(f"there is no folder {data}; check the path")
     device = resolve_device(config.device)
     network = load_model(model, device)
     extractor = open_extractor(config.features, device) if distances else None

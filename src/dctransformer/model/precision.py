@@ -73,7 +73,7 @@ def full_fp32() -> Iterator[None]:
     """Compute fp32 products and convolutions in full on a GPU, where TF32 keeps only 10 bits of each factor.
 
     PyTorch allows cuDNN, which does the convolutions, to use TF32 unless it is forbidden. What that costs in bits has
-    not been measured: no GPU was at hand. On a CPU nothing changes.
+    not been measured. On a CPU nothing changes.
     """
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]

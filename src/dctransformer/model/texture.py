@@ -35,6 +35,9 @@ from dctransformer.model.legality import NEVER, ValueAlphabet
 from dctransformer.model.texture_state import Channels, Picture, checkerboard, settle
 from dctransformer.sequence.texture import TextureBatch
 
+TEXTURE_PLACES = 1 << 16
+"""Most places whose features are computed together where nothing is trained: they fill the memory."""
+
 MAGNITUDES = 8
 """Magnitudes with a hazard of their own; beyond, the hazard is constant."""
 

@@ -28,6 +28,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import out_of_memory, resolve_precision
+from dctransformer.model.texture import TEXTURE_PLACES
 from dctransformer.model.texture_state import Picture
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
@@ -39,8 +40,6 @@ from dctransformer.sampling.texture import NoiseKey, fill_texture
 from dctransformer.sequence.chunks import ChunkBatch, cut_chunks
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
-TEXTURE_PLACES = 1 << 16
-"""Most places whose features are computed together."""
 
 
 @torch.inference_mode()
