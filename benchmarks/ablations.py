@@ -2,10 +2,10 @@
 
 Groups (``--groups``), each against the preset as it is:
 
-* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) and RMSNorm against the modern ones;
+* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
 * ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or
   fewer in the encoder, or narrower feed-forward layers;
-* ``parts``: without legality masks, channels in turn, pointer, gathered encoder feature, settled mask, local context;
+* ``parts``: without channels in turn, without local context, with a coarse memory;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.
 
@@ -70,7 +70,6 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "paper's blocks": Variant({"block": "paper"}),
         "paper's blocks, PAR": Variant({"block": "paper", "encoder": (2, 1), "position": (3,), "value": (3,)}),
         "modern blocks, PAR": Variant({"encoder": (2, 1), "position": (3,), "value": (3,)}),
-        "RMSNorm": Variant({"norm": "rms"}),
         "paper's blocks, Muon twice": Variant({"block": "paper"}, {"optimizer": "muon", "lr": 2.0}),
     },
     "depth": {
@@ -86,11 +85,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "feed-forward of 320": Variant({"hidden": 320}),
     },
     "parts": {
-        "no legality masks": Variant({"legality": False}),
         "channel by one softmax": Variant({"survival": False}),
-        "no pointer": Variant({"pointer": False}),
-        "no gathered feature": Variant({"gathered": False}),
-        "no settled mask": Variant({"settled_input": False}),
         "no local context": Variant({"local_context": False}),
         "memory of 4 squares": Variant({"memory": 4}),
     },

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dctransformer
 from dctransformer import DCTransformer
+from dctransformer.hub.compatibility import RETIRED
 from dctransformer.hub.pretrained import SHIPPED, model_folder
 from dctransformer.model import dctransformer as network
 from dctransformer.model.config import preset
@@ -38,6 +39,13 @@ def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
     half = DCTransformer.from_pretrained(tmp_path / "half")
     for a, b in zip(half.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b.bfloat16().float())
+
+
+def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(saved: Path) -> None:
+    """As the configs of older weights do."""
+    before = DCTransformer.from_pretrained(saved)
+    _field(saved, **RETIRED)
+    assert DCTransformer.from_pretrained(saved).config == before.config
 
 
 def test_shipped_weights_load_by_name() -> None:
@@ -117,6 +125,11 @@ DAMAGE = {
     "weights that are not numbers": (_not_a_number, "NaN"),
     "a config of another shape": (_other_width, "does not fit"),
     "an unknown field": (_unknown_field, "did you mean 'width'"),
+    "a retired switch": (
+        lambda f: _field(f, pointer=False),
+        "pointer False are no .*; check out commit 3940652",
+    ),
+    "a retired switch of no sense": (lambda f: _field(f, norm=[1] * 100_000), "^.{,500}$"),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "as a model config"),
     "a config without a model": (lambda f: (f / "config.json").write_text("[]"), "no 'model' section"),
     "missing weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),

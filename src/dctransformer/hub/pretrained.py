@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
+from dctransformer.hub.compatibility import without_retired
 from dctransformer.model.config import ModelConfig, check_names
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.conditions import CONDITIONS
@@ -158,7 +159,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
         raise ValueError(f"{path} is not a model config: it has no 'model' section; save the model again")
     try:
-        config = ModelConfig.from_dict(fields["model"])
+        config = ModelConfig.from_dict(without_retired(fields["model"]))
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} holds a field of the wrong type ({error}); save the model again") from error
     except ValueError as error:

@@ -31,10 +31,10 @@ class Context:
     """Encoder output, ``[B, N, D]``."""
     memory: list[list[tuple[Tensor, Tensor]]]
     """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
-    at_place: Tensor | None
-    """The encoder's share of the value decoder's input, ``[B, N, D]`` (None if it is not gathered)."""
-    place_keys: Tensor | None
-    """Pointer keys, ``[B, P, POINTER]`` (None without a pointer)."""
+    at_place: Tensor
+    """The encoder's share of the value decoder's input, ``[B, N, D]``."""
+    place_keys: Tensor
+    """Pointer keys, ``[B, P, POINTER]``."""
     previous_place: Tensor
     """Embedding of each position where the triple before is read, ``[P, D]``."""
     chosen_place: Tensor

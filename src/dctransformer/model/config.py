@@ -52,8 +52,6 @@ class Architecture:
     block: Literal["modern", "paper"] = "modern"
     """``modern``: norms without bias, rotary index, normalised queries and keys, gated feed-forward.
     ``paper``: norms with bias, learned index, ReLU feed-forward, ReZero gates."""
-    norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm, which a CPU does in one operation, or RMSNorm (``modern`` only), which has no mean to subtract."""
     dropout: float = 0.0
     """Dropout rate of every residual branch."""
 
@@ -77,14 +75,6 @@ class Architecture:
 
     survival: bool = True
     """Decide on channels one after the other, each taken or passed over; off, one softmax over all, as the paper."""
-    legality: bool = True
-    """Give impossible outcomes probability 0. Off for comparisons only: such a model can be scored, not sampled."""
-    pointer: bool = True
-    """Score each place by its own feature, on any grid; off, positions are fixed classes of the trained size."""
-    gathered: bool = True
-    """Give the value decoder the encoder's feature at the chosen place."""
-    settled_input: bool = True
-    """Tell the encoder which absent coefficients are known to be zero; off, it sees coefficients only."""
 
     texture_from: int = len(order.BANDS)
     """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided a channel at a time; 4: none is."""
@@ -114,8 +104,6 @@ class Architecture:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
         if self.block not in ("modern", "paper"):
             raise ValueError(f"block {self.block!r} must be modern or paper")
-        if self.norm not in ("layer", "rms") or (self.norm == "rms" and self.block == "paper"):
-            raise ValueError(f"norm {self.norm!r} must be layer, or rms with modern blocks")
         if not 0 <= self.overlap < self.chunk:
             raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
         if not 0 <= self.dropout < 1:

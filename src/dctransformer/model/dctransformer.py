@@ -97,25 +97,20 @@ class DCTransformer(nn.Module):
         outcomes = order.NUM_CHANNELS if c.survival else order.NUM_CHANNELS + 1
         self.channel_out = nn.Linear(d, outcomes)
         self.channel_after = nn.Embedding(START + 1, outcomes)
-        if c.pointer:
-            self.pointer_query = nn.Linear(d, POINTER)
-            self.pointer_key = nn.Linear(d, 4 * POINTER)
-        else:
-            self.position_out = nn.Linear(d, Grid.of_size(c.size, c.size).positions)
-        if c.gathered:
-            self.encoder_at_place = nn.Linear(d, d)
+        self.pointer_query = nn.Linear(d, POINTER)
+        self.pointer_key = nn.Linear(d, 4 * POINTER)
+        self.encoder_at_place = nn.Linear(d, d)
         self.value_out = nn.Linear(d, len(self.alphabet))
         self.value_after = nn.Embedding(order.NUM_CHANNELS, len(self.alphabet))
         if c.local_context:
             w = c.place_width
             self.local = LocalContext(c, limits)
-            if c.pointer:
-                self.place_query = nn.Linear(d, PLACE_POINTER)
-                self.place_key = nn.Linear(w, PLACE_POINTER)
-                self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
-                self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
-                self.neighbour_gate = nn.Linear(d, 4)
-                self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
+            self.place_query = nn.Linear(d, PLACE_POINTER)
+            self.place_key = nn.Linear(w, PLACE_POINTER)
+            self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
+            self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
+            self.neighbour_gate = nn.Linear(d, 4)
+            self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
             self.value_context = nn.Sequential(nn.Linear(w + 8, d), nn.SiLU(), nn.Linear(d, d))
         if c.texture_rank < order.NUM_CHANNELS:
             self.texture = Texture(c, c.num_labels, limits)
@@ -145,7 +140,7 @@ class DCTransformer(nn.Module):
             nn.init.constant_(self.channel_after.weight, -3.0)
             self.channel_after.weight.data.fill_diagonal_(1.0)
         nn.init.zeros_(self.value_after.weight)
-        if self.config.local_context and self.config.pointer:
+        if self.config.local_context:
             nn.init.normal_(self.place_readout.weight, std=0.1 / math.sqrt(self.config.place_width))
             nn.init.constant_(self.place_bias.weight, -1.0)
             nn.init.zeros_(self.neighbour_bias.weight)
@@ -206,12 +201,8 @@ class DCTransformer(nn.Module):
         if max(grid.rows + offset[0], grid.cols + offset[1]) * 2 > self.config.max_grid:
             side = self.config.max_grid * order.BLOCK
             raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
-        own = Grid.of_size(self.config.size, self.config.size)
-        if not self.config.pointer and (grid.rows, grid.cols) != (own.rows, own.cols):
-            raise ValueError(f"this model has fixed positions; it handles pictures of {self.config.size} pixels only")
-        seen = settled if self.config.settled_input else torch.zeros_like(settled)
         features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
-        features = torch.cat([features.flatten(2), seen.to(features.dtype).flatten(2)], dim=-1)
+        features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
         place = position_embeddings(self.row, self.col, grid, offset)
         x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
         label = self.label(labels)[:, None]
@@ -219,10 +210,8 @@ class DCTransformer(nn.Module):
         x = self.encoder(x)
         encoded = x[:, 1:]
         memory = torch.cat([x[:, :1], coarse(encoded, grid, self.config.memory)], dim=1)
-        keys = None
-        if self.config.pointer:
-            keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
-            keys = keys[:, (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(keys.device)]
+        keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
+        keys = keys[:, (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(keys.device)]
         opened = open_places(rank_planes(closed, grid), grid)
         opened[:, self.config.texture_rank :] = False  # these are not listed: see `Texture`
         return Context(
@@ -230,7 +219,7 @@ class DCTransformer(nn.Module):
             labels=labels,
             encoded=encoded,
             memory=[s.memory(memory) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
-            at_place=self.encoder_at_place(encoded) if self.config.gathered else None,
+            at_place=self.encoder_at_place(encoded),
             place_keys=keys,
             previous_place=place,
             chosen_place=position_embeddings(self.chosen_row, self.chosen_col, grid, offset),
@@ -272,8 +261,7 @@ class DCTransformer(nn.Module):
         grid = context.grid
         x = stream + F.embedding(position, context.chosen_place)
         batch = torch.arange(len(position), device=position.device)[:, None]
-        if context.at_place is not None:
-            x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
+        x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
         near = self._neighbour_table(grid)[self.chroma_rank[rank], :, position]
@@ -311,21 +299,16 @@ class DCTransformer(nn.Module):
         started = torch.where(rank == START, -1, rank)
         legal = legal_channels(context.last_open, started, position)
         if not self.config.survival:
-            return self._possible(score, legal)
+            return score.masked_fill(~legal, NEVER)
         passed = self._passed(score, legal[..., :-1])
-        return self._possible(torch.cat([score - passed, -passed[..., -1:]], dim=-1), legal)
+        return torch.cat([score - passed, -passed[..., -1:]], dim=-1).masked_fill(~legal, NEVER)
 
     def _passed(self, score: Tensor, legal: Tensor) -> Tensor:
         """−log of the chance that no possible outcome up to each one, itself included, is taken (a survival model).
 
         With log-odds as scores, ``score − passed`` is the log-probability that the outcome is the first one taken.
         """
-        passed = F.softplus(score)
-        return (torch.where(legal, passed, 0.0) if self.config.legality else passed).cumsum(-1)
-
-    def _possible(self, logits: Tensor, legal: Tensor) -> Tensor:
-        """Logits with the impossible outcomes' at `NEVER`."""
-        return logits.masked_fill(~legal, NEVER) if self.config.legality else logits
+        return torch.where(legal, F.softplus(score), 0.0).cumsum(-1)
 
     def position_logits(self, stream: Tensor, rank: Tensor, cursor: Tensor, places: Places, context: Context) -> Tensor:
         """Logits of the position in a chosen channel.
@@ -346,11 +329,9 @@ class DCTransformer(nn.Module):
         """
         batch = torch.arange(rank.shape[0], device=rank.device)[:, None]
         legal = legal_positions(context.opened, batch, rank, cursor)
-        if context.place_keys is None:
-            return self._possible(self.position_out(stream).float(), legal)
         score = self.pointer_query(stream) @ context.place_keys.transpose(1, 2) / math.sqrt(POINTER)
         if places.features is None:
-            return self._possible(score.float(), legal)
+            return score.float().masked_fill(~legal, NEVER)
 
         assert places.keys is not None and places.base is not None
         score = score + places.at(places.base)
@@ -358,7 +339,7 @@ class DCTransformer(nn.Module):
 
         weight = self.neighbour_gate(stream) + self.neighbour_bias(rank)
         score = self._with_neighbours(score, weight, rank, cursor, places, context.grid).float()
-        return self._possible(score - self._passed(score, legal), legal)
+        return (score - self._passed(score, legal)).masked_fill(~legal, NEVER)
 
     def _with_neighbours(
         self, score: Tensor, weight: Tensor, rank: Tensor, cursor: Tensor, places: Places, grid: Grid
@@ -389,7 +370,7 @@ class DCTransformer(nn.Module):
     def value_logits(self, stream: Tensor, rank: Tensor) -> Tensor:
         """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
         logits = self.value_out(stream).float() + self.value_after(rank)
-        return self._possible(logits, self.legal_values[rank])
+        return logits.masked_fill(~self.legal_values[rank], NEVER)
 
     # -- whole chunks -------------------------------------------------------------------------------------------
 
@@ -411,9 +392,7 @@ class DCTransformer(nn.Module):
             places.features, places.keys, places.base = self.look_around(states, encoded, runs.rank, grid)
         return places
 
-    def look_around(
-        self, states: States, encoded: Tensor, rank: Tensor, grid: Grid
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def look_around(self, states: States, encoded: Tensor, rank: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """Features, pointer keys and base scores of every place for T channels about to be listed (see `Places`).
 
         Args:
@@ -423,8 +402,6 @@ class DCTransformer(nn.Module):
             grid: the MCU grid.
         """
         features = self.local.features(states, encoded, rank, grid)
-        if not self.config.pointer:
-            return features, None, None
         base = (features @ self.place_readout(rank)[..., None])[..., 0] + self.place_bias(rank)
         return features, self.place_key(features) / math.sqrt(PLACE_POINTER), base
 

@@ -45,18 +45,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm` in the input's own precision, without which there is no fused kernel for it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` to the same."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-def make_norm(config: Architecture, width: int) -> nn.LayerNorm | nn.RMSNorm:
-    """The normalisation that the config asks for."""
-    if config.norm == "rms":
-        return RMSNorm(width, eps=1e-6)
+def make_norm(config: Architecture, width: int) -> nn.LayerNorm:
+    """Layer normalisation, with a bias in the paper's blocks."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
 
 

@@ -76,14 +76,14 @@ class Decoding:
         """Places of a run a row, to be filled in as channels are entered."""
         m, positions, rows = self.model, self.context.grid.positions, self.rows
         new = functools.partial(self.context.encoded.new_zeros, len(rows), positions)
-        local, pointer = m.config.local_context, m.config.local_context and m.config.pointer
+        local = m.config.local_context
         return Places(
             rank=torch.zeros_like(rows),
             same=torch.zeros(len(rows), positions, device=self.device),
             of_triple=rows[:, None],
             features=new(m.config.place_width) if local else None,
-            keys=new(PLACE_POINTER) if pointer else None,
-            base=new() if pointer else None,
+            keys=new(PLACE_POINTER) if local else None,
+            base=new() if local else None,
             one_each=True,
         )
 

@@ -131,11 +131,8 @@ def check_sampling(model: DCTransformer, config: SampleConfig) -> None:
     """Check that a model can be sampled so, before any work is done.
 
     Raises:
-        ValueError: the model's legality is off, the device can't do the precision, or there is no compiler for what is
-            to be compiled.
+        ValueError: the device can't do the precision, or there is no compiler for what is to be compiled.
     """
-    if not model.config.legality:
-        raise ValueError("this model was trained with legality off: it can be scored, but not sampled")
     if config.precision != "auto":  # auto takes what there is
         resolve_precision(config.precision, model.device)
     if config.compile and model.device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):

@@ -40,16 +40,12 @@ class _Norm:
     """A normalisation; ``plain`` leaves out the weights, which are folded into what follows."""
 
     def __init__(self, norm: nn.Module, *, plain: bool = False):
-        assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.eps is not None
+        assert isinstance(norm, nn.LayerNorm)
         self.shape, self.eps = list(norm.normalized_shape), norm.eps
-        self.weight = None if plain else norm.weight
-        self.bias = norm.bias if isinstance(norm, nn.LayerNorm) and not plain else None
-        self.centred = isinstance(norm, nn.LayerNorm)
+        self.weight, self.bias = (None, None) if plain else (norm.weight, norm.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.centred:
-            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
 def _by_columns(*weights: Tensor) -> Tensor:

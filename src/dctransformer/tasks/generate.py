@@ -90,7 +90,7 @@ def generate(
 def _check_tiles(config: ModelConfig, grid: Grid, name: str) -> None:
     """Raise ValueError unless a model can generate tiles next to finished ones."""
     known = Grid.of_size(*config.trained_extent).size
-    if "region" not in config.conditions or not config.pointer:
+    if "region" not in config.conditions:
         raise ValueError(
             f"{name} knows pictures of up to {known} pixels, not {grid.size}, and was not trained to go on from one "
             "tile to the next; choose a smaller --size, or a model that was trained to inpaint"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dctransformer.files import check_regular
+from dctransformer.hub.compatibility import without_retired
 from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
 from dctransformer.training.config import TrainConfig
 
@@ -144,7 +145,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     try:
         check_names(fields, ("preset", "model", "train", "data"), "a config file")
-        changes = _table(fields, "model")
+        changes = without_retired(_table(fields, "model"))
         _typed(Architecture, changes, "[model]")  # a preset's own fields are checked with it, later
         read = ConfigFile(
             preset=_value(fields["preset"], str, "preset") if "preset" in fields else None,

@@ -32,8 +32,6 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
             f"the pictures have sides of up to {max(extent)} pixels, and this model can have {largest}; "
             "train on windows (--window), or give a larger --model.max-grid"
         )
-    if not shape.pointer and (len(sides) > 1 or height != width):
-        raise ValueError("a model without pointer needs squares of one size; prepare the pictures so")
     if config.offsets:
         extent = (shape.max_grid // 2 * order.MCU,) * 2
     names = tuple(store.info.labels)

@@ -1,0 +1,35 @@
+"""What files of older versions need in order to be read: the one place that knows how configs have changed."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+RETIRED: dict[str, Any] = {
+    "norm": "layer", "legality": True, "pointer": True, "gathered": True, "settled_input": True,
+}  # fmt: skip
+"""Fields that configs no longer have, and the value that is built in now."""
+
+LAST_WITH_SWITCHES = "3940652"
+"""The last commit that has the fields of `RETIRED`."""
+
+
+def without_retired(fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop retired fields from a model config.
+
+    Args:
+        fields: as read from a file.
+
+    Returns:
+        The fields without those of `RETIRED`.
+
+    Raises:
+        ValueError: a retired field has another value than the one that is built in now.
+    """
+    for name, built_in in RETIRED.items():
+        if name in fields and fields[name] != built_in:
+            raise ValueError(
+                f"models with {name} {reprlib.repr(fields[name])} are no longer supported; "
+                f"check out commit {LAST_WITH_SWITCHES}, the last that can load one"
+            )
+    return {name: value for name, value in fields.items() if name not in RETIRED}
