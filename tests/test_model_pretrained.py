@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,44 @@ def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(sav
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
-def test_shipped_weights_load_by_name() -> None:
-    """The weights that come with the package."""
-    model = DCTransformer.from_pretrained("flowers64")
-    assert model.config.size == 64
-    assert model.config.num_labels == 102
+def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:
+    """Matrices as int8 with a scale per row, zeros and all; embeddings and vectors rounded once to bf16."""
+    torch.manual_seed(0)
+    model = DCTransformer(preset("tiny", texture_from=2))
+    with torch.no_grad():
+        model.value_out.weight[0] = 0
+        model.value_out.weight[1] *= 1e-30
+    model.save_pretrained(tmp_path, dtype=torch.int8)
+    stored = load_file(tmp_path / "model.safetensors")
+    kinds = {name: stored[name].dtype for name in ("value_out.weight", "local.luma_mix.weight", "row.weight")}
+    assert list(kinds.values()) == [torch.int8, torch.int8, torch.bfloat16]
+    assert stored["local.luma_mix.weight.scale"].shape == model.local.luma_mix.weight.shape[:1]
+    again = DCTransformer.from_pretrained(tmp_path).state_dict()
+    for name, weight in model.state_dict().items():
+        if stored[name].dtype == torch.int8:
+            rows, error = weight.flatten(1), (again[name] - weight).flatten(1).abs()
+            assert (error <= rows.abs().amax(1, keepdim=True) / 127 * 0.5001).all(), name
+        else:
+            assert torch.equal(again[name], weight.bfloat16().float()), name
+
+
+def test_weights_are_not_stored_as_other_integers(saved: Path, tmp_path: Path) -> None:
+    """They would be lost in silence."""
+    model = DCTransformer.from_pretrained(saved)
+    with pytest.raises(ValueError, match=r"can't be stored as torch.int32; choose .* torch.int8"):
+        model.save_pretrained(tmp_path / "whole", dtype=torch.int32)
+    assert not (tmp_path / "whole").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "quality", "labels"), [("cats128", 128, 35, 0), ("flowers64", 64, 20, 102), ("photos", 64, 75, 0)]
+)
+def test_shipped_weights_load_by_name(name: str, size: int, quality: int, labels: int) -> None:
+    """The weights that come with the package: every task, and files below their limits."""
+    model = DCTransformer.from_pretrained(name)
+    assert (model.config.size, model.config.quality, model.config.num_labels) == (size, quality, labels)
+    assert set(model.config.conditions) == {"none", "low1", "low2", "low4", "luma", "region"}
+    assert (SHIPPED / name / "model.safetensors").stat().st_size <= (12 if name == "cats128" else 8) << 20
 
 
 def _truncate(folder: Path) -> None:
@@ -91,6 +125,17 @@ def _too_large(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def _int8(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    DCTransformer.from_pretrained(folder).save_pretrained(folder, dtype=torch.int8)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _scale(folder: Path, value: float) -> None:
+    _int8(folder, lambda t: t["value_out.weight.scale"].__setitem__(0, value))
+
+
 def _field(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["model"].update(fields)
@@ -120,6 +165,22 @@ DAMAGE = {
         lambda f: _as_type(f, torch.complex64),
         "value_out.bias as C64; weights must be floating-point",
     ),
+    "int8 without scales": (lambda f: _int8(f, lambda t: t.pop("value_out.weight.scale")), "I8 without one .* per row"),
+    "int8 with too few scales": (
+        lambda f: _int8(f, lambda t: t.update({"value_out.weight.scale": torch.ones(1)})),
+        "I8 without one .* per row",
+    ),
+    "int8 with integer scales": (
+        lambda f: _int8(f, lambda t: t.update({"value_out.weight.scale": t["value_out.weight.scale"].int()})),
+        "I8 without one .* per row",
+    ),
+    "scales of weights that are not int8": (
+        lambda f: _int8(f, lambda t: t.update({"value_out.weight": t["value_out.weight"].float()})),
+        r"does not fit its config.json \(at value_out.weight.scale\)",
+    ),
+    "a negative scale": (lambda f: _scale(f, -1.0), "value_out.weight.scale holds negative numbers"),
+    "a scale that is not a number": (lambda f: _scale(f, float("nan")), "value_out.weight.scale holds negative"),
+    "an infinite scale": (lambda f: _scale(f, float("inf")), "value_out.weight.scale holds negative"),
     "weights that overflow when converted": (_too_large, "too large for fp32"),
     "a truncated weights file": (_truncate, "is damaged"),
     "weights that are not numbers": (_not_a_number, "NaN"),

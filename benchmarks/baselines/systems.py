@@ -112,7 +112,7 @@ class System(abc.ABC):
     def save(self, folder: Path) -> None:
         """Write the networks' weights, a folder a stage."""
         for name, network in self.networks.items():
-            write_weights(network.state_dict(), folder / name, None)
+            write_weights(network.state_dict(), folder / name)
 
     def load(self, folder: Path) -> None:
         """Take up networks that `save` wrote.

@@ -87,7 +87,8 @@ class DCTransformer(
 
         Args:
             folder: created if needed.
-            dtype: of the stored weights (``torch.bfloat16`` halves the file); None keeps the present one.
+            dtype: of the stored weights: ``torch.bfloat16`` halves the file; ``torch.int8`` nearly quarters it
+                (`dctransformer.hub.storage`), for use, not for going on with training; None keeps the present one.
             model_card_kwargs: write a model card (``README.md``), too, if the folder has none: the arguments of
                 `generate_model_card`, ``{}`` for a card without figures; None for no card.
             push_to_hub: upload the model, too.
@@ -99,7 +100,8 @@ class DCTransformer(
             The address of the upload, if there was one.
 
         Raises:
-            ValueError: the folder can't be written, or one of `push_to_hub`'s reasons.
+            ValueError: the folder can't be written, weights can't be stored as that dtype, or one of `push_to_hub`'s
+                reasons.
         """
         folder = Path(folder)
         self._save_pretrained(folder, dtype)

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
 from dctransformer.hub.compatibility import without_retired
+from dctransformer.hub.storage import SCALE, check_type, restored, stored
 from dctransformer.model.config import ModelConfig, check_names
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.conditions import CONDITIONS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-_FLOATING = ("F64", "F32", "F16", "BF16")
-"""Types of weights that can be read, as safetensors names them."""
 
 Network = TypeVar("Network", bound=DCTransformer)
 
@@ -174,12 +172,9 @@ def write_config(config: ModelConfig, folder: str | Path) -> None:
     write_text(Path(folder) / CONFIG, text + "\n")
 
 
-def write_weights(tensors: dict[str, Tensor], folder: str | Path, dtype: torch.dtype | None) -> None:
-    """Write ``model.safetensors`` as an atomic write; ``dtype`` converts floating-point tensors."""
-    tensors = {
-        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().cpu().contiguous()
-        for name, t in tensors.items()
-    }
+def write_weights(tensors: dict[str, Tensor], folder: str | Path) -> None:
+    """Write ``model.safetensors`` as an atomic write."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(Path(folder) / WEIGHTS, tensors, {"format": "pt"})
 
 
@@ -196,8 +191,8 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
     path = Path(folder) / WEIGHTS
     check_header(folder, expected)
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (OSError, MemoryError, safetensors.SafetensorError) as error:
+        tensors = restored(load_file(path))
+    except (OSError, MemoryError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -222,19 +217,20 @@ def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            slices = {name: file.get_slice(name) for name in names & expected.keys()}
+            known = expected.keys() | {name + SCALE for name in expected}
+            slices = {name: file.get_slice(name) for name in names & known}
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
-    for name in sorted(names | expected.keys()):
-        if name not in shapes or shapes[name] != list(expected[name].shape):
+    scales = {name + SCALE for name in expected if types.get(name) == "I8"}
+    for name in sorted((names - scales) | expected.keys()):
+        if name not in expected or shapes.get(name) != list(expected[name].shape):
             raise ValueError(f"{path} does not fit its {CONFIG} (at {name}); copy or download both again")
-        if types[name] not in _FLOATING:
-            raise ValueError(
-                f"{path} holds {name} as {types[name]}; weights must be floating-point numbers "
-                f"({', '.join(_FLOATING)}): save the model again"
-            )
+        try:
+            check_type(name, shapes, types)
+        except ValueError as error:
+            raise ValueError(f"{path} holds {error}") from error
 
 
 def load_model(
@@ -269,10 +265,11 @@ def save_model(model: DCTransformer, folder: str | Path, dtype: torch.dtype | No
     Args:
         model: on any device.
         folder: created if needed.
-        dtype: of the stored floating-point weights; None keeps the present one.
+        dtype: of the stored floating-point weights; ``torch.int8`` for the compact form of `dctransformer.hub.storage`;
+            None keeps the present one.
 
     Raises:
-        ValueError: the folder can't be written.
+        ValueError: the folder can't be written, or weights can't be stored as that dtype.
     """
-    write_weights(model.state_dict(), folder, dtype)
+    write_weights(stored(model, dtype), folder)
     write_config(model.config, folder)
