@@ -1,4 +1,4 @@
-"""The tasks on photographs that nobody trained on: upscale ×2 against Lanczos, colorize against grey and the mean colour.
+"""Tasks on photographs that nobody trained on: upscale ×2 against Lanczos, colorize against grey and the mean colour.
 
 Photographs are cut to whole 16 × 16 squares and encoded at the model's quality; what comes out is the true picture. The
 figures are relative to it. Feature distances are the extractor's, of all windows of 64 pixels, at their own resolution.
@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from tasks import Pictures, ciede2000, colourfulness, high_energy, luma, mean, psnr, resized, shrunk, table, with_chroma
 
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec, order
@@ -31,6 +30,7 @@ from dctransformer.evaluate.metrics import Moments, frechet_distance
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sheets import captioned_rows
 from dctransformer.tasks.edit import Options, colorize, upscale
+from tasks import Pictures, ciede2000, colourfulness, high_energy, luma, mean, psnr, shrunk, table, with_chroma
 
 WINDOW = 64
 """Side of the windows whose features are compared, in pixels."""
