@@ -75,10 +75,10 @@ def uncached_step(model: Model, sequences: list[Sequence], filled: int) -> Calla
         channel, position, value = model.streams(batch, context, places)
         last = slice(-1, None)
         rank = batch.ranks[:, -1:].clamp(max=191)
-        model.channel_logits(channel[:, last], rank, batch.positions[:, -1:], context).softmax(-1)
+        model.channel_head(channel[:, last], rank, batch.positions[:, -1:], context).softmax(-1)
         here = dataclasses.replace(places, of_triple=places.of_triple[:, last])
-        model.position_logits(position[:, last], rank, batch.positions[:, -1:] * 0 - 1, here, context).softmax(-1)
-        model.value_logits(value[:, last], rank).softmax(-1)
+        model.position_head(position[:, last], rank, batch.positions[:, -1:] * 0 - 1, here, context).softmax(-1)
+        model.value_head(value[:, last], rank).softmax(-1)
 
     return step
 

@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dctransformer.codec.order import NUM_CHANNELS
 from dctransformer.model import dctransformer as module
+from dctransformer.model import heads
 from dctransformer.model.config import preset
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.config import TrainConfig
@@ -59,8 +60,8 @@ def without_masks() -> Iterator[None]:
     """The distributions without what makes impossible outcomes impossible (the sums over open places stay)."""
     everything = torch.ones(1, dtype=torch.bool)
     with (
-        mock.patch.object(module, "legal_channels", lambda *_: everything.expand(NUM_CHANNELS + 1)),
-        mock.patch.object(module, "legal_positions", lambda *_: everything),
+        mock.patch.object(heads, "legal_channels", lambda *_: everything.expand(NUM_CHANNELS + 1)),
+        mock.patch.object(heads, "legal_positions", lambda *_: everything),
         mock.patch.object(module, "open_places", lambda closed, _: closed),
         mock.patch.object(module, "last_open_place", lambda opened: opened),
         mock.patch.object(torch.Tensor, "masked_fill", lambda logits, mask, value: logits),

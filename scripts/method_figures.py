@@ -308,7 +308,7 @@ class Step:
 
     channel: np.ndarray
     position: np.ndarray
-    """Logits over positions, as `position_logits` gives them."""
+    """Logits over positions, as `PositionHead` gives them."""
     value: np.ndarray
     rank: int
     place: int
@@ -324,9 +324,9 @@ def steps_of(model: DCTransformer, batch: ChunkBatch) -> tuple[list[Step], Conte
     before = batch.ranks[:, :-1], batch.positions[:, :-1]
     rank = batch.ranks[:, 1:].clamp(max=order.NUM_CHANNELS - 1)
     cursor = torch.where(before[0] == rank, before[1], -1)
-    channel = model.channel_logits(streams[0], *before, context).softmax(-1)[0]
-    position = model.position_logits(streams[1], rank, cursor, places, context)[0]
-    value = model.value_logits(streams[2], rank).softmax(-1)[0]
+    channel = model.channel_head(streams[0], *before, context).softmax(-1)[0]
+    position = model.position_head(streams[1], rank, cursor, places, context)[0]
+    value = model.value_head(streams[2], rank).softmax(-1)[0]
     steps = [
         Step(c.numpy(), p.double().numpy(), v.numpy(), int(r), int(at), int(level))
         for c, p, v, r, at, level in zip(

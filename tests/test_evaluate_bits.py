@@ -98,7 +98,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     """Weights that give NaN make no table."""
     model = DCTransformer(preset("tiny", size=32, quality=30)).eval()
     with torch.no_grad():
-        model.channel_out.weight.fill_(torch.nan)
+        model.channel_head.out.weight.fill_(torch.nan)
     reference = open_reference(photo_folder(tmp_path / "p", 2, ("a", "b")), model.config)
     with pytest.raises(ValueError, match="the model mine gives probabilities that are not finite"):
         exact_bits(model, "mine", reference)

@@ -178,7 +178,7 @@ def test_what_cannot_be_evaluated(
     shutil.copytree(model, broken)
     network = DCTransformer.from_pretrained(model)
     with torch.no_grad():
-        network.channel_out.weight.fill_(3e38)
+        network.channel_head.out.weight.fill_(3e38)
     network.save_pretrained(broken)
     cases: list[tuple[tuple, str]] = [
         ((*plain, "--num", "20", "--metrics", "fid"), "small64-frechet needs 161 generated pictures"),

@@ -93,7 +93,7 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
             context = network.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, grid)
             before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
             stream = network.channel_decoder(network.embed_previous(*before, context), context.memory[0])
-            chances = network.channel_logits(stream, *before[:2], context)[0].double().softmax(-1).tolist()
+            chances = network.channel_head(stream, *before[:2], context)[0].double().softmax(-1).tolist()
         for t in batch.predicted[0].nonzero()[:, 0].tolist():
             earlier, rank, position = int(before[0][0, t]), int(batch.ranks[0, t + 1]), int(batch.positions[0, t + 1])
             here = rank < 192 and bool(planes[rank, position])
@@ -133,6 +133,6 @@ def test_probabilities_that_are_not_finite_are_no_result(run: tuple[Path, Path])
     """Finite weights that overflow in use end in a sentence, not in NaN bytes per image."""
     network = DCTransformer.from_pretrained(run[0])
     with torch.no_grad():
-        network.value_out.weight.fill_(3e38)
+        network.value_head.out.weight.fill_(3e38)
     with pytest.raises(ValueError, match="probabilities that are not finite"):
         likelihood(network, run[1])

@@ -14,6 +14,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.heads import PositionHead, hazard_logits
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import coarse
 from dctransformer.sampling.config import SampleConfig
@@ -137,6 +138,19 @@ def test_the_encoder_tells_a_known_zero_from_an_unknown_coefficient() -> None:
     with torch.inference_mode():
         a, b = (model.encode(blank, settled, nothing, labels, GRID).encoded for settled in (nothing, all_known))
     assert not torch.equal(a, b)
+
+
+def test_hazards_are_the_chances_of_the_first_outcome_taken() -> None:
+    """Against the product of chances, outcome by outcome; with the chance of none they sum to one."""
+    g = torch.Generator().manual_seed(0)
+    score, legal = 2 * torch.randn(50, 7, generator=g), torch.rand(50, 7, generator=g) < 0.7
+    first, none = hazard_logits(score, legal)
+    left = torch.ones(50)
+    for k in range(7):
+        taken = torch.where(legal[:, k], score[:, k].sigmoid(), 0.0)
+        torch.testing.assert_close(first[:, k].exp(), left * taken)
+        left = left * (1 - taken)
+    torch.testing.assert_close(none[:, 0].exp(), left)
 
 
 def test_the_empty_picture_has_a_likelihood() -> None:
@@ -360,8 +374,8 @@ def test_unknown_fields_and_presets_name_the_nearest() -> None:
 def test_looking_only_where_neighbours_can_be_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The likelihood is that of a sum over all four neighbours of every place, on grids of any shape."""
 
-    def everywhere(self, score, weight, rank, cursor, places, grid):
-        near = self._neighbour_table(grid)[self.chroma_rank[rank]]
+    def everywhere(self, score, weight, rank, cursor, places, context):
+        near = context.neighbours[self.is_chroma[rank]]
         size = torch.nn.functional.pad(places.same, (0, 1)).abs().log1p()[places.of_triple]
         size = size[:, :, None].expand(-1, -1, 4, -1).gather(3, near)
         return score + (weight[..., None] * size * (near <= cursor[..., None, None])).sum(-2)
@@ -372,7 +386,7 @@ def test_looking_only_where_neighbours_can_be_changes_nothing(monkeypatch: pytes
         batch = cut_chunks(sequences, [1] * 3, model.config.chunk, model.config.overlap)
         with torch.no_grad(), monkeypatch.context() as patch:
             narrow = model(batch)
-            patch.setattr(DCTransformer, "_with_neighbours", everywhere)
+            patch.setattr(PositionHead, "_with_neighbours", everywhere)
             assert torch.allclose(model(batch), narrow, atol=1e-4)
-            patch.setattr(DCTransformer, "_with_neighbours", lambda self, score, *_: score)
+            patch.setattr(PositionHead, "_with_neighbours", lambda self, score, *_: score)
             assert not torch.allclose(model(batch), narrow, atol=1e-4)

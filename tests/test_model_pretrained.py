@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import dctransformer
 from dctransformer import DCTransformer
-from dctransformer.hub.compatibility import RETIRED
+from dctransformer.hub.compatibility import RENAMED, RETIRED
 from dctransformer.hub.pretrained import SHIPPED, model_folder
 from dctransformer.model import dctransformer as network
 from dctransformer.model.config import preset
+from dctransformer.training.checkpoint import load_checkpoint
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.optimizer import make_optimizer
 
 
 @pytest.fixture
@@ -49,16 +52,41 @@ def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(sav
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
+def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
+    """Files and checkpoints of older versions: what was a layer of the network is a layer of a head now."""
+    model = DCTransformer.from_pretrained(saved)
+    older = {now: before for before, now in RENAMED.items()}
+
+    def old_name(name: str) -> str:
+        module, _, rest = name.rpartition(".")
+        return next((f"{older[now]}{module[len(now) :]}.{rest}" for now in older if module.startswith(now)), name)
+
+    tensors = {old_name(name): p.detach() for name, p in model.named_parameters()}
+    assert {"channel_out.weight", "place_readout.weight", "value_context.2.bias"} <= tensors.keys()
+    save_file(tensors, saved / "model.safetensors")
+    loaded = DCTransformer.from_pretrained(saved).state_dict()
+    assert all(torch.equal(loaded[name], p) for name, p in model.state_dict().items())
+
+    state = {f"{kind}.{name}": p.clone() for kind in ("weights", "average") for name, p in tensors.items()}
+    state |= {f"optimizer.exp_avg.{name}": p + 1 for name, p in tensors.items()}
+    save_file(state, tmp_path / "checkpoint.safetensors", {"progress": "{}"})
+    fresh, ema = DCTransformer(model.config), DCTransformer(model.config).requires_grad_(False)
+    optimizer = make_optimizer(fresh, TrainConfig(optimizer="adamw", lr=1e-3))
+    load_checkpoint(tmp_path / "checkpoint.safetensors", fresh, ema, optimizer)
+    for p, a, b in zip(model.parameters(), fresh.parameters(), ema.parameters(), strict=True):
+        assert torch.equal(a, p) and torch.equal(b, p) and torch.equal(optimizer.state_of(a)["exp_avg"], p + 1)
+
+
 def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:
     """Matrices as int8 with a scale per row, zeros and all; embeddings and vectors rounded once to bf16."""
     torch.manual_seed(0)
     model = DCTransformer(preset("tiny", texture_from=2))
     with torch.no_grad():
-        model.value_out.weight[0] = 0
-        model.value_out.weight[1] *= 1e-30
+        model.value_head.out.weight[0] = 0
+        model.value_head.out.weight[1] *= 1e-30
     model.save_pretrained(tmp_path, dtype=torch.int8)
     stored = load_file(tmp_path / "model.safetensors")
-    kinds = {name: stored[name].dtype for name in ("value_out.weight", "local.luma_mix.weight", "row.weight")}
+    kinds = {name: stored[name].dtype for name in ("value_head.out.weight", "local.luma_mix.weight", "row.weight")}
     assert list(kinds.values()) == [torch.int8, torch.int8, torch.bfloat16]
     assert stored["local.luma_mix.weight.scale"].shape == model.local.luma_mix.weight.shape[:1]
     again = DCTransformer.from_pretrained(tmp_path).state_dict()
@@ -97,7 +125,7 @@ def _truncate(folder: Path) -> None:
 def _not_a_number(folder: Path) -> None:
     model = DCTransformer.from_pretrained(folder)
     with torch.no_grad():
-        model.value_out.bias[0] = float("nan")
+        model.value_head.out.bias[0] = float("nan")
     model.save_pretrained(folder)
 
 
@@ -115,13 +143,13 @@ def _unknown_field(folder: Path) -> None:
 
 def _as_type(folder: Path, dtype: torch.dtype) -> None:
     tensors = load_file(folder / "model.safetensors")
-    tensors["value_out.bias"] = tensors["value_out.bias"].to(dtype)
+    tensors["value_head.out.bias"] = tensors["value_head.out.bias"].to(dtype)
     save_file(tensors, folder / "model.safetensors")
 
 
 def _too_large(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    tensors["value_out.bias"] = tensors["value_out.bias"].double() + 1e300
+    tensors["value_head.out.bias"] = tensors["value_head.out.bias"].double() + 1e300
     save_file(tensors, folder / "model.safetensors")
 
 
@@ -133,7 +161,7 @@ def _int8(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
 
 
 def _scale(folder: Path, value: float) -> None:
-    _int8(folder, lambda t: t["value_out.weight.scale"].__setitem__(0, value))
+    _int8(folder, lambda t: t["value_head.out.weight.scale"].__setitem__(0, value))
 
 
 def _field(folder: Path, **fields: object) -> None:
@@ -160,27 +188,30 @@ DAMAGE = {
     "a deeply nested config": (lambda f: (f / "config.json").write_text("[" * 200_000), "as a model config"),
     "a config of a huge number": (lambda f: (f / "config.json").write_text("9" * 9000), "as a model config"),
     "a config of an infinite rate": (lambda f: _field(f, dropout=float("inf")), "dropout inf must be"),
-    "integer weights": (lambda f: _as_type(f, torch.int8), "value_out.bias as I8; weights must be floating-point"),
+    "integer weights": (lambda f: _as_type(f, torch.int8), "value_head.out.bias as I8; weights must be floating-point"),
     "complex weights": (
         lambda f: _as_type(f, torch.complex64),
-        "value_out.bias as C64; weights must be floating-point",
+        "value_head.out.bias as C64; weights must be floating-point",
     ),
-    "int8 without scales": (lambda f: _int8(f, lambda t: t.pop("value_out.weight.scale")), "I8 without one .* per row"),
+    "int8 without scales": (
+        lambda f: _int8(f, lambda t: t.pop("value_head.out.weight.scale")),
+        "I8 without one .* per row",
+    ),
     "int8 with too few scales": (
-        lambda f: _int8(f, lambda t: t.update({"value_out.weight.scale": torch.ones(1)})),
+        lambda f: _int8(f, lambda t: t.update({"value_head.out.weight.scale": torch.ones(1)})),
         "I8 without one .* per row",
     ),
     "int8 with integer scales": (
-        lambda f: _int8(f, lambda t: t.update({"value_out.weight.scale": t["value_out.weight.scale"].int()})),
+        lambda f: _int8(f, lambda t: t.update({"value_head.out.weight.scale": t["value_head.out.weight.scale"].int()})),
         "I8 without one .* per row",
     ),
     "scales of weights that are not int8": (
-        lambda f: _int8(f, lambda t: t.update({"value_out.weight": t["value_out.weight"].float()})),
-        r"does not fit its config.json \(at value_out.weight.scale\)",
+        lambda f: _int8(f, lambda t: t.update({"value_head.out.weight": t["value_head.out.weight"].float()})),
+        r"does not fit its config.json \(at value_head.out.weight.scale\)",
     ),
-    "a negative scale": (lambda f: _scale(f, -1.0), "value_out.weight.scale holds negative numbers"),
-    "a scale that is not a number": (lambda f: _scale(f, float("nan")), "value_out.weight.scale holds negative"),
-    "an infinite scale": (lambda f: _scale(f, float("inf")), "value_out.weight.scale holds negative"),
+    "a negative scale": (lambda f: _scale(f, -1.0), "value_head.out.weight.scale holds negative numbers"),
+    "a scale that is not a number": (lambda f: _scale(f, float("nan")), "value_head.out.weight.scale holds negative"),
+    "an infinite scale": (lambda f: _scale(f, float("inf")), "value_head.out.weight.scale holds negative"),
     "weights that overflow when converted": (_too_large, "too large for fp32"),
     "a truncated weights file": (_truncate, "is damaged"),
     "weights that are not numbers": (_not_a_number, "NaN"),

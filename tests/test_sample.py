@@ -213,7 +213,7 @@ def _overflowing(model: DCTransformer, name: str, value: float) -> DCTransformer
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["value_out.weight", "channel_out.weight", "rank.weight"])
+@pytest.mark.parametrize("name", ["value_head.out.weight", "channel_head.out.weight", "rank.weight"])
 def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, name: str, guidance: float) -> None:
     """Finite weights whose products are not: the first chunk ends the work."""
     for temperature in (0, 1):
@@ -224,7 +224,7 @@ def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, na
 
 def test_weights_that_overflow_when_converted_are_refused_before_the_work(model: DCTransformer) -> None:
     """3.4e38 is a number in fp32 and infinity in bf16."""
-    broken = _overflowing(model, "value_out.weight", torch.finfo(torch.float32).max)
+    broken = _overflowing(model, "value_head.out.weight", torch.finfo(torch.float32).max)
     with pytest.raises(ValueError, match="weights are not finite in bf16"):
         Engine(broken, GRID, SampleConfig(precision="bf16"))
 

@@ -51,7 +51,7 @@ def terse_model(folder: Path, **changes) -> Path:
     """A tiny untrained model whose pictures hold few triples, so that sampling is quick."""
     model = load_model(save_tiny_model(folder, **changes))
     with torch.no_grad():
-        model.channel_after.weight -= 2
+        model.channel_head.after.weight -= 2
     save_model(model, folder)
     return folder
 

@@ -44,7 +44,7 @@ def make_model(seed: int = 0, texture_from: int = 2, **overrides) -> DCTransform
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
         model.texture.use_bias.weight += 3
-        model.channel_after.weight += 2
+        model.channel_head.after.weight += 2
     return model
 
 

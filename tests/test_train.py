@@ -276,8 +276,8 @@ def test_the_average_lags_behind_the_weights(data: Path, tmp_path: Path) -> None
     train(data, run, preset("tiny"), TrainConfig(triples=3000, ema=0.9, **QUICK), progress=False)
     state = load_file(run / "checkpoint.safetensors")
     saved = load_file(run / "model.safetensors")
-    assert torch.equal(saved["value_out.weight"], state["average.value_out.weight"])
-    assert not torch.equal(saved["value_out.weight"], state["weights.value_out.weight"])
+    assert torch.equal(saved["value_head.out.weight"], state["average.value_head.out.weight"])
+    assert not torch.equal(saved["value_head.out.weight"], state["weights.value_head.out.weight"])
 
 
 def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
         resumed.step(steps[k % 3])
     assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), resumed.model.parameters(), strict=True))
     assert "momentum_buffer" in resumed.optimizer.state_of(resumed.model.encoder.layers[0].attention.inner.query.weight)
-    assert "exp_avg" in resumed.optimizer.state_of(resumed.model.value_out.weight)
+    assert "exp_avg" in resumed.optimizer.state_of(resumed.model.value_head.out.weight)
 
 
 def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
@@ -352,8 +352,8 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     start_from(model, str(tmp_path / "first"))
     before, now = first.label.weight, model.label.weight
     assert torch.equal(now[0], before[1]) and torch.equal(now[1], before[-1]) and torch.equal(now[2], before[-1])
-    assert torch.equal(model.value_out.weight, first.value_out.weight)
-    assert torch.equal(Trainer(model, config).ema.value_out.weight, first.value_out.weight)
+    assert torch.equal(model.value_head.out.weight, first.value_head.out.weight)
+    assert torch.equal(Trainer(model, config).ema.value_head.out.weight, first.value_head.out.weight)
     with pytest.raises(ValueError, match="width"):
         train(data, tmp_path / "third", preset("tiny", width=48), config, progress=False)
     assert not (tmp_path / "third").exists()

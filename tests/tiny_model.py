@@ -20,10 +20,10 @@ def lively(network: DCTransformer) -> DCTransformer:
     for p in network.parameters():
         p.add_(torch.randn_like(p) * 0.1)
     if network.config.survival:
-        network.channel_after.weight += 2
+        network.channel_head.after.weight += 2
     else:
-        network.channel_out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
-        network.channel_out.bias[order.STOP] = -40
+        network.channel_head.out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)
+        network.channel_head.out.bias[order.STOP] = -40
     return network
 
 

@@ -347,7 +347,7 @@ def _chunk_nats(model: DCTransformer, chunks: ChunkBatch, *, split: bool = False
     context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
     rank, position, value = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
     stream = model.channel_decoder(model.embed_previous(rank, position, value, context), context.memory[0])
-    logits = model.channel_logits(stream, rank, position, context)
+    logits = model.channel_head(stream, rank, position, context)
     return nats, _split(logits, rank, batch.ranks[:, 1:]).cpu()
 
 

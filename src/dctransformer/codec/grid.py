@@ -177,6 +177,9 @@ def channel_grid() -> Tensor:
 RANK_OF_SLOT = torch.from_numpy(order.RANK)[channel_grid()]
 """Rank of each slot of an MCU: int64 ``[6, 64]``."""
 
+IS_CHROMA_RANK = torch.from_numpy(order.GENERATION_ORDER >= order.CB)
+"""Whether a rank's channel is chroma: bool ``[192]``."""
+
 ODD_HORIZONTAL = torch.from_numpy(order.ZIGZAG % 2 == 1)
 """Frequencies that change sign when a picture is mirrored left to right: bool ``[64]``, zigzag order."""
 

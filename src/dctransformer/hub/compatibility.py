@@ -1,4 +1,4 @@
-"""What files of older versions need in order to be read: the one place that knows how configs have changed."""
+"""What files of older versions need in order to be read: the one place that knows how configs and weights changed."""
 
 from __future__ import annotations
 
@@ -33,3 +33,27 @@ def without_retired(fields: dict[str, Any]) -> dict[str, Any]:
                 f"check out commit {LAST_WITH_SWITCHES}, the last that can load one"
             )
     return {name: value for name, value in fields.items() if name not in RETIRED}
+
+
+RENAMED = {
+    "channel_out": "channel_head.out",
+    "channel_after": "channel_head.after",
+    **{
+        name: f"position_head.{name}"
+        for name in (
+            "pointer_query", "pointer_key", "place_query", "place_key", "place_readout", "place_bias",
+            "neighbour_gate", "neighbour_bias",
+        )
+    },
+    "value_out": "value_head.out",
+    "value_after": "value_head.after",
+    "encoder_at_place": "value_head.encoder_at_place",
+    "value_context": "value_head.context",
+}  # fmt: skip
+"""Modules of the network that had other names: before, now."""
+
+
+def current_name(parameter: str) -> str:
+    """The name that a parameter of a file has in the network now."""
+    module, _, rest = parameter.partition(".")
+    return f"{RENAMED.get(module, module)}.{rest}"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
-from dctransformer.hub.compatibility import without_retired
+from dctransformer.hub.compatibility import current_name, without_retired
 from dctransformer.hub.storage import SCALE, check_type, restored, stored
 from dctransformer.model.config import ModelConfig, check_names
 from dctransformer.model.dctransformer import DCTransformer
@@ -191,7 +191,7 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
     path = Path(folder) / WEIGHTS
     check_header(folder, expected)
     try:
-        tensors = restored(load_file(path))
+        tensors = restored({current_name(name): tensor for name, tensor in load_file(path).items()})
     except (OSError, MemoryError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     for name, tensor in tensors.items():
@@ -216,15 +216,15 @@ def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
     path = Path(folder) / WEIGHTS
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = set(file.keys())
+            names = {current_name(name): name for name in file.keys()}  # noqa: SIM118 (not a dict)
             known = expected.keys() | {name + SCALE for name in expected}
-            slices = {name: file.get_slice(name) for name in names & known}
+            slices = {name: file.get_slice(names[name]) for name in names.keys() & known}
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     scales = {name + SCALE for name in expected if types.get(name) == "I8"}
-    for name in sorted((names - scales) | expected.keys()):
+    for name in sorted((names.keys() - scales) | expected.keys()):
         if name not in expected or shapes.get(name) != list(expected[name].shape):
             raise ValueError(f"{path} does not fit its {CONFIG} (at {name}); copy or download both again")
         try:

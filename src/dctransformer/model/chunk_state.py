@@ -39,6 +39,8 @@ class Context:
     """Embedding of each position where the triple before is read, ``[P, D]``."""
     chosen_place: Tensor
     """Embedding of each position where the chosen one is read, ``[P, D]``."""
+    neighbours: Tensor
+    """Positions around each, from `dctransformer.model.context.neighbour_table`, int64 ``[2, 4, P]``."""
     planes: Tensor
     """Coefficients of the partial DCT image by rank, int16 ``[B, 192, P]``."""
     opened: Tensor

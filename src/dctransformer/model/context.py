@@ -16,18 +16,15 @@ K value features, D width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
 from dctransformer.model.config import ModelConfig
-
-_IS_LUMA = torch.from_numpy(np.append(order.GENERATION_ORDER < order.CB, False))
-"""bool ``[193]`` by rank, the stop included."""
 
 VALUE_FEATURES = 4
 """K: signed log, non-zero flag, log magnitude, and four times the value over the channel's limit."""
@@ -58,7 +55,9 @@ def rank_planes(slots: Tensor, grid: Grid) -> Tensor:
     return by_channel[:, torch.from_numpy(order.GENERATION_ORDER).to(slots.device)]
 
 
-def neighbour_table(grid: Grid) -> Tensor:
+@functools.lru_cache(maxsize=16)
+@outside_inference
+def neighbour_table(grid: Grid, device: torch.device) -> Tensor:
     """Positions left, above, above-left and above-right of each: int64 ``[2, 4, P]`` (luma, chroma); P if outside."""
     tables = []
     for step in (1, 2):
@@ -68,7 +67,7 @@ def neighbour_table(grid: Grid) -> Tensor:
             inside = (row >= 0) & (col >= 0) & (col < grid.width)
             around.append(torch.where(inside, row * grid.width + col, grid.positions))
         tables.append(torch.stack(around))
-    return torch.stack(tables)
+    return torch.stack(tables).to(device)
 
 
 def _at_positions(by_mcu: Tensor, grid: Grid) -> Tensor:
@@ -97,10 +96,13 @@ class LocalContext(nn.Module):
 
     limits: Tensor
     """int64 ``[192]`` by rank: largest magnitude of each channel."""
+    is_chroma: Tensor
+    """bool ``[192]`` by rank."""
 
     def __init__(self, config: ModelConfig, limits: Tensor):
         super().__init__()
         s, w = config.state_width, config.place_width
+        self.register_buffer("is_chroma", IS_CHROMA_RANK.clone(), persistent=False)
         self.register_buffer("limits", limits.clone(), persistent=False)
         self.table = nn.Parameter(torch.randn(order.NUM_CHANNELS, VALUE_FEATURES, s) * 0.3)
         self.given_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
@@ -204,8 +206,8 @@ def states_by_run(
         luma ``[T, P, S]`` and chroma ``[T, N, S]``.
     """
     batch, most = ranks.shape[0], int(runs.index.max()) + 1
-    added = local.contribution(ranks.clamp(max=order.NUM_CHANNELS - 1), values)
-    is_luma = _IS_LUMA.to(ranks.device)[ranks]
+    listed = ranks.clamp(max=order.NUM_CHANNELS - 1)
+    added, is_chroma = local.contribution(listed, values), local.is_chroma[listed]
     run = runs.index[runs.of_triple] + 1  # a triple shows from the next run on
     place = torch.arange(batch, device=ranks.device)[:, None] * most + run
     shown = counted & (run < most)
@@ -225,8 +227,8 @@ def states_by_run(
         )
 
     return States(
-        accumulate(start.luma, shown & is_luma, positions),
-        accumulate(start.chroma, shown & ~is_luma, grid.mcu_at(positions)),
+        accumulate(start.luma, shown & ~is_chroma, positions),
+        accumulate(start.chroma, shown & is_chroma, grid.mcu_at(positions)),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import Grid
+from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
 
 NEVER = -1e9
 """Logit of an impossible outcome: its probability is exactly 0 in fp32, and no gradient becomes NaN."""
@@ -21,9 +21,8 @@ NEVER = -1e9
 
 def open_places(closed_planes: Tensor, grid: Grid) -> Tensor:
     """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is never listed, the same shape."""
-    ranks = torch.from_numpy(order.GENERATION_ORDER).to(closed_planes.device)
-    is_luma = (ranks < order.CB)[:, None]
-    return ~closed_planes & (is_luma | grid.is_chroma_place.to(closed_planes.device))
+    device = closed_planes.device
+    return ~closed_planes & (~IS_CHROMA_RANK.to(device)[:, None] | grid.is_chroma_place.to(device))
 
 
 def last_open_place(opened: Tensor) -> Tensor:
@@ -71,6 +70,7 @@ class ValueAlphabet:
 
     def __init__(self, limits: Tensor):
         """Args: limits: int64 ``[192]`` by rank, largest magnitude of each channel."""
+        self.limits = limits
         self.largest = int(limits.max())
         magnitudes = torch.arange(1, self.largest + 1)
         self.values = torch.cat([-magnitudes.flip(0), magnitudes])

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid, outside_inference
+from dctransformer.codec.grid import IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import rank_planes, value_features
 from dctransformer.model.legality import NEVER, ValueAlphabet
@@ -109,8 +109,7 @@ class Texture(nn.Module):
         s, w, hidden = config.texture_state, config.texture_width, config.texture_hidden
         self.first = config.texture_rank
         self.register_buffer("limits", limits.clone(), persistent=False)
-        chroma = torch.from_numpy(order.GENERATION_ORDER >= order.CB).long()
-        self.register_buffer("is_chroma", chroma, persistent=False)
+        self.register_buffer("is_chroma", IS_CHROMA_RANK.long(), persistent=False)
         band = torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER])
         self.register_buffer("band", band, persistent=False)
 

@@ -112,7 +112,7 @@ class Decoding:
         before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
         x = m.embed_previous(*before, self.context)
         self.stream = self._run(0, x)
-        return m.channel_logits(self.stream, before[0], before[1], self.context)[:, 0]
+        return m.channel_head(self.stream, before[0], before[1], self.context)[:, 0]
 
     def enter(self, rank: Tensor) -> None:
         """Where a row's channel is new, make its place features from the states as they are now.
@@ -153,7 +153,7 @@ class Decoding:
         cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
         x = m.embed_channel(self.stream, rank)
         self.stream = self._run(1, x)
-        return m.position_logits(self.stream, rank, cursor, self.places, self.context)[:, 0]
+        return m.position_head(self.stream, rank, cursor, self.places, self.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
         """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
@@ -161,7 +161,7 @@ class Decoding:
         self.chosen_position = position
         x = m.embed_position(self.stream, rank, position[:, None], self.places, self.context)
         self.stream = self._run(2, x)
-        return m.value_logits(self.stream, rank)[:, 0]
+        return m.value_head(self.stream, rank)[:, 0]
 
     def _run(self, decoder: int, x: Tensor) -> Tensor:
         return self.stacks[decoder](x, self.memory[decoder], self.caches[decoder], self.place)
@@ -182,7 +182,7 @@ class Decoding:
         added = self.model.local.contribution(rank, value).to(self.states.luma.dtype)
         if counted is not None:
             added = torch.where(counted[..., None], added, 0.0)
-        chroma, rows = self.model.chroma_rank[rank][..., None], self.rows[:, None]
+        chroma, rows = self.model.local.is_chroma[rank][..., None].long(), self.rows[:, None]
         mcu = self.context.grid.mcu_at(position)
         for states, place, part in (
             (self.states.luma, position, added * (1 - chroma)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dctransformer.files import write_tensors
+from dctransformer.hub.compatibility import current_name
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.labels import model_labels
@@ -61,7 +63,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             progress = json.loads((file.metadata() or {})["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {_current_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
             p.data.copy_(placed_like(tensors[f"weights.{name}"], p))
             mean.copy_(placed_like(tensors[f"average.{name}"], mean))
@@ -72,6 +74,11 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
     except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start the run again from its beginning") from error
     return progress
+
+
+def _current_key(key: str) -> str:
+    """A checkpoint's key with the name that the parameter has now."""
+    return re.sub(r"^(weights|average|optimizer\.\w+)\.(.+)", lambda m: f"{m[1]}.{current_name(m[2])}", key)
 
 
 def start_from(model: DCTransformer, name: str) -> None:
