@@ -14,6 +14,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.context import States, neighbour_table
 from dctransformer.model.heads import PositionHead, hazard_logits
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import coarse
@@ -151,6 +152,43 @@ def test_hazards_are_the_chances_of_the_first_outcome_taken() -> None:
         torch.testing.assert_close(first[:, k].exp(), left * taken)
         left = left * (1 - taken)
     torch.testing.assert_close(none[:, 0].exp(), left)
+
+
+def test_given_coefficients_of_the_channel_are_seen_on_all_sides() -> None:
+    """A given neighbour changes a place's features, before and after it; a given zero differs from nothing known."""
+    local = make_model().local
+    positions = torch.arange(GRID.positions)
+    for rank, step in ((0, 1), (int(order.RANK[order.CR]), 2)):
+        near = neighbour_table(GRID, torch.device("cpu"))[None, step - 1]
+        middle = 2 * GRID.width + 2
+        down, right = (positions // GRID.width - 2) // step, (positions % GRID.width - 2) // step
+        around = (down.abs() <= 1) & (right.abs() <= 1) & (positions != middle)
+        around &= (positions // GRID.width % step == 0) & (positions % GRID.width % step == 0)
+        states = States(torch.zeros(1, GRID.positions, 8), torch.zeros(1, GRID.mcus, 8))
+
+        def features(*given: float, rank=rank, middle=middle, near=near, states=states) -> Tensor:
+            coefficients = torch.zeros(1, GRID.positions, 2)
+            coefficients[0, middle] = torch.tensor(given)
+            encoded = torch.zeros(1, GRID.positions, 32)
+            return local.features(states, encoded, coefficients, near, torch.tensor([rank]), GRID)[0]
+
+        with torch.no_grad():
+            nothing, zero, three = features(0, 0), features(0, 1), features(3, 1)
+        assert torch.equal((nothing != zero).any(-1), around) and torch.equal((zero != three).any(-1), around)
+
+
+def test_a_given_zero_differs_from_a_hidden_coefficient() -> None:
+    """To the encoder and to the local context."""
+    model = make_model()
+    closed = torch.rand(1, GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(0)) < 0.3
+    blank, labels = torch.zeros(1, GRID.mcus, 6, 64, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        given, hidden = (model.encode(blank, settled, closed, labels, GRID) for settled in (closed, closed & False))
+    assert given.states is not None and hidden.states is not None
+    assert not torch.equal(given.encoded, hidden.encoded)
+    assert not torch.equal(given.states.luma, hidden.states.luma)
+    assert not torch.equal(given.states.chroma, hidden.states.chroma)
+    assert bool(given.given.any()) and not bool(hidden.given.any())
 
 
 def test_the_empty_picture_has_a_likelihood() -> None:

@@ -53,6 +53,10 @@ RENAMED = {
 """Modules of the network that had other names: before, now."""
 
 
+ADDED = ("local.hidden_table", "local.given_mix")
+"""Parameters that older files don't have; with zeros the network computes what it did without them."""
+
+
 def current_name(parameter: str) -> str:
     """The name that a parameter of a file has in the network now."""
     module, _, rest = parameter.partition(".")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dctransformer.files import write_tensors, write_text
-from dctransformer.hub.compatibility import current_name, without_retired
+from dctransformer.hub.compatibility import ADDED, current_name, without_retired
 from dctransformer.hub.storage import SCALE, check_type, restored, stored
 from dctransformer.model.config import ModelConfig, check_names
 from dctransformer.model.dctransformer import DCTransformer
@@ -200,7 +200,8 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
                 f"{path} is damaged ({name} holds NaN, infinity or numbers too large for fp32); "
                 "copy or download it again"
             )
-    return tensors
+    added = {name: torch.zeros(expected[name].shape) for name in ADDED if name in expected}
+    return added | tensors
 
 
 def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
@@ -225,6 +226,8 @@ def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     scales = {name + SCALE for name in expected if types.get(name) == "I8"}
     for name in sorted((names.keys() - scales) | expected.keys()):
+        if name in ADDED and name in expected and name not in names:
+            continue
         if name not in expected or shapes.get(name) != list(expected[name].shape):
             raise ValueError(f"{path} does not fit its {CONFIG} (at {name}); copy or download both again")
         try:

@@ -40,9 +40,11 @@ class Context:
     chosen_place: Tensor
     """Embedding of each position where the chosen one is read, ``[P, D]``."""
     neighbours: Tensor
-    """Positions around each, from `dctransformer.model.context.neighbour_table`, int64 ``[2, 4, P]``."""
+    """Positions around each, from `dctransformer.model.context.neighbour_table`, int64 ``[2, 8, P]``."""
     planes: Tensor
     """Coefficients of the partial DCT image by rank, int16 ``[B, 192, P]``."""
+    given: Tensor
+    """Places whose coefficients, zeros too, are settled from the start, bool ``[B, 192, P]``."""
     opened: Tensor
     """Places that may be chosen at all, bool ``[B, 192, P]``."""
     last_open: Tensor

@@ -4,7 +4,8 @@ Generation goes channel by channel, so when a channel begins, every earlier chan
 Two things follow without waiting for the next chunk's encoder pass:
 
 * each place keeps a *state*, a running sum of table rows over its settled coefficients; a convolution over the
-  states around a place, the encoder's feature and the channel give the place's *features*, once a channel;
+  states around a place, what is given of the same channel on all sides of it, the encoder's feature and the channel
+  give the place's *features*, once per channel;
 * inside a channel, a place also sees the same channel's values to its left and above.
 
 Classical coders (Lepton, brunsli) live on these contexts alone.
@@ -28,6 +29,12 @@ from dctransformer.model.config import ModelConfig
 
 VALUE_FEATURES = 4
 """K: signed log, non-zero flag, log magnitude, and four times the value over the channel's limit."""
+
+NEIGHBOURS, BEFORE = 8, 4
+"""Places around a place, and how many of them come before it in raster order."""
+
+GIVEN_FEATURES = 4
+"""Features of a place in the channel in hand: given, non-zero, log magnitude, signed log magnitude."""
 
 
 def value_features(value: Tensor, limit: Tensor) -> Tensor:
@@ -58,13 +65,17 @@ def rank_planes(slots: Tensor, grid: Grid) -> Tensor:
 @functools.lru_cache(maxsize=16)
 @outside_inference
 def neighbour_table(grid: Grid, device: torch.device) -> Tensor:
-    """Positions left, above, above-left and above-right of each: int64 ``[2, 4, P]`` (luma, chroma); P if outside."""
+    """Positions around each: int64 ``[2, 8, P]`` for luma and chroma, P where it is outside of the picture.
+
+    The first `BEFORE` come earlier in raster order (left, above, above-left, above-right), the others mirror them.
+    """
     tables = []
     for step in (1, 2):
         around = []
-        for down, right in ((0, -step), (-step, 0), (-step, -step), (-step, step)):
+        before = ((0, -step), (-step, 0), (-step, -step), (-step, step))
+        for down, right in (*before, *((-down, -right) for down, right in before)):
             row, col = grid.row + down, grid.col + right
-            inside = (row >= 0) & (col >= 0) & (col < grid.width)
+            inside = (row >= 0) & (row < 2 * grid.rows) & (col >= 0) & (col < grid.width)
             around.append(torch.where(inside, row * grid.width + col, grid.positions))
         tables.append(torch.stack(around))
     return torch.stack(tables).to(device)
@@ -106,6 +117,8 @@ class LocalContext(nn.Module):
         self.register_buffer("limits", limits.clone(), persistent=False)
         self.table = nn.Parameter(torch.randn(order.NUM_CHANNELS, VALUE_FEATURES, s) * 0.3)
         self.given_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
+        self.hidden_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
+        self.given_mix = nn.Parameter(torch.zeros(NEIGHBOURS * GIVEN_FEATURES, 2 * w))
         self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.encoded = nn.Linear(config.width, 4 * 2 * w, bias=False)
@@ -118,17 +131,25 @@ class LocalContext(nn.Module):
         rows = F.embedding(rank, self.table.flatten(1)).unflatten(-1, self.table.shape[1:])
         return (value_features(value, self.limits[rank])[..., None, :] @ rows)[..., 0, :]
 
-    def start(self, coefficients: Tensor, closed: Tensor, grid: Grid) -> States:
-        """States before a chunk, from its partial DCT image ``[B, N, 6, 64]`` and what of it is never to be listed."""
+    def start(self, coefficients: Tensor, settled: Tensor, closed: Tensor, grid: Grid) -> States:
+        """States before a chunk.
+
+        Args:
+            coefficients: int16 ``[B, N, 6, 64]``, the partial DCT image.
+            settled: bool ``[B, N, 6, 64]``, where the value (zero too) is known.
+            closed: bool ``[B, N, 6, 64]``, what is never to be listed: given, or else hidden.
+            grid: the MCU grid.
+        """
         device = coefficients.device
         ranks = RANK_OF_SLOT.to(device)
         features = value_features(coefficients, self.limits[ranks])
         luma_block = grid.luma_block.to(device)
         luma = features.flatten(1, 2)[:, luma_block].flatten(2) @ self.table[ranks[0]].flatten(0, 1)
         chroma = features[:, :, 4:].flatten(2) @ self.table[ranks[4:]].flatten(0, 2)
-        closed = closed.to(luma.dtype)
-        luma = luma + closed.flatten(1, 2)[:, luma_block] @ self.given_table[ranks[0]]
-        chroma = chroma + closed[:, :, 4:].flatten(2) @ self.given_table[ranks[4:]].flatten(0, 1)
+        for mask, table in ((closed, self.given_table), (closed & ~settled, self.hidden_table)):
+            mask = mask.to(luma.dtype)
+            luma = luma + mask.flatten(1, 2)[:, luma_block] @ table[ranks[0]]
+            chroma = chroma + mask[:, :, 4:].flatten(2) @ table[ranks[4:]].flatten(0, 1)
         return States(luma, chroma)
 
     def encoded_places(self, encoded: Tensor, grid: Grid) -> Tensor:
@@ -137,12 +158,25 @@ class LocalContext(nn.Module):
         quarter = (grid.row % 2) * 2 + grid.col % 2
         return parts[:, (grid.mcu * 4 + quarter).to(encoded.device)]
 
-    def features(self, states: States, encoded: Tensor, rank: Tensor, grid: Grid) -> Tensor:
+    def _given_around(self, given: Tensor, near: Tensor) -> Tensor:
+        """Features of the given coefficients around each place: see `features`; ``[T, P, 8 · 4]``."""
+        count, places = given.shape[:2]
+        size = given[..., 0].abs().log1p()
+        inputs = torch.stack([given[..., 1], (size > 0).float(), size, size * given[..., 0].sign()], dim=-1)
+        row = torch.arange(count, device=near.device)[:, None, None] * (places + 1) + near.transpose(1, 2)
+        return F.pad(inputs, (0, 0, 0, 1)).flatten(0, 1).index_select(0, row.flatten()).view(count, places, -1)
+
+    def features(
+        self, states: States, encoded: Tensor, given: Tensor, near: Tensor, rank: Tensor, grid: Grid
+    ) -> Tensor:
         """Place features for T channels about to be listed.
 
         Args:
             states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
             encoded: from `encoded_places`, ``[T, P, 2 W]``.
+            given: fp32 ``[T, P, 2]``, the channels' coefficients that are settled from the start (0 where they are
+                not), and whether they are. No others of the channel: they are still to be decided.
+            near: rows of `neighbour_table`, int64 ``[T, 8, P]``.
             rank: int64 ``[T]``, less than 192.
             grid: the MCU grid.
 
@@ -155,6 +189,7 @@ class LocalContext(nn.Module):
         around_luma = self.luma_mix(luma).flatten(2).transpose(1, 2)
         around_chroma = self.chroma_mix(chroma).flatten(2).transpose(1, 2)
         mixed = around_luma + _at_positions(around_chroma, grid) + encoded + self.channel(rank)[:, None]
+        mixed = mixed + self._given_around(given, near).to(mixed.dtype) @ self.given_mix
         gate, up = mixed.chunk(2, dim=-1)
         return self.norm(F.silu(gate) * up)
 

@@ -189,9 +189,10 @@ class DCTransformer(nn.Module):
             chosen_place=position_embeddings(self.chosen_row, self.chosen_col, grid, offset),
             neighbours=neighbour_table(grid, encoded.device),
             planes=rank_planes(coefficients, grid),
+            given=rank_planes(closed & settled, grid),
             opened=opened,
             last_open=last_open_place(opened),
-            states=self.local.start(coefficients, closed, grid) if self.config.local_context else None,
+            states=self.local.start(coefficients, settled, closed, grid) if self.config.local_context else None,
             encoded_places=self.local.encoded_places(encoded, grid) if self.config.local_context else None,
         )
 
@@ -240,22 +241,25 @@ class DCTransformer(nn.Module):
         same = same.index_put((runs.of_triple[listed], positions[listed]), values[listed].float())
         places = Places(runs.rank, same, runs.of_triple)
         if self.config.local_context:
-            assert context.states is not None and context.encoded_places is not None
+            assert context.states is not None
             states = states_by_run(self.local, context.states, runs, ranks, positions, values, counted, grid)
-            encoded = context.encoded_places.index_select(0, runs.row)
-            places.features, places.keys, places.base = self.look_around(states, encoded, runs.rank, grid)
+            places.features, places.keys, places.base = self.look_around(states, context, runs.row, runs.rank)
         return places
 
-    def look_around(self, states: States, encoded: Tensor, rank: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    def look_around(self, states: States, context: Context, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, pointer keys and base scores of every place for T channels about to be listed (see `Places`).
 
         Args:
             states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
-            encoded: `Context.encoded_places` of each, ``[T, P, 2 W]``.
+            context: of the chunks.
+            row: int64 ``[T]``, the chunk of each.
             rank: int64 ``[T]``, less than 192.
-            grid: the MCU grid.
         """
-        features = self.local.features(states, encoded, rank, grid)
+        assert context.encoded_places is not None
+        encoded, given = context.encoded_places.index_select(0, row), context.given[row, rank]
+        given = torch.stack([torch.where(given, context.planes[row, rank], 0), given], dim=-1).float()
+        near = context.neighbours[self.local.is_chroma[rank].long()]
+        features = self.local.features(states, encoded, given, near, rank, context.grid)
         return features, *self.position_head.local_scores(features, rank)
 
     def streams(

@@ -16,6 +16,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
 from dctransformer.model.chunk_state import PLACE_POINTER, POINTER, Context, Places
 from dctransformer.model.config import Architecture
+from dctransformer.model.context import BEFORE, NEIGHBOURS
 from dctransformer.model.legality import NEVER, ValueAlphabet, legal_channels, legal_positions
 from dctransformer.model.ops import rows_at, taken
 from dctransformer.sequence.chunks import START
@@ -98,8 +99,8 @@ class PositionHead(nn.Module):
             self.place_key = nn.Linear(w, PLACE_POINTER)
             self.place_readout = nn.Embedding(order.NUM_CHANNELS, w)
             self.place_bias = nn.Embedding(order.NUM_CHANNELS, 1)
-            self.neighbour_gate = nn.Linear(d, 4)
-            self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, 4)
+            self.neighbour_gate = nn.Linear(d, BEFORE)
+            self.neighbour_bias = nn.Embedding(order.NUM_CHANNELS, BEFORE)
 
     def initialise(self) -> None:
         """Set the start of training; linear layers have their usual weights already."""
@@ -172,8 +173,8 @@ class PositionHead(nn.Module):
         reach = min(2 * grid.width + 2, grid.positions)  # chroma's neighbour above and to the left
         here = cursor[..., None] + torch.arange(1, reach + 1, device=cursor.device)
         inside, here = here < grid.positions, here.clamp(max=grid.positions - 1)
-        side = torch.arange(4, device=cursor.device)[:, None]
-        row = self.is_chroma[rank][..., None, None] * 4 + side
+        side = torch.arange(BEFORE, device=cursor.device)[:, None]
+        row = self.is_chroma[rank][..., None, None] * NEIGHBOURS + side
         near = taken(context.neighbours, row * grid.positions + here[:, :, None])
         size = places.same_at(near).abs().log1p() * (near <= cursor[..., None, None])
         added = (weight[..., None] * size).sum(-2) * inside
@@ -200,7 +201,7 @@ class ValueHead(nn.Module):
         self.out = nn.Linear(d, len(alphabet))
         self.after = nn.Embedding(order.NUM_CHANNELS, len(alphabet))
         if self.local:
-            self.context = nn.Sequential(nn.Linear(config.place_width + 8, d), nn.SiLU(), nn.Linear(d, d))
+            self.context = nn.Sequential(nn.Linear(config.place_width + 2 * BEFORE, d), nn.SiLU(), nn.Linear(d, d))
 
     def initialise(self) -> None:
         """Set the start of training; linear layers have their usual weights already."""
@@ -225,7 +226,7 @@ class ValueHead(nn.Module):
         x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
-        near = context.neighbours[self.is_chroma[rank], :, position]
+        near = context.neighbours[self.is_chroma[rank], :BEFORE, position]
         same = places.same_at(near).masked_fill(near == grid.positions, 0.0)
         limit = self.limits[rank][..., None]
         around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)

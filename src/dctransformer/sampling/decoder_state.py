@@ -140,9 +140,7 @@ class Decoding:
         m, context, rank = self.model, self.context, self.chosen_rank[rows]
         places = Places(rank, context.planes[rows, rank].float(), rows[:, None])
         if self.states is not None:
-            assert context.encoded_places is not None
-            made = m.look_around(self.states[rows], context.encoded_places[rows], rank, context.grid)
-            places.features, places.keys, places.base = made
+            places.features, places.keys, places.base = m.look_around(self.states[rows], context, rows, rank)
         return places
 
     def position(self, rank: Tensor, *, entered: bool = False) -> Tensor:

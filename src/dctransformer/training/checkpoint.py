@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dctransformer.files import write_tensors
-from dctransformer.hub.compatibility import current_name
+from dctransformer.hub.compatibility import ADDED, current_name
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.labels import model_labels
@@ -65,6 +65,10 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
             progress = json.loads((file.metadata() or {})["progress"])
             tensors = {_current_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
+            if name in ADDED and f"weights.{name}" not in tensors:
+                p.data.zero_()
+                mean.zero_()
+                continue
             p.data.copy_(placed_like(tensors[f"weights.{name}"], p))
             mean.copy_(placed_like(tensors[f"average.{name}"], mean))
             for key in STATES:

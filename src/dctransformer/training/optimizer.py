@@ -78,7 +78,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = t
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, LocalContext):
-            tables |= {id(module.table), id(module.given_table)}
+            tables |= {id(module.table), id(module.given_table), id(module.hidden_table)}
     # A step of texture reads most rows of its tables: they need no larger steps than other parameters.
     dense = {id(m.weight) for t in model.modules() if isinstance(t, Texture) for m in t.modules()
              if isinstance(m, nn.Embedding)}  # fmt: skip
