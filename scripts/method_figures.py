@@ -240,8 +240,7 @@ def chunk_figure(samples: Samples, batch: ChunkBatch, index: int, stride: int) -
     n = int(batch.lengths[0])
     ranks, positions = batch.ranks[0, 1 : n + 1], batch.positions[0, 1 : n + 1]
     listed = ranks < order.NUM_CHANNELS
-    channel = torch.from_numpy(order.GENERATION_ORDER)[ranks[listed]]
-    target.view(-1)[grid.slot(channel, positions[listed])] = True
+    target.view(-1)[grid.slot(ranks[listed], positions[listed])] = True
     there = planes((batch.coefficients[0] != 0), grid)
     next_ones = planes(target[0], grid)
 

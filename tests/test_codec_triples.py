@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dctransformer import Codec, DCTImage
 from dctransformer.codec import order, transform
 from dctransformer.codec.dct_image import grid_sizes
-from dctransformer.codec.grid import Grid, flip_triples
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import flip_triples
 from pictures import photo
 
 STEPS = ((1, 1), (1, 2), (2, 2), (2, 1), (1, 4), (2, 4))

@@ -123,7 +123,7 @@ def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
         ranks = sequence.ranks[:-1]
         key = ranks * GRID.positions + sequence.positions[:-1]
         assert bool((key[1:] > key[:-1]).all())
-        slot = GRID.slot(torch.from_numpy(order.GENERATION_ORDER)[ranks], sequence.positions[:-1])
+        slot = GRID.slot(ranks, sequence.positions[:-1])
         everything[slot] = sequence.values[:-1].to(torch.int16)
     assert torch.equal(everything.view(-1, 6, 64), dct.to_mcus()[0])
     assert rest.known is not None

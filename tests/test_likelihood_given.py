@@ -13,10 +13,10 @@ import torch
 from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import gather, ranked
 from dctransformer.data import TripleStore, prepare
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
-from dctransformer.model.context import rank_planes
 from dctransformer.sequence.chunks import START, Sequence, cut_chunks
 from dctransformer.sequence.conditions import NAMES, named
 from dctransformer.tasks.likelihood import likelihood
@@ -58,7 +58,7 @@ def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given
     pictures = [(store.triples(i), int(store.labels[i])) for i in range(len(store))]
     inside, outside = ([], [])
     for triples, label in pictures:
-        chosen = mask.flatten()[grid.slot(triples[:, 0].long(), triples[:, 1].long())]
+        chosen = mask.flatten()[grid.slot(*ranked(triples)[:2])]
         inside.append(Sequence.from_triples(triples[chosen], grid, label, hidden=~mask))
         full = Sequence.from_triples(triples, grid, label, given=mask)
         assert torch.equal(full.positions[:-1], triples[~chosen, 1].long())
@@ -80,8 +80,8 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
     triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 4)
     mask = named(given).mask(grid)
     assert mask is not None
-    planes = rank_planes(mask[None], grid)[0]
-    places = rank_planes(torch.ones_like(mask)[None], grid)[0]
+    planes = gather(mask[None], grid)[0]
+    places = gather(torch.ones_like(mask)[None], grid)[0]
     marked_places = [int((planes[rank] & places[rank]).sum()) for rank in range(192)]
     all_places = [int(places[rank].sum()) for rank in range(192)]
     expected = 0.0

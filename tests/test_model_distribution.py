@@ -12,6 +12,7 @@ from torch import Tensor
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import ranked
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.context import States, neighbour_table
@@ -273,12 +274,11 @@ def test_samples_of_an_untrained_model_are_legal(variant: str) -> None:
     lengths = [len(t) for t in samples.triples]
     assert max(lengths) > model.config.chunk, "some sample should need several chunks"
     for request, slots, triples in zip(requests, samples.mcus, samples.triples, strict=True):
-        rank = torch.from_numpy(order.RANK)[triples[:, 0].long()]
-        key = rank * GRID.positions + triples[:, 1]
-        assert bool((key.diff() > 0).all())
+        rank, position, _ = ranked(triples)
+        assert bool(((rank * GRID.positions + position).diff() > 0).all())
         assert bool((triples[:, 2] != 0).all())
         assert bool((triples[:, 2].abs() <= model.limits[rank]).all())
-        slot = GRID.slot(triples[:, 0].long(), triples[:, 1].long())
+        slot = GRID.slot(rank, position)
         made = torch.zeros(slots.numel(), dtype=torch.int16)
         made[slot] = triples[:, 2].to(torch.int16)
         if request.given is not None:

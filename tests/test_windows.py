@@ -11,7 +11,8 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec, DCTImage
-from dctransformer.codec.grid import Grid, crop_triples, flip_triples, rank_slots
+from dctransformer.codec.grid import Grid, rank_slots
+from dctransformer.codec.triples import crop_triples, flip_triples
 from dctransformer.data import TripleStore, prepare
 from dctransformer.model.config import preset
 from dctransformer.model.texture_state import checkerboard

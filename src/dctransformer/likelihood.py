@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
-from dctransformer.model.context import rank_planes
+from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
+from dctransformer.codec.triples import gather
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
 from dctransformer.model.precision import full_fp32
@@ -82,11 +82,6 @@ class CodeLengths:
         }
 
 
-_BAND_OF_RANK = torch.cat(
-    [torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER]), torch.tensor([len(order.BANDS)])]
-)
-
-
 def _of_grid(marked: Marked, grid: Grid) -> Tensor:
     return marked if isinstance(marked, Tensor) else marked[grid]
 
@@ -139,7 +134,7 @@ def code_lengths(
         chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
         nats, by_channel = _chunk_nats(model, chunks, split=marked is not None)
         predicted = chunks.predicted
-        band = _BAND_OF_RANK[chunks.ranks[:, 1:]]
+        band = BAND_OF_RANK[chunks.ranks[:, 1:]]
         for row, (i, *_) in enumerate(group):
             while len(bits) <= i:
                 bits.append(torch.zeros(len(order.BANDS) + 1, 3, dtype=torch.float64))
@@ -205,7 +200,7 @@ class _TextureScores:
         nats = torch.zeros(len(sequences), len(order.BANDS), 3, dtype=torch.float64)
         for batch in texture_slices(sequences, used):
             nats += self.model.texture(batch.to(self.model.device)).cpu().double()
-        band = _BAND_OF_RANK[:-1]
+        band = BAND_OF_RANK[:-1]
         for i, sequence in enumerate(sequences):
             assert sequence.coefficients is not None
             listed = (sequence.coefficients != 0) & ~sequence.closed & (self.first <= RANK_OF_SLOT)
@@ -263,9 +258,9 @@ def _texture_bits_about(marked: Tensor, model: DCTransformer, sequence: Sequence
     """
     assert sequence.coefficients is not None
     use, occupancy, values, saved = place_nats(model, sequence, used)
-    opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
-    inside = rank_planes(marked[None], sequence.grid)[0] & opened
-    held = (rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened
+    opened = open_places(gather(sequence.closed[None], sequence.grid), sequence.grid)[0]
+    inside = gather(marked[None], sequence.grid)[0] & opened
+    held = (gather(sequence.coefficients[None], sequence.grid)[0] != 0) & opened
     counted = torch.where(held.any(-1, keepdim=True), held, opened)
     share = ((counted & inside).sum(-1) / counted.sum(-1).clamp_min(1)).double()
     by_place = ((occupancy + values) * inside[used]).sum()
@@ -282,8 +277,8 @@ def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tens
     assert sequence.coefficients is not None
     used = channels_in_use(sequence, model.config.texture_rank)
     use, occupancy, values, saved = place_nats(model, sequence, used)
-    opened = open_places(rank_planes(sequence.closed[None], sequence.grid), sequence.grid)[0]
-    held = ((rank_planes(sequence.coefficients[None], sequence.grid)[0] != 0) & opened)[used]
+    opened = open_places(gather(sequence.closed[None], sequence.grid), sequence.grid)[0]
+    held = ((gather(sequence.coefficients[None], sequence.grid)[0] != 0) & opened)[used]
     count = held.sum(-1).clamp_min(1)
     empty = (torch.where(held, 0.0, occupancy).sum(-1) + saved) / count
     fields = torch.stack([(use[used] / count)[:, None].expand_as(held), occupancy + empty[:, None], values], -1)
@@ -326,7 +321,7 @@ def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_c
     all, and to the coefficient listed where the channel is marked in places (to none at the stop).
     """
     place = open_places(torch.zeros(1, order.NUM_CHANNELS, chunks.grid.positions, dtype=torch.bool), chunks.grid)[0]
-    inside = rank_planes(marked[None], chunks.grid)[0] & place
+    inside = gather(marked[None], chunks.grid)[0] & place
     mixed = inside.any(-1) & (place & ~inside).any(-1)
     whole = inside.any(-1) & ~mixed
 

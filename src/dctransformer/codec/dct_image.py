@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import ODD_HORIZONTAL
+from dctransformer.codec.grid import IS_CHROMA_RANK
+from dctransformer.codec.triples import ODD_HORIZONTAL, public, ranked
 
 _SAMPLING_NAMES = {
     (1, 1): "4:4:4", (1, 2): "4:2:2", (2, 2): "4:2:0", (2, 1): "4:4:0",
@@ -236,8 +237,7 @@ class DCTImage:
         layout = _Layout.of(self.height, self.width, self.chroma_step, self.is_grey)
         coefficients = layout.flatten(self.luma, self.cb, self.cr)
         image, index = coefficients.nonzero(as_tuple=True)
-        channel, position = layout.places(index)
-        triples = torch.stack([channel, position, coefficients[image, index].long()], dim=1).to(torch.int32)
+        triples = public(*layout.places(index), coefficients[image, index].long())
         return list(triples.split(image.bincount(minlength=len(self)).tolist()))
 
     @classmethod
@@ -272,10 +272,10 @@ class DCTImage:
         device = batch[0].device if batch else luma_table.device
         lengths = torch.tensor([len(one) for one in batch], device=device)
         joined = torch.cat(batch) if batch else torch.empty(0, 3, device=device)
-        channel, position, value = joined.long().unbind(1)
+        value = joined[:, 2]
         if ((value == 0) | (value != value.to(torch.int16))).any():
             raise ValueError("a triple's value is 0 or beyond 16 bits; list only non-zero coefficients")
-        index = layout.index(channel, position)
+        index = layout.index(joined)
         image = torch.arange(len(batch), device=device).repeat_interleave(lengths)
         coefficients = torch.zeros(len(batch), layout.size, dtype=torch.int16, device=device)
         coefficients[image, index] = value.to(torch.int16)
@@ -292,20 +292,17 @@ class _Layout:
     luma_grid: tuple[int, int]
     chroma_grid: tuple[int, int]
     chroma_step: tuple[int, int]
-    channels: Tensor
-    """Channel ids in generation order: int64 ``[C]``, C = 192 or, for grey pictures, 64."""
+    grey: bool
     starts: Tensor
-    """Where each of them starts in the row, and the end: int64 ``[C + 1]``."""
+    """Where each rank starts in the row, and the end: int64 ``[193]``."""
 
     @classmethod
     def of(cls, height: int, width: int, chroma_step: tuple[int, int], grey: bool) -> _Layout:
         luma_grid, chroma_grid = grid_sizes(height, width, chroma_step)
-        channels = torch.from_numpy(order.GENERATION_ORDER)
-        if grey:
-            channels = channels[channels < order.CB]
-        blocks = torch.where(channels < order.CB, luma_grid[0] * luma_grid[1], chroma_grid[0] * chroma_grid[1])
+        chroma_blocks = 0 if grey else chroma_grid[0] * chroma_grid[1]
+        blocks = torch.where(IS_CHROMA_RANK, chroma_blocks, luma_grid[0] * luma_grid[1])
         starts = torch.cat([blocks.new_zeros(1), blocks.cumsum(0)])
-        return cls(luma_grid, chroma_grid, chroma_step, channels, starts)
+        return cls(luma_grid, chroma_grid, chroma_step, grey, starts)
 
     @property
     def size(self) -> int:
@@ -314,7 +311,7 @@ class _Layout:
 
     def _pieces(self) -> list[tuple[int, int, int]]:
         """The row's stretches: (component, first frequency, end frequency)."""
-        components = order.COMPONENT_ORDER if len(self.channels) == order.NUM_CHANNELS else (order.LUMA,)
+        components = (order.LUMA,) if self.grey else order.COMPONENT_ORDER
         return [(component, *band) for band in order.BANDS for component in components]
 
     def flatten(self, luma: Tensor, cb: Tensor | None, cr: Tensor | None) -> Tensor:
@@ -344,34 +341,32 @@ class _Layout:
         return luma, blocks[order.CB].contiguous(), blocks[order.CR].contiguous()
 
     def places(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Channel ids and positions of indices into the row (int64, any shape)."""
-        starts, channels = self.starts.to(index.device), self.channels.to(index.device)
+        """Ranks and positions of indices into the row (int64, any shape)."""
+        starts = self.starts.to(index.device)
         rank = torch.searchsorted(starts, index, right=True) - 1
-        channel, block = channels[rank], index - starts[rank]
+        block, is_chroma = index - starts[rank], IS_CHROMA_RANK.to(index.device)[rank]
         down, across = self.chroma_step
         row, col = block // self.chroma_grid[1], block % self.chroma_grid[1]
-        return channel, torch.where(channel < order.CB, block, row * down * self.luma_grid[1] + col * across)
+        return rank, torch.where(is_chroma, row * down * self.luma_grid[1] + col * across, block)
 
-    def index(self, channel: Tensor, position: Tensor) -> Tensor:
-        """The inverse of `places`.
+    def index(self, triples: Tensor) -> Tensor:
+        """Index into the row of public triples, ``[L, 3]``: int64 ``[L]``.
 
         Raises:
             ValueError: there is no such channel or place.
         """
+        channel, position, _ = triples.long().unbind(1)
         down, across = self.chroma_step
-        is_luma = channel < order.CB
-        legal_channel = (channel >= 0) & (channel < len(self.channels))
+        legal_channel = (channel >= 0) & (channel < (order.CB if self.grey else order.NUM_CHANNELS))
         row, col = position // self.luma_grid[1], position % self.luma_grid[1]
         legal_place = (position >= 0) & (row < self.luma_grid[0])
-        legal_place &= is_luma | ((row % down == 0) & (col % across == 0))
+        legal_place &= (channel < order.CB) | ((row % down == 0) & (col % across == 0))
         for legal, wrong, what in ((legal_channel, channel, "channel"), (legal_place, position, "position")):
             if not legal.all():
                 raise ValueError(
                     f"{what} {int(wrong[~legal][0])} is not one of a picture of {self.luma_grid[1]}×"
                     f"{self.luma_grid[0]} blocks; check that size, sampling and colours are those of the triples"
                 )
-        ranks = torch.from_numpy(order.RANK).to(channel.device)[channel]
-        if len(self.channels) < order.NUM_CHANNELS:
-            ranks = channel  # Grey: luma frequencies alone are in order.
-        block = torch.where(is_luma, position, row // down * self.chroma_grid[1] + col // across)
-        return self.starts.to(channel.device)[ranks] + block
+        rank = ranked(triples)[0]
+        block = torch.where(channel < order.CB, position, row // down * self.chroma_grid[1] + col // across)
+        return self.starts.to(channel.device)[rank] + block

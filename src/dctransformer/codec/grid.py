@@ -1,4 +1,4 @@
-"""Where positions lie: the luma block grid and the MCUs over it.
+"""Where positions and channels lie in a DCT image: the luma block grid, the MCUs over it, and the ranks of channels.
 
 Shapes: N MCUs, P = 4 N positions (luma blocks in raster order).
 """
@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,13 +136,13 @@ class Grid:
         positions[:, 4] = positions[:, 5] = self.chroma_position
         return positions
 
-    def slot(self, channel: Tensor, position: Tensor) -> Tensor:
-        """Flat index into ``[N, 6, 64]`` of coefficients given as channel ids and positions (int64, any shape)."""
-        mcu = self.mcu[position]
+    def slot(self, rank: Tensor, position: Tensor) -> Tensor:
+        """Flat index into ``[N, 6, 64]`` of coefficients given as ranks and positions (int64, any shape)."""
+        channel = CHANNEL_OF_RANK[rank]
         block = torch.where(
             channel < order.CB,
             self.luma_block[position],
-            mcu * order.BLOCKS_PER_MCU + 3 + channel // 64,
+            self.mcu[position] * order.BLOCKS_PER_MCU + 3 + channel // 64,
         )
         return block * 64 + channel % 64
 
@@ -162,79 +161,22 @@ def rank_slots(grid: Grid, device: torch.device) -> Tensor:
 
     Where a chroma channel has no coefficient it is ``N · 6 · 64``, one beyond the last.
     """
-    channel = torch.from_numpy(order.GENERATION_ORDER)[:, None]
-    slots = grid.slot(channel, torch.arange(grid.positions).expand(order.NUM_CHANNELS, -1))
-    exists = (channel < order.CB) | grid.is_chroma_place
+    slots = grid.slot(torch.arange(order.NUM_CHANNELS)[:, None], torch.arange(grid.positions))
+    exists = ~IS_CHROMA_RANK[:, None] | grid.is_chroma_place
     return torch.where(exists, slots, grid.mcus * order.BLOCKS_PER_MCU * 64).to(device)
 
 
-def channel_grid() -> Tensor:
-    """Channel id of each slot of an MCU: int64 ``[6, 64]``."""
-    component = torch.tensor([order.LUMA] * 4 + [order.CB, order.CR])
-    return component[:, None] + torch.arange(64)
+CHANNEL_OF_RANK = torch.from_numpy(order.GENERATION_ORDER)
+"""Channel id of each rank: int64 ``[192]``."""
 
+RANK_OF_CHANNEL = torch.from_numpy(order.RANK)
+"""Rank of each channel id: int64 ``[192]``."""
 
-RANK_OF_SLOT = torch.from_numpy(order.RANK)[channel_grid()]
+RANK_OF_SLOT = RANK_OF_CHANNEL[torch.tensor([order.LUMA] * 4 + [order.CB, order.CR])[:, None] + torch.arange(64)]
 """Rank of each slot of an MCU: int64 ``[6, 64]``."""
 
-IS_CHROMA_RANK = torch.from_numpy(order.GENERATION_ORDER >= order.CB)
+IS_CHROMA_RANK = order.CB <= CHANNEL_OF_RANK
 """Whether a rank's channel is chroma: bool ``[192]``."""
 
-ODD_HORIZONTAL = torch.from_numpy(order.ZIGZAG % 2 == 1)
-"""Frequencies that change sign when a picture is mirrored left to right: bool ``[64]``, zigzag order."""
-
-
-def flip_triples(triples: Tensor, where: Grid) -> Tensor:
-    """Triples of the picture mirrored left to right, exactly (no re-encoding).
-
-    Args:
-        triples: int ``[L, 3]`` (channel, position, value) in generation order.
-        where: the picture's grid.
-
-    Returns:
-        Triples like those given, again in generation order.
-    """
-    rows = triples.numpy()
-    if not len(rows):
-        return triples.clone()
-    channel, position = rows[:, 0], rows[:, 1]
-    # A flip reverses the blocks of each channel in each row, which are neighbours in the list.
-    line = channel.astype(np.int64) * (2 * where.rows) + position // where.width
-    starts = np.flatnonzero(np.diff(line, prepend=-1))
-    ends = np.append(starts[1:], len(rows))
-    index = np.repeat(starts + ends - 1, ends - starts) - np.arange(len(rows))
-    flipped = rows.take(index, axis=0)
-    channel, position = (torch.from_numpy(flipped[:, column]) for column in (0, 1))
-    flipped[:, 1] = where.mirrored(position, channel).numpy()
-    flipped[:, 2] *= 1 - 2 * ODD_HORIZONTAL.numpy().take(flipped[:, 0] % 64).astype(rows.dtype)
-    return torch.from_numpy(flipped)
-
-
-def crop_triples(triples: Tensor, where: Grid, top: int, left: int, window: Grid) -> Tensor:
-    """Triples of a rectangle of whole MCUs, exactly (no re-encoding).
-
-    Args:
-        triples: int ``[L, 3]`` (channel, position, value) in generation order.
-        where: the picture's grid.
-        top: first row of MCUs.
-        left: first column of MCUs.
-        window: the rectangle's grid.
-
-    Returns:
-        Those of the triples that lie inside, with positions in the window, again in generation order.
-
-    Raises:
-        ValueError: the window does not lie in the picture.
-    """
-    if not (0 <= top <= where.rows - window.rows and 0 <= left <= where.cols - window.cols):
-        raise ValueError(f"a window of {window.size} at MCU row {top}, column {left} is not inside of {where.size}")
-    # Raster order inside a rectangle is the picture's, so nothing needs to be sorted.
-    rows, width = triples.numpy(), where.width
-    moved = np.full((2 * where.rows, width), -1, rows.dtype)
-    inside = moved[2 * top : 2 * (top + window.rows), 2 * left : 2 * (left + window.cols)]
-    inside[:] = np.arange(window.positions).reshape(inside.shape)
-    position = moved.ravel().take(rows[:, 1])
-    index = np.flatnonzero(position >= 0)
-    cropped = rows.take(index, axis=0)
-    cropped[:, 1] = position.take(index)
-    return torch.from_numpy(cropped)
+BAND_OF_RANK = torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)])
+"""Index into `order.BANDS` of each rank, and their number for the stop: int64 ``[193]``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import Grid
+from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
 from dctransformer.likelihood import code_lengths, place_nats, require_finite
@@ -22,8 +22,6 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import full_fp32
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.sequence.texture import channels_in_use
-
-_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
 
 def exact_bits(
@@ -108,7 +106,7 @@ def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int 
         waiting.clear()
 
     def add(flat: Tensor, rank: Tensor, place: Tensor, spent: Tensor, grid: Grid) -> None:
-        is_luma = _CHANNEL[rank] < order.CB
+        is_luma = ~IS_CHROMA_RANK[rank]
         flat.index_add_(0, place[is_luma], spent[is_luma])
         for offset in (0, 1, grid.width, grid.width + 1):
             flat.index_add_(0, place[~is_luma] + offset, spent[~is_luma] / 4)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dctransformer.codec import Codec, order
+from dctransformer.codec.triples import ranked
 from dctransformer.sheets import contact_sheet, inferno
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
@@ -246,9 +247,8 @@ def progressive_strip(triples: list[Tensor], height: int, width: int, quality: i
     """
     codec = Codec(quality)
     tiles, captions = [], []
-    rank = torch.from_numpy(order.RANK)
     for listed in triples:
-        ranks = rank[listed[:, 0].long()]
+        ranks = ranked(listed)[0]
         for name, band, components in STAGES:
             last = max(int(order.RANK[c + order.BANDS[band][1] - 1]) for c in components)
             part = listed[ranks <= last]

@@ -52,16 +52,6 @@ def value_features(value: Tensor, limit: Tensor) -> Tensor:
     return torch.stack([x.sign() * magnitude, (x != 0).float(), magnitude, 4 * x / limit], dim=-1)
 
 
-def rank_planes(slots: Tensor, grid: Grid) -> Tensor:
-    """Rearrange ``[B, N, 6, 64]`` to one plane a rank: ``[B, 192, P]``, 0 where a channel has no place."""
-    batch = slots.shape[0]
-    luma = slots.flatten(1, 2)[:, grid.luma_block.to(slots.device)].transpose(1, 2)
-    chroma = slots.new_zeros(batch, 128, grid.positions)
-    chroma[:, :, grid.chroma_position.to(slots.device)] = slots[:, :, 4:].flatten(2).transpose(1, 2)
-    by_channel = torch.cat([luma, chroma], dim=1)
-    return by_channel[:, torch.from_numpy(order.GENERATION_ORDER).to(slots.device)]
-
-
 @functools.lru_cache(maxsize=16)
 @outside_inference
 def neighbour_table(grid: Grid, device: torch.device) -> Tensor:

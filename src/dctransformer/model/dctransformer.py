@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
+from dctransformer.codec.triples import gather
 from dctransformer.model.chunk_state import Context, Places
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
@@ -31,7 +32,6 @@ from dctransformer.model.context import (
     Runs,
     States,
     neighbour_table,
-    rank_planes,
     states_by_run,
     value_features,
 )
@@ -176,7 +176,7 @@ class DCTransformer(nn.Module):
         x = self.encoder(x)
         encoded = x[:, 1:]
         memory = torch.cat([x[:, :1], coarse(encoded, grid, self.config.memory)], dim=1)
-        opened = open_places(rank_planes(closed, grid), grid)
+        opened = open_places(gather(closed, grid), grid)
         opened[:, self.config.texture_rank :] = False  # these are not listed: see `Texture`
         return Context(
             grid=grid,
@@ -188,8 +188,8 @@ class DCTransformer(nn.Module):
             previous_place=place,
             chosen_place=position_embeddings(self.chosen_row, self.chosen_col, grid, offset),
             neighbours=neighbour_table(grid, encoded.device),
-            planes=rank_planes(coefficients, grid),
-            given=rank_planes(closed & settled, grid),
+            planes=gather(coefficients, grid),
+            given=gather(closed & settled, grid),
             opened=opened,
             last_open=last_open_place(opened),
             states=self.local.start(coefficients, settled, closed, grid) if self.config.local_context else None,

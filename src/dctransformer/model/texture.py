@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
+from dctransformer.codec.grid import BAND_OF_RANK, IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
+from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
-from dctransformer.model.context import rank_planes, value_features
+from dctransformer.model.context import value_features
 from dctransformer.model.legality import NEVER, ValueAlphabet
 from dctransformer.model.texture_state import Channels, Picture, checkerboard, settle
 from dctransformer.sequence.texture import TextureBatch
@@ -110,8 +111,7 @@ class Texture(nn.Module):
         self.first = config.texture_rank
         self.register_buffer("limits", limits.clone(), persistent=False)
         self.register_buffer("is_chroma", IS_CHROMA_RANK.long(), persistent=False)
-        band = torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER])
-        self.register_buffer("band", band, persistent=False)
+        self.register_buffer("band", BAND_OF_RANK[:-1].clone(), persistent=False)
 
         self.luma_state = nn.Linear(64 * _PLACE_INPUTS, s)
         self.chroma_state = nn.Linear(2 * 64 * _PLACE_INPUTS, s)
@@ -193,7 +193,7 @@ class Texture(nn.Module):
 
     @staticmethod
     def _hidden_planes(picture: Picture) -> Tensor:
-        return rank_planes(picture.hidden, picture.grid)
+        return gather(picture.hidden, picture.grid)
 
     def _statistics(self, picture: Picture, settled: Tensor) -> Tensor:
         """What is known of every channel as a whole, where ``settled`` (bool ``[B, C, P]``): fp32 ``[B, C, 4]``."""

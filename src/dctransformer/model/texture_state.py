@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec.grid import Grid, outside_inference
-from dctransformer.model.context import rank_planes
+from dctransformer.codec.triples import gather
 from dctransformer.model.legality import open_places
 from dctransformer.sequence.texture import TextureBatch
 
@@ -45,17 +45,17 @@ class Picture:
     @functools.cached_property
     def opened(self) -> Tensor:
         """Places that may hold a coefficient to be generated: bool ``[B, C, P]``."""
-        return open_places(rank_planes(self.given | self.hidden, self.grid), self.grid)
+        return open_places(gather(self.given | self.hidden, self.grid), self.grid)
 
     @functools.cached_property
     def planes(self) -> Tensor:
         """All coefficients by rank: int16 ``[B, C, P]``."""
-        return rank_planes(self.coefficients, self.grid)
+        return gather(self.coefficients, self.grid)
 
     @functools.cached_property
     def given_planes(self) -> Tensor:
         """Given coefficients, zeros included, by rank: bool ``[B, C, P]``."""
-        return rank_planes(self.given, self.grid)
+        return gather(self.given, self.grid)
 
     @functools.cached_property
     def used(self) -> Tensor:

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
+from dctransformer.codec.triples import public, ranked, scatter
 from dctransformer.sequence.chunks import Sequence, partial_image, settled_before
-
-_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
-_RANK = torch.from_numpy(order.RANK)
 
 
 @dataclasses.dataclass
@@ -90,20 +88,20 @@ class Samples:
         """Decisions that followed one another, structure triples and texture channels in use: int64 ``[n]``."""
         counts = []
         for triples in self.triples:
-            rank = _RANK[triples[:, 0].long()]
+            rank = ranked(triples)[0]
             texture = rank >= self.texture
             counts.append(int((~texture).sum()) + len(rank[texture].unique()))
         return torch.tensor(counts)
 
     def by_band(self) -> Tensor:
         """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
-        band = torch.from_numpy(order.BAND_OF_CHANNEL)
         stages = []
         for last in range(len(order.BANDS)):
             mcus = self.mcus.clone()
             for slots, triples in zip(mcus, self.triples, strict=True):
-                later = triples[band[triples[:, 0].long()] > last].long()
-                slots.view(-1)[self.grid.slot(later[:, 0], later[:, 1])] = 0
+                rank, position, value = ranked(triples)
+                later = BAND_OF_RANK[rank] > last
+                scatter(rank[later], position[later], 0 * value[later], self.grid, into=slots)
             stages.append(mcus)
         return torch.stack(stages)
 
@@ -138,8 +136,8 @@ class Row:
 
     @classmethod
     def new(cls, request: Request, grid: Grid, seed: int, first: int) -> Row:
-        kept = torch.zeros(0, 3, dtype=torch.int64) if request.kept is None else request.kept.long()
-        kept = torch.stack([_RANK[kept[:, 0]], kept[:, 1], kept[:, 2]], 1)
+        kept = torch.zeros(0, 3) if request.kept is None else request.kept
+        kept = torch.stack(ranked(kept), 1)
         texture = kept[:, 0] >= first
         row = cls(request, seed, grid, kept[~texture], first, kept[texture])
         structure_given = request.given is not None and bool(request.given[:, first > RANK_OF_SLOT].all())
@@ -171,10 +169,7 @@ class Row:
         if self.texture is not None:
             return self.texture
         coefficients = partial_image(self.sequence(), len(self.listed))[0]
-        if len(self.kept):
-            rank, position, value = self.kept.unbind(1)
-            coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
-        return coefficients
+        return scatter(*self.kept.unbind(1), self.grid, into=coefficients)
 
     def before_texture(self) -> tuple[Tensor, Tensor]:
         """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
@@ -197,5 +192,4 @@ class Row:
             position = self.grid.block_position[:, :, None].expand(drawn.shape)[drawn]
             found = torch.stack([RANK_OF_SLOT.expand(drawn.shape)[drawn], position, self.texture[drawn].long()], 1)
             listed = torch.cat([listed, found[(found[:, 0] * self.grid.positions + position).argsort()]])
-        rank, position, value = listed.unbind(1)
-        return torch.stack([_CHANNEL[rank], position, value], 1).int()
+        return public(*listed.unbind(1))

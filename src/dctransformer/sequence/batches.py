@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import Grid, crop_triples, flip_triples
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import crop_triples, flip_triples
 from dctransformer.data.store import TripleStore
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.conditions import Conditions

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.triples import ranked, scatter
 
 if TYPE_CHECKING:
     from dctransformer.sequence.texture import TextureBatch
 
 START = order.NUM_CHANNELS + 1
 """Rank that stands for "no triple yet" where the previous triple is asked for."""
-
-_RANK = torch.from_numpy(order.RANK)
 
 
 @dataclasses.dataclass
@@ -70,25 +69,18 @@ class Sequence:
             given: bool ``[N, 6, 64]``, coefficients that are settled from the start; None for none.
             hidden: bool ``[N, 6, 64]``, coefficients that are neither known nor to be listed; None for none.
         """
-        channel, position, value = triples.long().unbind(1)
-        coefficients = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
-        coefficients.view(-1)[grid.slot(channel, position)] = value.to(torch.int16)
+        rank, position, value = ranked(triples)
+        coefficients = scatter(rank, position, value, grid)
         if hidden is not None:
             coefficients[hidden] = 0
-        known = None
-        if hidden is not None:
-            shown = ~hidden.flatten()[grid.slot(channel, position)]
-            channel, position, value = channel[shown], position[shown], value[shown]
-        if given is not None:
-            slot = grid.slot(channel, position)
-            settled = given.flatten()[slot]
-            known = torch.zeros(given.numel(), dtype=torch.int16)
-            known[slot[settled]] = value[settled].to(torch.int16)
-            known = known.view(given.shape)
-            channel, position, value = channel[~settled], position[~settled], value[~settled]
+        known = None if given is None else torch.where(given, coefficients, 0)
+        for mask in (given, hidden):
+            if mask is not None:
+                listed = ~mask.flatten()[grid.slot(rank, position)]
+                rank, position, value = rank[listed], position[listed], value[listed]
         stop, zero = torch.tensor([order.STOP]), torch.tensor([0])
         return cls(
-            torch.cat([_RANK[channel], stop]),
+            torch.cat([rank, stop]),
             torch.cat([position, zero]),
             torch.cat([value, zero]),
             given,
@@ -198,15 +190,11 @@ def partial_image(sequence: Sequence, start: int) -> tuple[Tensor, Tensor]:
     settled = torch.zeros(shape, dtype=torch.bool) if sequence.given is None else sequence.given.clone()
     if start:
         ranks, positions = sequence.ranks[:start], sequence.positions[:start]
-        slot = grid.slot(_CHANNEL[ranks], positions)
-        coefficients.view(-1)[slot] = sequence.values[:start].to(torch.int16)
+        scatter(ranks, positions, sequence.values[:start], grid, into=coefficients)
         settled |= settled_before(int(ranks[-1]), int(positions[-1]), grid)
     if sequence.hidden is not None:
         settled &= ~sequence.hidden
     return coefficients, settled
-
-
-_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
 
 def cut_chunks(sequences: list[Sequence], index: list[int], chunk: int, overlap: int) -> ChunkBatch:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from dctransformer.codec import order
 from dctransformer.codec.codec import Codec
+from dctransformer.codec.triples import ranked, scatter
 from dctransformer.data.images import as_rgb, check_quality, crop_resize
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.data.shapes import Shape
@@ -110,11 +110,8 @@ class DCTImageDataset(Dataset[Example]):
             IndexError: there are fewer.
         """
         triples, grid = self.store.triples(index), self.store.grid(index)
-        channel, position, value = triples.long().unbind(1)
-        coefficients = torch.zeros(grid.mcus * order.BLOCKS_PER_MCU * 64, dtype=torch.int16)
-        coefficients[grid.slot(channel, position)] = value.to(torch.int16)
         return {
-            "coefficients": coefficients.view(grid.mcus, order.BLOCKS_PER_MCU, 64),
+            "coefficients": scatter(*ranked(triples), grid),
             "triples": triples,
             "label": int(self.store.labels[index]),
             "grid": (grid.rows, grid.cols),

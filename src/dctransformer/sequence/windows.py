@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from dctransformer.codec import Codec, order, write_jpeg_bytes
-from dctransformer.codec.grid import Grid, crop_triples
+from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import crop_triples
 from dctransformer.data.shapes import parse_size
 from dctransformer.data.store import TripleStore
 

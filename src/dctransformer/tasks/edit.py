@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.adapt import cropped, mcu_grid, merged, own_coefficients, requantised, whole_mcus
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.metadata import Metadata, read_metadata
 from dctransformer.codec.resize import check_factor, enlarged_corners
@@ -233,8 +233,7 @@ def continue_(
                 raise ValueError(f"{canvas.name} has {len(listed)} triples; keep at most so many, not {triples}")
             kept = key <= listed[triples - 1]
         else:
-            band = torch.from_numpy(order.BAND_OF_CHANNEL[order.GENERATION_ORDER])[RANK_OF_SLOT]
-            kept = (band < (bands or 0)).expand(canvas.mcus.shape)
+            kept = (BAND_OF_RANK[RANK_OF_SLOT] < (bands or 0)).expand(canvas.mcus.shape)
         canvas.mcus, canvas.file = torch.where(kept, canvas.mcus, 0), None
         masks.append((torch.zeros_like(kept), kept))
         before.append(codec.decode(canvas.picture(canvas.mcus, codec))[0].numpy())

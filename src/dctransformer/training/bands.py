@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT
+from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT
 
 BANDS = (*order.BAND_NAMES, "stop")
 PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
@@ -23,7 +23,7 @@ PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
 @functools.cache
 def _band_of_rank(device: torch.device) -> Tensor:
     """The band of each rank, and of the stop, int64 ``[193]``: kept on the device, since copying waits for it."""
-    return torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)], device=device)
+    return BAND_OF_RANK.to(device)
 
 
 def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
