@@ -88,7 +88,7 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
 @torch.inference_mode()
 def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
     """Seconds per triple that the encoder and the whole engine take, over some chunks of one picture."""
-    engine = Engine(model, Grid.of_size(size, size), SampleConfig(batch=1))
+    engine, grid = Engine(model, SampleConfig(batch=1)), Grid.of_size(size, size)
     stride, channel = model.config.stride, torch.from_numpy(order.GENERATION_ORDER)
     ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
     whole = torch.stack([channel[ranks], positions, values], 1)
@@ -96,7 +96,7 @@ def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.
     starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
     encoder, spent, listed = 0.0, 0.0, 0
     for i, start in enumerate([starts[0], *starts]):
-        [row] = engine.begin([Request(0, model.config.null_label, kept=whole[:start])])
+        [row] = engine.begin([Request(0, model.config.null_label, kept=whole[:start])], grid, engine.config)
         with following(engine, decisions[start : start + stride].to(device)):
             took = seconds(functools.partial(engine.run, [row]), device)
         if i:  # the first one warms up
@@ -115,8 +115,8 @@ def following(engine: Engine, decisions: torch.Tensor) -> Iterator[None]:
 
     def follow(*drawn: Any) -> torch.Tensor:
         pick(*drawn)
-        assert engine.stepper is not None
-        return decisions[:, next(fields)].index_select(0, engine.stepper.turn)
+        (running,) = engine.steppers.values()
+        return decisions[:, next(fields)].index_select(0, running.turn)
 
     with mock.patch.object(stepper, "pick", follow):
         yield

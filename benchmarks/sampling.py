@@ -114,7 +114,7 @@ class EngineSteps:
     def __init__(self, model: Model, batch: int, steps: int, compiled: bool, workers: int):
         self.model, self.batch, self.steps, self.workers = model, batch, steps, workers
         self.grid = Grid.of_size(model.config.size, model.config.size)
-        self.engine = Engine(model, self.grid, SampleConfig(batch=-(-batch // workers), compile=compiled))
+        self.engine = Engine(model, SampleConfig(batch=-(-batch // workers), compile=compiled))
         context = multiprocessing.get_context("fork")
         self.gate = context.Barrier(workers + 1)
         self.processes = [context.Process(target=self._work, args=(i,), daemon=True) for i in range(workers)]
@@ -145,7 +145,8 @@ class EngineSteps:
 
     def _run(self, worker: int, steps: int) -> None:
         pictures = range(worker, self.batch, self.workers)
-        rows = self.engine.begin([Request(i, i % self.model.config.num_labels) for i in pictures])
+        requests = [Request(i, i % self.model.config.num_labels) for i in pictures]
+        rows = self.engine.begin(requests, self.grid, self.engine.config)
         for _ in range(steps // self.model.config.stride):
             self.engine.run(rows)
 

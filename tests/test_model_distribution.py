@@ -21,7 +21,7 @@ from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import coarse
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
-from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.drawing import Draws, pick
 from dctransformer.sampling.engine import fill, sample
 from dctransformer.sampling.rows import Request
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
@@ -338,7 +338,8 @@ def test_pick_draws_what_it_is_told() -> None:
     uniform = torch.arange(count, dtype=torch.float64) / count
 
     def shares(**options) -> Tensor:
-        return torch.bincount(pick(logits, uniform, **options), minlength=6) / count
+        draws = Draws.of([SampleConfig(**options)] * count, uniform.device)
+        return torch.bincount(pick(logits, uniform, draws), minlength=6) / count
 
     torch.testing.assert_close(shares(), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), atol=1e-3, rtol=0)
     assert shares(temperature=0)[4] == 1

@@ -23,6 +23,7 @@ from dctransformer.model.texture_state import Picture, checkerboard
 from dctransformer.sampling import drawing, tiles
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.rows import Request
 from dctransformer.sampling.texture import draw_occupancy, next_channel
@@ -182,8 +183,9 @@ def test_occupancy_is_drawn_from_its_distribution(must: bool) -> None:
     g = torch.Generator().manual_seed(0)
     uniform, first = torch.rand(count, 5, generator=g, dtype=torch.float64), torch.rand(count, generator=g).double()
     drawn = draw_occupancy(
-        logits.expand(count, -1), opened.expand(count, -1), torch.full((count,), must), uniform, first
-    )
+        logits.expand(count, -1), opened.expand(count, -1), torch.full((count,), must), uniform, first,
+        Draws.of([SampleConfig()] * count, logits.device),
+    )  # fmt: skip
     assert not drawn[:, ~opened].any()
     p = logits[opened].sigmoid().double()
     empty = float((1 - p).prod())
@@ -194,7 +196,8 @@ def test_occupancy_is_drawn_from_its_distribution(must: bool) -> None:
             exact = exact / (1 - empty) if bits.any() else 0.0
         frequency = float((drawn[:, opened] == bits).all(-1).double().mean())
         assert frequency == pytest.approx(exact, abs=0.01)
-    likeliest = draw_occupancy(logits[None] - 9, opened[None], torch.tensor([must]), uniform[:1], first[:1], 0.0)
+    greedy = Draws.of([SampleConfig(temperature=0)], logits.device)
+    likeliest = draw_occupancy(logits[None] - 9, opened[None], torch.tensor([must]), uniform[:1], first[:1], greedy)
     assert likeliest.sum() == must and not likeliest[0, ~opened].any()
 
 
@@ -364,10 +367,10 @@ def test_predictions_of_texture_that_are_not_finite_end_in_a_sentence(name: str,
     """Also where the structure does not use the weight; never in a picture."""
     model = make_model()
     sampling = SampleConfig(guidance=guidance, workers=1)
-    engine = Engine(model, GRID, sampling)
+    engine = Engine(model, sampling)
     with torch.no_grad():
         engine.model.get_parameter(name).fill_(value)
-    rows = engine.begin([Request(0, 1), Request(1, 2)])
+    rows = engine.begin([Request(0, 1), Request(1, 2)], GRID, sampling)
     for row in rows:
         row.stopped = True
     with pytest.raises(ValueError, match="predictions are not finite, or far too large"), torch.inference_mode():
@@ -381,10 +384,10 @@ def test_one_prediction_of_texture_that_is_not_finite_is_enough(which: str) -> N
     whole_picture = sample(model, 1, SampleConfig(workers=1), size=(32, 48))
     ranks = torch.from_numpy(order.RANK)[whole_picture.triples[0][:, 0].long()]
     rank = int(ranks.max() if which == "last" else ranks[ranks >= model.config.texture_rank].min())
-    engine = Engine(model, GRID, SampleConfig(workers=1))
+    engine = Engine(model, SampleConfig(workers=1))
     with torch.no_grad():
         engine.model.texture.value_bias.weight[rank, 0] = math.nan
-    (row,) = engine.begin([Request(0, model.config.null_label)])
+    (row,) = engine.begin([Request(0, model.config.null_label)], GRID, SampleConfig())
     with pytest.raises(ValueError, match="predictions are not finite"), torch.inference_mode():
         while not row.stopped:
             engine.run([row])

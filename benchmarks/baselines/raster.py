@@ -23,7 +23,7 @@ from dctransformer.model.config import Architecture
 from dctransformer.model.layers import KVCache, Stack
 from dctransformer.model.precision import resolve_precision
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.drawing import Draws, pick
 from dctransformer.sampling.steps import Place, StepStack
 
 
@@ -175,9 +175,10 @@ def sample_tokens(
         noise = np.stack([np.random.default_rng([config.seed, first + i]).random(length) for i in numbers], 1)
         uniform = torch.from_numpy(noise).to(device)
         steps = Steps(model, torch.tensor([labels[i] for i in numbers], device=device))
+        draws = Draws.of([config] * len(numbers), device)
         tokens = torch.zeros(len(numbers), length, dtype=torch.int64, device=device)
         for k in range(length):
-            token = pick(steps(), uniform[k], config.temperature, config.top_p)
+            token = pick(steps(), uniform[k], draws)
             tokens[:, k] = token
             steps.take(token)
         made.append(tokens.cpu())

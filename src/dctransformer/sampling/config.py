@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 MIN_TEMPERATURE = 1e-3
+"""Lower temperatures count as 0: logits divided by them could overflow."""
+
 MAX_GUIDANCE = 1000.0
 
 
@@ -17,7 +19,7 @@ class SampleConfig:
     """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
     temperature: float = 1.0
     """Divides the logits of positions, occupancy and values (not those of channels); below 1 is tamer, 0 takes the
-    likeliest. Either 0 or at least 0.001: logits divided by less overflow."""
+    likeliest. Less than 0.001 counts as 0."""
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     guidance: float = 1.0
@@ -37,11 +39,13 @@ class SampleConfig:
         """Check what no type can say."""
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
-        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < float("inf"):
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(
-                f"temperature {self.temperature} must be 0 or at least {MIN_TEMPERATURE}; "
-                "1 samples from the model as it is"
+                f"temperature {self.temperature} must be a finite number of at least 0; 1 samples from the model as it "
+                "is"
             )
+        if self.temperature < MIN_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
         if not 0 <= self.guidance <= MAX_GUIDANCE:

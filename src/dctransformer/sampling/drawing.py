@@ -1,15 +1,19 @@
 """Drawing from distributions: one uniform number in, one outcome out.
 
-Shapes: B rows, K classes.
+Shapes: B rows, K classes, G rows with guidance.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dctransformer.model.legality import NEVER
+from dctransformer.sampling.config import SampleConfig
 
 
 def draw_dtype(device: torch.device) -> torch.dtype:
@@ -57,42 +61,121 @@ class PredictionCheck:
         self.sound &= within.all()
 
 
-def pick(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+@dataclasses.dataclass
+class Draws:
+    """How the outcomes of a batch are drawn; each row has settings of its own.
+
+    Attributes:
+        temperature: ``[B]`` in `draw_dtype`; 1 where the likeliest outcome is taken.
+        top_p: ``[B]`` in `draw_dtype`; infinite where nothing is left out.
+        greedy: bool ``[B]``, rows that take the likeliest outcome.
+        guidance: fp32 ``[B]``.
+        twins: int64 ``[G]`` in ascending order, the rows that are computed a second time without their label.
+        any_cut: whether any row has a top-p below 1.
+        any_greedy: whether any row takes the likeliest outcome.
+    """
+
+    temperature: Tensor
+    top_p: Tensor
+    greedy: Tensor
+    guidance: Tensor
+    twins: Tensor
+    any_cut: bool
+    any_greedy: bool
+
+    @classmethod
+    def of(
+        cls, configs: Sequence[SampleConfig], device: torch.device, *, guided: bool = True, all_twins: bool = False
+    ) -> Draws:
+        """Collect the settings of a batch.
+
+        Args:
+            configs: of each row.
+            device: of the model.
+            guided: whether the model has labels, without which guidance does nothing.
+            all_twins: where any row has guidance, compute all rows twice, so that shapes don't depend on the rows.
+        """
+        dtype = draw_dtype(device)
+        guidance = [c.guidance if guided else 1.0 for c in configs]
+        twins = [i for i, strength in enumerate(guidance) if strength != 1 or (all_twins and set(guidance) != {1})]
+        return cls(
+            torch.tensor([c.temperature or 1.0 for c in configs], dtype=dtype).to(device),
+            torch.tensor([c.top_p if c.top_p < 1 else torch.inf for c in configs], dtype=dtype).to(device),
+            torch.tensor([c.temperature == 0 for c in configs]).to(device),
+            torch.tensor(guidance, dtype=torch.float32).to(device),
+            torch.tensor(twins, dtype=torch.int64).to(device),
+            any(c.top_p < 1 for c in configs),
+            any(c.temperature == 0 for c in configs),
+        )
+
+    @property
+    def kind(self) -> tuple[bool, bool, bool]:
+        """What decides on the operations of a draw: whether any row is cut, greedy, guided."""
+        return self.any_cut, self.any_greedy, len(self.twins) > 0
+
+    def copy_(self, other: Draws) -> None:
+        """Copy the settings of another batch of the same size and kind, keeping the tensors."""
+        for name in ("temperature", "top_p", "greedy", "guidance", "twins"):
+            getattr(self, name).copy_(getattr(other, name))
+
+    def repeated(self, times: int) -> Draws:
+        """The settings of rows that each become ``times`` rows (without twins: their logits are mixed already)."""
+        parts = (self.temperature, self.top_p, self.greedy, self.guidance)
+        return Draws(*(x.repeat_interleave(times) for x in parts), self.twins[:0], self.any_cut, self.any_greedy)
+
+    def of_elements(self, row: Tensor) -> Draws:
+        """The settings of elements that lie in the rows ``row``, int64 ``[n]`` in ascending order; on a CPU only."""
+        twins = (torch.bincount(self.twins, minlength=len(self.greedy))[row] > 0).nonzero()[:, 0]
+        parts = (self.temperature, self.top_p, self.greedy, self.guidance)
+        return Draws(*(x[row] for x in parts), twins, self.any_cut, self.any_greedy)
+
+    def both(self, x: Tensor) -> Tensor:
+        """Append the twins to the rows: ``[B, …]`` becomes ``[B + G, …]``."""
+        return torch.cat([x, x[self.twins]]) if len(self.twins) else x
+
+    def mix(self, scores: Tensor) -> Tensor:
+        """Extrapolate from the twins' scores: ``plain + guidance · (labelled − plain)``.
+
+        Args:
+            scores: fp32 ``[B + G, …]``, those of the rows and then those of their twins without a label.
+
+        Returns:
+            ``[B, …]``; rows without a twin are as they were.
+        """
+        if not len(self.twins):
+            return scores
+        labelled, plain = scores[: len(self.greedy)], scores[len(self.greedy) :]
+        guidance = self.guidance[self.twins].view(-1, *[1] * (scores.ndim - 1))
+        return labelled.index_copy(0, self.twins, plain + guidance * (labelled[self.twins] - plain))
+
+
+def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
     """Draw a class for each row by inverting the cumulative distribution.
 
     Args:
         logits: fp32 ``[B, K]``, `dctransformer.model.legality.NEVER` where impossible.
         uniform: ``[B]`` in [0, 1).
-        temperature: divides the logits; 0 takes the likeliest class.
-        top_p: keep the likeliest classes that make up this probability.
+        draws: temperature and top-p of each row; None for the distribution as it is. Temperature divides the logits,
+            0 takes the likeliest class; top-p keeps the likeliest classes that make up this probability.
 
     Returns:
         int64 ``[B]``; never a class of probability 0.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
     impossible = logits <= NEVER / 2
-    p = (logits.to(draw_dtype(logits.device)) / temperature).masked_fill(impossible, -torch.inf).softmax(-1)
-    if top_p < 1:
+    p = logits.to(draw_dtype(logits.device))
+    if draws is not None:
+        p = p / draws.temperature[:, None]
+    p = p.masked_fill(impossible, -torch.inf).softmax(-1)
+    if draws is not None and draws.any_cut:
         high, index = p.sort(-1, descending=True)
         # A class stays if the likelier ones do not already make up top_p: the first always stays.
-        high = torch.where(high.cumsum(-1) - high < top_p, high, 0.0)
+        high = torch.where(high.cumsum(-1) - high < draws.top_p[:, None], high, 0.0)
         p = torch.zeros_like(p).scatter(-1, index, high)
     cumulative = p.cumsum(-1)
     total = cumulative[:, -1]
     # Rounding could lift the draw to the total, beyond the last class that is possible.
     aim = torch.minimum(uniform.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return (cumulative <= aim[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
-
-
-def mix(logits: list[Tensor], guidance: float) -> Tensor:
-    """Scores extrapolated from those without a label: ``plain + guidance · (labelled − plain)``.
-
-    Args:
-        logits: the labelled scores and, with guidance, those without a label; of one shape.
-        guidance: 1 for the labelled scores as they are.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    labelled, plain = logits
-    return plain + guidance * (labelled - plain)
+    drawn = (cumulative <= aim[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
+    if draws is not None and draws.any_greedy:
+        drawn = torch.where(draws.greedy, logits.argmax(-1), drawn)
+    return drawn

@@ -2,20 +2,18 @@
 
 It calls the same parts of the model that training uses, the three distributions above all, on chunks that are cut by
 the same function. Rows run in step inside a chunk, without a word from the host; when the next chunk begins, rows that
-have stopped leave the batch and pictures still waiting take their places.
+have stopped leave the batch and pictures still waiting take their places (see `dctransformer.sampling.pool`).
 
 Shapes: B rows in the batch, L triples, N MCUs, P positions.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import dataclasses
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,13 +25,14 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
-from dctransformer.model.precision import out_of_memory, resolve_precision
+from dctransformer.model.precision import resolve_precision
 from dctransformer.model.texture import TEXTURE_PLACES
 from dctransformer.model.texture_state import Picture
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
-from dctransformer.sampling.drawing import overflow_error, uniform_on
+from dctransformer.sampling.drawing import Draws, overflow_error, uniform_on
+from dctransformer.sampling.pool import Pool, Progress, Watch
 from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
 from dctransformer.sampling.stepper import Stepper, compilable_numbers
 from dctransformer.sampling.texture import NoiseKey, fill_texture
@@ -50,8 +49,9 @@ def sample(
     *,
     labels: list[int] | None = None,
     size: tuple[int, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    watch: Callable[[Snapshot], None] | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    pool: Pool | None = None,
 ) -> Samples:
     """Generate pictures.
 
@@ -63,6 +63,7 @@ def sample(
         size: height and width in pixels, multiples of 16; None for the size the model was trained on.
         progress: called after each chunk with (triples so far, pictures finished).
         watch: called after each chunk with every picture that was worked on, as far as it is.
+        pool: the model's, in which others generate pictures; None for a pool of this call's own.
 
     Returns:
         The samples, in order.
@@ -80,7 +81,7 @@ def sample(
         if not 0 <= label <= model.config.num_labels:
             raise ValueError(f"label {label} is not one of the model's {model.config.num_labels} labels")
     requests = [Request(i, label) for i, label in enumerate(labels)]
-    return fill(model, requests, Grid.of_size(height, width), config, progress=progress, watch=watch)
+    return fill(model, requests, Grid.of_size(height, width), config, progress=progress, watch=watch, pool=pool)
 
 
 @torch.inference_mode()
@@ -90,8 +91,9 @@ def fill(
     grid: Grid,
     config: SampleConfig,
     *,
-    progress: Callable[[int, int], None] | None = None,
-    watch: Callable[[Snapshot], None] | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    pool: Pool | None = None,
 ) -> Samples:
     """Generate what is not settled of some pictures.
 
@@ -102,6 +104,8 @@ def fill(
         config: seed, temperature and so on.
         progress: called after each chunk with (triples so far, pictures finished).
         watch: called after each chunk with every picture that was worked on, as far as it is.
+        pool: the model's, in which others generate pictures: its configuration decides on batches and precision. None
+            for a pool of this call's own.
 
     Returns:
         The samples, in the order of the requests.
@@ -110,13 +114,14 @@ def fill(
         ValueError: the device can't do the precision, there is no compiler for what is to be compiled, or memory does
             not suffice for one picture at a time.
     """
-    workers = useful_workers(config.workers, len(requests), model.device)
-    share = -(-len(requests) // workers)
-    engine = Engine(model, grid, dataclasses.replace(config, batch=min(config.batch, share)))
+    workers = 1 if pool is not None else useful_workers(config.workers, len(requests), model.device)
+    if pool is None:
+        share = -(-len(requests) // workers)
+        pool = Pool(Engine(model, dataclasses.replace(config, batch=min(config.batch, share))))
     if workers == 1:
-        rows = _rows(engine, requests, progress, watch)
+        rows = pool.fill(requests, grid, config, progress, watch)
     else:
-        rows = _spread_rows(engine, requests, workers, progress, watch)
+        rows = _spread_rows(pool.engine, requests, grid, workers, progress, watch)
     return Samples(
         torch.stack([row.mcus() for row in rows]),
         [row.triples() for row in rows],
@@ -139,46 +144,8 @@ def check_sampling(model: DCTransformer, config: SampleConfig) -> None:
         raise ValueError("compiling for a CPU needs a C++ compiler, g++ or clang++; install one, or leave compile out")
 
 
-Progress = Callable[[int, int], None]
-Watch = Callable[[Snapshot], None]
-
-
-def _rows(engine: Engine, requests: list[Request], progress: Progress | None, watch: Watch | None) -> list[Row]:
-    """The finished pictures, made in this process."""
-    rows = engine.begin(requests)
-    waiting = collections.deque(rows)
-    at_work: list[Row] = []
-    structured: list[Row] = []  # their structure is complete; their texture is made in full batches
-    total = 0
-    while waiting or at_work or structured:
-        while waiting and len(at_work) < engine.config.batch:
-            at_work.append(waiting.popleft())
-        try:
-            for group in _equally_far([row for row in at_work if not row.stopped], engine.model.config.stride):
-                total += engine.run(group)
-            seen, at_work = at_work, [row for row in at_work if not row.stopped]
-            structured += [row for row in seen if row.stopped and not row.finished]
-            while len(structured) >= engine.texture_batch or (structured and not waiting and not at_work):
-                group = structured[: engine.texture_batch]
-                total += engine.run_texture(group)
-                structured = structured[len(group) :]
-                seen += [row for row in group if row not in seen]
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            waiting.extendleft(reversed([row for row in (*structured, *at_work) if not row.finished]))
-            at_work, structured, seen = [], [], []
-            engine = engine.with_batch(_smaller(engine.config.batch))
-        if watch is not None:
-            for row in seen:
-                watch(Snapshot(row.request.index, len(row.listed), row.mcus(), row.finished))
-        if progress is not None:
-            progress(total, sum(row.finished for row in rows))
-    return rows
-
-
 def _spread_rows(
-    engine: Engine, requests: list[Request], workers: int, progress: Progress | None, watch: Watch | None
+    engine: Engine, requests: list[Request], grid: Grid, workers: int, progress: Progress | None, watch: Watch | None
 ) -> list[Row]:
     """The finished pictures, made by several processes (they are the same: noise belongs to a picture).
 
@@ -200,33 +167,19 @@ def _spread_rows(
 
         with torch.inference_mode():
             share = [requests[i] for i in items]
-            rows = _rows(engine, share, lambda *done: send(done), show if watch is not None else None)
+            shown = None if watch is None else show
+            rows = Pool(engine).fill(share, grid, engine.config, lambda *done: send(done), shown)
         return [
             (row.listed.numpy(), None if row.texture is None else row.texture.numpy(), row.channels) for row in rows
         ]
 
     made = deal(work, len(requests), workers, receive)
-    rows = engine.begin(requests)
+    rows = engine.begin(requests, grid, engine.config)
     for worker, results in enumerate(made):
         for row, (listed, texture, channels) in zip(rows[worker::workers], results, strict=True):
             row.listed, row.stopped, row.channels = torch.from_numpy(listed), True, channels
             row.texture = None if texture is None else torch.from_numpy(texture)
     return rows
-
-
-def _smaller(batch: int) -> int:
-    if batch == 1:
-        raise ValueError("there is not enough memory for one picture of this size; choose a smaller one") from None
-    warnings.warn(f"a batch of {batch} did not fit in memory; going on with {batch // 2}", stacklevel=3)
-    return batch // 2
-
-
-def _equally_far(rows: list[Row], stride: int) -> list[list[Row]]:
-    """Rows by how many triples their chunk begins with (all but those in their first chunks, or continued, agree)."""
-    groups: dict[tuple[bool, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((len(row.listed) < stride, len(row.listed) % stride), []).append(row)
-    return list(groups.values())
 
 
 def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
@@ -252,31 +205,30 @@ def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
 class Engine:
     """Runs chunks of batches: encode once, then triple by triple, all rows in step."""
 
-    def __init__(self, model: DCTransformer, grid: Grid, config: SampleConfig):
-        self.grid, self.config, self.device = grid, config, model.device
+    def __init__(self, model: DCTransformer, config: SampleConfig):
+        """Prepare a model for steps; of ``config``, seed, temperature, top-p and guidance are left to the rows."""
+        self.config, self.device = config, model.device
         check_sampling(model, config)
         # Small products gain nothing from bf16 on a CPU.
         own = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
         self.precision = resolve_precision(own, self.device)
         self.model = for_steps(model, self.precision)
         self.stacks = step_stacks(self.model)
-        self.guided = config.guidance != 1 and model.config.num_labels > 0
-        self.stepper: Stepper | None = None
+        self.steppers: dict[tuple, Stepper] = {}
 
     def with_batch(self, batch: int) -> Engine:
         """The same for other batches; the weights are shared."""
         other = copy.copy(self)
-        other.config, other.stepper = dataclasses.replace(self.config, batch=batch), None
+        other.config, other.steppers = dataclasses.replace(self.config, batch=batch), {}
         return other
 
-    def begin(self, requests: list[Request]) -> list[Row]:
-        """The pictures before anything is generated."""
-        return [Row.new(r, self.grid, self.config.seed, self.model.config.texture_rank) for r in requests]
+    def begin(self, requests: list[Request], grid: Grid, config: SampleConfig) -> list[Row]:
+        """The pictures before anything is generated; ``config`` has their seed, temperature, top-p and guidance."""
+        return [Row.new(request, grid, config, self.model.config.texture_rank) for request in requests]
 
-    @property
-    def texture_batch(self) -> int:
+    def texture_batch(self, grid: Grid) -> int:
         """Pictures whose texture is made together: fewer of large ones, whose place features fill the memory."""
-        return max(1, min(self.config.batch, TEXTURE_PLACES // self.grid.positions))
+        return max(1, min(self.config.batch, TEXTURE_PLACES // grid.positions))
 
     def run_texture(self, rows: list[Row]) -> int:
         """Generate the texture of pictures whose structure is complete; returns how many channels were in use."""
@@ -284,11 +236,12 @@ class Engine:
         given = torch.stack([part[1] for part in parts]).to(self.device)
         picture = Picture(
             torch.stack([part[0] for part in parts]).to(self.device), given, torch.zeros_like(given),
-            torch.tensor([row.request.label for row in rows], device=self.device), self.grid,
+            torch.tensor([row.request.label for row in rows], device=self.device), rows[0].grid,
         )  # fmt: skip
-        keys = [NoiseKey(self.config.seed, row.request.index, row.request.tile) for row in rows]
+        keys = [NoiseKey(row.config.seed, row.request.index, row.request.tile) for row in rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            coefficients, decided = fill_texture(self.model, picture, keys, self.config, precision=self.precision)
+            configs = [row.config for row in rows]
+            coefficients, decided = fill_texture(self.model, picture, keys, configs, precision=self.precision)
         for row, made, channels in zip(rows, coefficients.cpu(), decided, strict=True):
             row.texture, row.channels = made, channels
         return sum(decided)
@@ -304,45 +257,48 @@ class Engine:
             own[:steps] = row.noise(k, stride)[-steps:]
         batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            made = self._decode(batch, uniform_on(noise, self.device), steps)
-        total = 0
-        for row, triples in zip(rows, made.unbind(0), strict=True):
-            ends = (triples[:, 0] == order.STOP).nonzero()
-            row.stopped = len(ends) > 0
-            triples = triples[: int(ends[0])] if row.stopped else triples
-            row.listed = torch.cat([row.listed, triples])
-            if len(row.listed) > row.open_coefficients():
+            decisions = self._decode(batch, uniform_on(noise, self.device), [row.config for row in rows], steps)
+        stops = (decisions[:, :, 0] == order.STOP).int()
+        counts = torch.where(stops.any(1), stops.argmax(1), decisions.shape[1]).tolist()
+        for row, count in zip(rows, counts, strict=True):
+            if len(row.listed) + count > row.open_coefficients():
                 raise ValueError("the model lists more triples than the picture has coefficients; use other weights")
-            total += len(triples)
-        return total
+        for row, triples, count in zip(rows, decisions.unbind(0), counts, strict=True):
+            row.stopped = count < len(triples)
+            row.listed = torch.cat([row.listed, triples[:count]])
+        return sum(counts)
 
-    def _decode(self, batch: ChunkBatch, noise: Tensor, steps: int) -> Tensor:
+    def _decode(self, batch: ChunkBatch, noise: Tensor, configs: list[SampleConfig], steps: int) -> Tensor:
         """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing."""
         rows = len(batch.labels)
         graphs = self.device.type == "cuda" and self.config.graphs
-        if graphs or self.config.compile:  # one shape, so that one graph serves all; spare rows repeat the others
+        fixed = graphs or self.config.compile
+        if fixed:  # one shape, so that one graph serves all; spare rows repeat the others
             spare = torch.arange(self.config.batch) % rows
-            batch, noise = batch.rows(spare), noise[spare]
-        if self.guided:
-            twice = torch.arange(2 * len(batch.labels)) % len(batch.labels)
-            batch = batch.rows(twice)
-            batch.labels[len(twice) // 2 :] = self.model.config.null_label
-        batch = batch.to(self.device)
+            batch, noise, configs = batch.rows(spare), noise[spare], [configs[i] for i in spare.tolist()]
+        guidable = self.model.config.num_labels > 0
+        draws = Draws.of(configs, self.device, guided=guidable, all_twins=fixed)
+        if len(draws.twins):
+            batch = batch.rows(torch.cat([torch.arange(len(noise)), draws.twins.cpu()]))
+            batch.labels[len(noise) :] = self.model.config.null_label
+        grid, batch = batch.grid, batch.to(self.device)
         static = self.device.type != "cpu" or self.config.compile
         decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
-        if self.stepper is None:
-            self.stepper = Stepper(decoding, noise.clone(), self.config, self.guided)
+        key = (grid, draws.kind) if fixed else ()
+        stepper = self.steppers.get(key)
+        if stepper is None:
+            stepper = self.steppers[key] = Stepper(decoding, noise.clone(), draws, compile=self.config.compile)
             if graphs:  # recording takes steps, so that the chunk has to begin anew
-                self.stepper.capture()
+                stepper.capture()
                 decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
-        self.stepper.load(decoding, noise)
+        stepper.load(decoding, noise, draws)
         with compilable_numbers() if self.config.compile else contextlib.nullcontext():
             for k in range(steps):
-                self.stepper.step()
-                if self.device.type == "cpu" and k % 4 == 3 and bool((self.stepper.made[:, k, 0] == order.STOP).all()):
+                stepper.step()
+                if self.device.type == "cpu" and k % 4 == 3 and bool((stepper.made[:, k, 0] == order.STOP).all()):
                     steps = k + 1
                     break
         # NaN, infinity, and numbers so large that legal outcomes look like impossible ones all fail this comparison.
-        if not bool((self.stepper.peak < (NEVER / 2) ** 2).all()):
-            raise overflow_error(self.precision, self.guided)
-        return self.stepper.made[:rows, :steps].cpu()
+        if not bool((stepper.peak < (NEVER / 2) ** 2).all()):
+            raise overflow_error(self.precision, len(draws.twins) > 0)
+        return stepper.made[:rows, :steps].cpu()

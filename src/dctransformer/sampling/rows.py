@@ -14,6 +14,7 @@ from torch import Tensor
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.triples import public, ranked, scatter
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sequence.chunks import Sequence, partial_image, settled_before
 
 
@@ -119,8 +120,9 @@ class Row:
     """A picture in the making."""
 
     request: Request
-    seed: int
     grid: Grid
+    config: SampleConfig
+    """Its seed, temperature, top-p and guidance."""
     listed: Tensor
     """(rank, position, value) of the structure so far, int64 ``[L, 3]``."""
     first: int
@@ -135,11 +137,11 @@ class Row:
     """Texture channels that were decided on."""
 
     @classmethod
-    def new(cls, request: Request, grid: Grid, seed: int, first: int) -> Row:
+    def new(cls, request: Request, grid: Grid, config: SampleConfig, first: int) -> Row:
         kept = torch.zeros(0, 3) if request.kept is None else request.kept
         kept = torch.stack(ranked(kept), 1)
         texture = kept[:, 0] >= first
-        row = cls(request, seed, grid, kept[~texture], first, kept[texture])
+        row = cls(request, grid, config, kept[~texture], first, kept[texture])
         structure_given = request.given is not None and bool(request.given[:, first > RANK_OF_SLOT].all())
         row.stopped = first < order.NUM_CHANNELS and (structure_given or len(row.kept) > 0)
         return row
@@ -149,10 +151,15 @@ class Row:
         """Whether nothing is left to generate."""
         return self.stopped and (self.texture is not None or self.first == order.NUM_CHANNELS)
 
+    @property
+    def decided(self) -> int:
+        """Triples of the structure and texture channels so far."""
+        return len(self.listed) + self.channels
+
     def noise(self, chunk: int, stride: int) -> np.ndarray:
         """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
         ask = self.request
-        return np.random.default_rng([self.seed, ask.index, ask.tile, chunk]).random((stride, 3))
+        return np.random.default_rng([self.config.seed, ask.index, ask.tile, chunk]).random((stride, 3))
 
     def sequence(self) -> Sequence:
         """What is listed so far, without a stop."""

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.model.legality import NEVER
-from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
-from dctransformer.sampling.drawing import pick
+from dctransformer.sampling.drawing import Draws, pick
 
 
 def compilable_numbers() -> AbstractContextManager[Any]:
@@ -42,25 +41,33 @@ def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[
 class Stepper:
     """Whole steps of a decoding: decide on a triple a row, settle it, note it; no result is read by the host."""
 
-    def __init__(self, decoding: Decoding, noise: Tensor, config: SampleConfig, guided: bool):
-        self.config, self.guided = config, guided
+    def __init__(self, decoding: Decoding, noise: Tensor, draws: Draws, *, compile: bool = False):
+        """Prepare a stepper.
+
+        Args:
+            decoding: a row per picture, and after them one without its label for each of the draws' twins.
+            noise: uniform numbers, ``[B, L, 3]``.
+            draws: the settings of each picture.
+            compile: whether to compile the steps.
+        """
         self.turn = torch.zeros(1, dtype=torch.int64, device=noise.device)
         self.graph: Any = None
         self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
-        if config.compile:
+        if compile:
             self.parts = tuple(compiled(part, noise.device) for part in self.parts)
-        self.load(decoding, noise)
+        self.load(decoding, noise, draws)
 
-    def load(self, decoding: Decoding, noise: Tensor) -> None:
+    def load(self, decoding: Decoding, noise: Tensor, draws: Draws) -> None:
         """Begin another batch of chunks; the tensors of a captured graph stay."""
         if self.graph is None:
-            self.decoding, self.noise = decoding, noise
+            self.decoding, self.noise, self.draws = decoding, noise, draws
             self.made = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
             # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
             self.peak = torch.zeros(len(noise), device=noise.device)
         else:
             self.decoding.load(decoding)
             self.noise.copy_(noise)
+            self.draws.copy_(draws)
         self.turn.zero_()
         self.peak.zero_()
 
@@ -86,7 +93,7 @@ class Stepper:
     def _step(self) -> None:
         choose_channel, choose_rest = self.parts
         rank = choose_channel(self)
-        self.decoding.enter(self._both(rank))
+        self.decoding.enter(self.draws.both(rank))
         choose_rest(self)
 
     def _choose_channel(self) -> Tensor:
@@ -94,32 +101,27 @@ class Stepper:
         return pick(self._mix(self.decoding.channel()), uniform[:, 0])
 
     def _choose_rest(self) -> None:
-        c, uniform = self.config, self.noise.index_select(1, self.turn)[:, 0]
+        uniform = self.noise.index_select(1, self.turn)[:, 0]
         both = self.decoding.decided_rank
         rank, places = both[: len(uniform)], self.decoding.position(both, entered=True)
         live = rank != order.STOP
-        position = pick(self._mix(places, live), uniform[:, 1], c.temperature, c.top_p)
-        values = self.decoding.value(self._both(position))
-        chosen = pick(self._mix(values, live), uniform[:, 2], c.temperature, c.top_p)
+        position = pick(self._mix(places, live), uniform[:, 1], self.draws)
+        values = self.decoding.value(self.draws.both(position))
+        chosen = pick(self._mix(values, live), uniform[:, 2], self.draws)
         value = self.decoding.model.alphabet.decode(chosen)
-        self.decoding.settle(self._both(value))
+        self.decoding.settle(self.draws.both(value))
         self.made.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
         self.turn += 1
-
-    def _both(self, x: Tensor) -> Tensor:
-        """Decisions for the labelled rows and, with guidance, for their unlabelled twins."""
-        return torch.cat([x, x]) if self.guided else x
 
     def _mix(self, logits: Tensor, live: Tensor | None = None) -> Tensor:
         """With guidance, extrapolate from the twins' log-probabilities; masks survive as they are.
 
         The largest logits are noted in `peak`, for rows that have not stopped (``live``, bool ``[B]``).
         """
-        if self.guided:
-            labelled, plain = logits.log_softmax(-1).chunk(2)
-            legal = logits.chunk(2)[0] > NEVER / 2
-            mixed = plain + self.config.guidance * (labelled - plain)
-            logits = torch.where(legal, mixed, logits.chunk(2)[0])
+        if len(self.draws.twins):
+            labelled = logits[: len(self.peak)]
+            same = (labelled <= NEVER / 2) | (self.draws.guidance == 1)[:, None]
+            logits = torch.where(same, labelled, self.draws.mix(logits.log_softmax(-1)))
         largest = logits.amax(-1)
         self.peak.addcmul_(largest, largest if live is None else largest * live)
         return logits

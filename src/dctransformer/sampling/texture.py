@@ -20,7 +20,7 @@ from dctransformer.codec.grid import rank_slots
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.texture_state import Picture, settle
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.drawing import PredictionCheck, draw_dtype, mix, overflow_error, pick, uniform_on
+from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,12 @@ class NoiseKey:
 
 
 def fill_texture(
-    model: DCTransformer, picture: Picture, keys: list[NoiseKey], config: SampleConfig, *, precision: str = "fp32"
+    model: DCTransformer,
+    picture: Picture,
+    keys: list[NoiseKey],
+    configs: list[SampleConfig],
+    *,
+    precision: str = "fp32",
 ) -> tuple[Tensor, list[int]]:
     """Generate the texture of some pictures.
 
@@ -49,7 +54,7 @@ def fill_texture(
         model: with texture, in eval mode, on the pictures' device.
         picture: B pictures; their structure and what else is given are settled. It is not changed.
         keys: what decides the noise of each.
-        config: temperature, top-p and guidance.
+        configs: temperature, top-p and guidance of each.
         precision: that the model computes in, for the error's advice.
 
     Returns:
@@ -59,32 +64,32 @@ def fill_texture(
         ValueError: a prediction is not finite, or far too large.
     """
     grid, device, count = picture.grid, picture.labels.device, len(keys)
-    guided = config.guidance != 1 and model.config.num_labels > 0
     coefficients = F.pad(picture.coefficients.flatten(1), (0, 1))  # one more, for places that don't exist
     before, decided = [model.config.texture_rank - 1] * count, [0] * count
     active = list(range(count))
     check = PredictionCheck(device)
     while active:
-        views = _views(model, picture, coefficients, active, guided)
+        draws = Draws.of([configs[i] for i in active], device, guided=model.config.num_labels > 0)
+        view = _view(model, picture, coefficients, active, draws)
         uniform = uniform_on(np.array([keys[i].which(before[i]) for i in active]), device)
-        rates = [model.texture.use_rates(view) for view in views]
-        for rate in rates:  # before they are mixed, which would hide NaN
-            check.see(rate, limit=torch.inf)
+        rates = model.texture.use_rates(view)
+        check.see(rates, limit=torch.inf)  # before they are mixed, which would hide NaN
         following = next_channel(
-            _mixed_rates(rates, config.guidance), torch.tensor([before[i] for i in active]).to(device), uniform
+            _mixed_rates(rates, draws), torch.tensor([before[i] for i in active]).to(device), uniform
         )
         *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
         if not sound:
-            raise overflow_error(precision, guided)
+            raise overflow_error(precision, len(draws.twins) > 0)
         going = [(i, rank) for i, rank in zip(active, ranks, strict=True) if rank < order.STOP]
         if len(going) < len(active):
             active = [i for i, _ in going]
             if not active:
                 break
-            views = _views(model, picture, coefficients, active, guided)
+            draws = Draws.of([configs[i] for i in active], device, guided=model.config.num_labels > 0)
+            view = _view(model, picture, coefficients, active, draws)
         rank = torch.tensor([rank for _, rank in going]).to(device)
         noise = np.stack([keys[i].places(rank, grid.positions) for i, rank in going])
-        values, opened = _draw_channels(model, views, rank, uniform_on(noise, device), config, check)
+        values, opened = _draw_channels(model, view, rank, uniform_on(noise, device), draws, check)
         rows, slots = torch.tensor(active).to(device), rank_slots(grid, device)[rank]
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots))
         coefficients[rows] = coefficients[rows].scatter(1, slots, drawn)
@@ -94,25 +99,24 @@ def fill_texture(
     return coefficients[:, :-1].view_as(picture.coefficients), decided
 
 
-def _views(
-    model: DCTransformer, picture: Picture, coefficients: Tensor, active: list[int], guided: bool
-) -> list[Picture]:
-    """The pictures still at work, with guidance a second time without labels."""
-    rows = torch.tensor(active).to(coefficients.device)
-    now = coefficients[rows, :-1].view(len(active), *picture.coefficients.shape[1:])
-    view = Picture(now, picture.given[rows], picture.hidden[rows], picture.labels[rows], picture.grid)
-    if not guided:
-        return [view]
-    return [view, dataclasses.replace(view, labels=torch.full_like(view.labels, model.config.null_label))]
+def _view(model: DCTransformer, picture: Picture, coefficients: Tensor, active: list[int], draws: Draws) -> Picture:
+    """The pictures that are not finished, and after them their twins without a label."""
+    rows = draws.both(torch.tensor(active).to(coefficients.device))
+    now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
+    labels = picture.labels[rows]
+    labels[len(active) :] = model.config.null_label
+    return Picture(now, picture.given[rows], picture.hidden[rows], labels, picture.grid)
 
 
-def _mixed_rates(rates: list[Tensor], guidance: float) -> Tensor:
-    """Rates of the channels in use, with guidance extrapolated from those without a label: fp32 ``[B, C]``."""
-    if len(rates) == 1:
-        return rates[0]
+def _mixed_rates(rates: Tensor, draws: Draws) -> Tensor:
+    """Rates of the channels in use, with guidance extrapolated from the twins' without a label: fp32 ``[B, C]``."""
+    if not len(draws.twins):
+        return rates
+    labelled = rates[: len(draws.greedy)]
     # Log-odds of 1 − exp(−λ) against exp(−λ).
-    odds = [rate.clamp_min(1e-30).expm1().log().clamp(-60, 60) for rate in (r.clamp(max=60.0) for r in rates)]
-    return torch.where(rates[0] > 0, F.softplus(mix(odds, guidance)), 0.0)
+    odds = rates.clamp(max=60.0).clamp_min(1e-30).expm1().log().clamp(-60, 60)
+    mixed = torch.where(labelled > 0, F.softplus(draws.mix(odds)), 0.0)
+    return labelled.index_copy(0, draws.twins, mixed[draws.twins])
 
 
 def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
@@ -134,50 +138,42 @@ def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _draw_channels(
-    model: DCTransformer,
-    views: list[Picture],
-    rank: Tensor,
-    noise: Tensor,
-    config: SampleConfig,
-    check: PredictionCheck,
+    model: DCTransformer, view: Picture, rank: Tensor, noise: Tensor, draws: Draws, check: PredictionCheck
 ) -> tuple[Tensor, Tensor]:
     """Draw what channels in use hold.
 
     Args:
         model: with texture.
-        views: the B pictures; with guidance, a second time without labels.
+        view: the B pictures, and after them their twins.
         rank: int64 ``[B]``, a channel of each.
         noise: ``[B, 3, P]`` in [0, 1), by position.
-        config: temperature, top-p and guidance.
+        draws: temperature, top-p and guidance of each.
         check: sees all predictions.
 
     Returns:
         fp32 ``[B, P]``, the channels' values: what is given, what is drawn, and 0 where nothing is; and bool
         ``[B, P]``, places that were open.
     """
-    texture, grid = model.texture, views[0].grid
-    row = torch.arange(len(rank), device=rank.device)
-    channels = [texture.begin(view, row, rank) for view in views]
+    texture, grid, count = model.texture, view.grid, len(rank)
+    channels = texture.begin(view, torch.arange(len(view.labels), device=rank.device), draws.both(rank))
     for colour in (0, 1):
-        found = [texture.occupancy_logits(c, colour, grid) for c in channels]
-        _, where, opened = found[0]
-        must = texture.must_be_occupied(channels[0], colour, opened)
-        uniform = noise.gather(2, where[:, None].expand(-1, 3, -1))
-        logits = mix([logits for logits, *_ in found], config.guidance)
-        check.see(logits, opened)
-        holds = draw_occupancy(logits, opened, must, uniform[:, 0], uniform[:, 1, 0], config.temperature)
-        channels = [settle(c, where, opened, occupied=holds) for c in channels]
+        scores, where, opened = texture.occupancy_logits(channels, colour, grid)
+        must = texture.must_be_occupied(channels, colour, opened)[:count]
+        uniform = noise.gather(2, where[:count, None].expand(-1, 3, -1))
+        logits = draws.mix(scores)
+        check.see(logits, opened[:count])
+        holds = draw_occupancy(logits, opened[:count], must, uniform[:, 0], uniform[:, 1, 0], draws)
+        channels = settle(channels, where, opened, occupied=draws.both(holds))
     for colour in (0, 1):
-        found = [texture.value_scores(c, colour, grid) for c in channels]
-        _, where, due = found[0]
-        uniform = noise[:, 2].gather(1, where)
-        values = _draw_values(model, [scores for scores, *_ in found], rank, due, uniform, config, check)
-        channels = [settle(c, where, due, values=values) for c in channels]
-    return channels[0].values, channels[0].opened
+        scores, where, due = texture.value_scores(channels, colour, grid)
+        uniform = noise[:, 2].gather(1, where[:count])
+        values = _draw_values(model, scores, draws.both(rank), due, uniform, draws, check)
+        channels = settle(channels, where, due, values=draws.both(values))
+    return channels.values[:count], channels.opened[:count]
 
 
 def draw_occupancy(
-    logits: Tensor, opened: Tensor, must: Tensor, uniform: Tensor, first: Tensor, temperature: float = 1.0
+    logits: Tensor, opened: Tensor, must: Tensor, uniform: Tensor, first: Tensor, draws: Draws
 ) -> Tensor:
     """Draw independent Bernoullis, in some rows given that they are not all 0.
 
@@ -190,17 +186,15 @@ def draw_occupancy(
         must: bool ``[B]``, rows that must hold something.
         uniform: ``[B, H]`` in [0, 1), one per place.
         first: ``[B]`` in [0, 1), decides on the first occupied place where one must be.
-        temperature: divides the log-odds; 0 takes the likelier outcome (and the likeliest place where one must be).
+        draws: the temperature of each row, which divides the log-odds; 0 takes the likelier outcome (and the likeliest
+            place where one must be).
 
     Returns:
         bool ``[B, H]``.
     """
     index = torch.arange(logits.shape[1], device=logits.device)
-    if temperature == 0:
-        best = logits.masked_fill(~opened, -torch.inf).argmax(-1)
-        return opened & ((logits > 0) | (must[:, None] & (index == best[:, None])))
-    dtype = draw_dtype(logits.device)
-    logits = logits.to(dtype) / temperature
+    dtype, scores = draw_dtype(logits.device), logits
+    logits = logits.to(dtype) / draws.temperature[:, None]
     free = opened & (uniform.to(dtype) < logits.sigmoid())
     passed = torch.where(opened, F.softplus(logits), 0.0).cumsum(-1)
     # p(first occupied place is at or before h | one is) = (1 − exp(−passed_h)) / (1 − exp(−passed_H)).
@@ -208,30 +202,51 @@ def draw_occupancy(
     last = torch.where(opened, index, 0).amax(-1, keepdim=True)
     begin = torch.minimum((passed <= aim).sum(-1, keepdim=True), last)  # rounding could lift it beyond the last
     held = (index == begin) | (free & (index > begin))
-    return torch.where(must[:, None], held & opened, free)
+    drawn = torch.where(must[:, None], held & opened, free)
+    if draws.any_greedy:
+        best = scores.masked_fill(~opened, -torch.inf).argmax(-1)
+        likeliest = opened & ((scores > 0) | (must[:, None] & (index == best[:, None])))
+        drawn = torch.where(draws.greedy[:, None], likeliest, drawn)
+    return drawn
 
 
 def _draw_values(
     model: DCTransformer,
-    scores: list[Tensor],
+    scores: Tensor,
     rank: Tensor,
     due: Tensor,
     uniform: Tensor,
-    config: SampleConfig,
+    draws: Draws,
     check: PredictionCheck,
 ) -> Tensor:
-    """Values at the places where they are due (bool ``[B, H]``); 0 elsewhere: fp32 ``[B, H]``."""
-    limit = model.limits[rank][:, None].expand_as(due)
-    drawn = uniform.new_zeros(uniform.shape, dtype=torch.float32)
-    for score in scores:
-        check.see(score, due)
+    """Draw values at the places where they are due.
+
+    Args:
+        model: with texture.
+        scores: fp32 ``[B + G, H, …]``, of the pictures and of their twins.
+        rank: int64 ``[B + G]``, the channels.
+        due: bool ``[B + G, H]``.
+        uniform: ``[B, H]`` in [0, 1).
+        draws: temperature, top-p and guidance of each picture.
+        check: sees all predictions.
+
+    Returns:
+        fp32 ``[B, H]``; 0 where no value is due.
+    """
+    limit, pictures_due = model.limits[rank][:, None].expand_as(due), due[: len(uniform)]
+    check.see(scores, due)
     if due.device.type == "cpu":  # where finding the places costs nothing, only they are computed
-        scores, limit, uniform = [s[due] for s in scores], limit[due], uniform[due]
-    logits = mix([model.texture.value_logits(s, limit, model.alphabet) for s in scores], config.guidance)
-    check.see(logits.amax(-1), due if logits.ndim > 2 else None)
-    chosen = pick(logits.flatten(0, -2), uniform.flatten(), config.temperature, config.top_p)
-    values = model.alphabet.decode(chosen).float()
+        logits = model.texture.value_logits(scores[due], limit[due], model.alphabet)
+        draws, uniform = draws.of_elements(pictures_due.nonzero()[:, 0]), uniform[pictures_due]
+        logits = draws.mix(logits)
+        check.see(logits.amax(-1))
+    else:
+        logits = draws.mix(model.texture.value_logits(scores, limit, model.alphabet))
+        check.see(logits.amax(-1), pictures_due)
+        draws = draws.repeated(uniform.shape[1])
+    values = model.alphabet.decode(pick(logits.flatten(0, -2), uniform.flatten(), draws)).float()
     if due.device.type == "cpu":
-        drawn[due] = values
+        drawn = uniform.new_zeros(pictures_due.shape, dtype=torch.float32)
+        drawn[pictures_due] = values
         return drawn
-    return torch.where(due, values.view_as(drawn), 0.0)
+    return torch.where(pictures_due, values.view_as(pictures_due), 0.0)

@@ -24,6 +24,7 @@ from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import fill
+from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request
 
 
@@ -77,6 +78,7 @@ def complete(
     config: SampleConfig,
     *,
     progress: Callable[[float], None] | None = None,
+    pool: Pool | None = None,
 ) -> Tensor:
     """Generate what is not known of some pictures of one size, whatever that size.
 
@@ -86,6 +88,7 @@ def complete(
         grid: their MCU grid.
         config: seed, temperature and so on.
         progress: called with the part of the work that is done, 0 to 1.
+        pool: the model's, in which others generate pictures; None for one of its own.
 
     Returns:
         int16 ``[len(jobs), N, 6, 64]``; what was known is as it was.
@@ -96,7 +99,7 @@ def complete(
     if model.config.texture_rank < order.NUM_CHANNELS and bool(given[:, :, structure].all()):
         # Only texture is open, whose network runs on a picture of any size: no tiles, no seams.
         requests = [Request(job.index, job.label, torch.where(job.given, job.known, 0), job.given) for job in jobs]
-        return fill(model, requests, grid, config, progress=_part_finished(progress, len(jobs))).mcus
+        return fill(model, requests, grid, config, progress=_part_finished(progress, len(jobs)), pool=pool).mcus
     tile_grid = tile_of(model.config, grid)
     done, total = 0, sum(1 for _ in tiles(grid, tile_grid))
     for wave in waves(grid, tile_grid):
@@ -115,7 +118,7 @@ def complete(
                 if progress is not None:
                     progress((done + size * finished / count) / total)
 
-            made = fill(model, requests, wave[0][1], config, progress=share)
+            made = fill(model, requests, wave[0][1], config, progress=share, pool=pool)
             for (i, mcus), coefficients in zip(places, made.mcus, strict=True):
                 known[i, mcus] = coefficients
                 given[i, mcus] = True

@@ -30,6 +30,7 @@ from dctransformer.files import atomic_write, check_regular
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import masks as given_masks
 from dctransformer.sequence.conditions import BY_FACTOR
@@ -59,6 +60,8 @@ class Options:
     out: str | Path | None = None
     """Folder into which results are written as they are finished; those that are there already, made by the same task
     from the same picture, model and settings, are not made again. `save_edits` adds the sheet."""
+    pool: Pool | None = None
+    """The loaded model's, in which others generate pictures; None for one of the task's own."""
 
 
 @dataclasses.dataclass
@@ -371,7 +374,9 @@ def _run(
                 if options.progress is not None:
                     options.progress((ready + done * size) / total)
 
-            made = complete(network, [job for _, _, job in part], grid, options.sampling, progress=share)
+            made = complete(
+                network, [job for _, _, job in part], grid, options.sampling, progress=share, pool=options.pool
+            )
             for (name, canvas, job), mcus in zip(part, made, strict=True):
                 results[name] = _into_file(canvas, mcus, job.given, codec)
                 if outputs is not None:

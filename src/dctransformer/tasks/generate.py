@@ -17,7 +17,8 @@ from dctransformer.files import atomic_write
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import check_sampling, fill, sample
+from dctransformer.sampling.engine import check_sampling, fill
+from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request, Samples, Snapshot
 from dctransformer.sampling.tiles import Job, complete, tile_of
 from dctransformer.sequence.labels import label_name, label_number
@@ -37,6 +38,7 @@ def generate(
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Snapshot], None] | None = None,
+    pool: Pool | None = None,
 ) -> tuple[Samples, list[str]]:
     """Generate pictures.
 
@@ -52,6 +54,7 @@ def generate(
             model, seed and settings, are not made again. `save_samples` adds the sheets.
         progress: called with (triples so far, pictures finished).
         watch: called with every picture on its way, chunk after chunk, before ``progress``; not with tiles.
+        pool: the loaded model's, in which others generate pictures; not with ``out``.
 
     Returns:
         The samples and the name of each one's class ("" for an unconditional model).
@@ -81,10 +84,9 @@ def generate(
         outputs = Outputs(out, {_name(i): identity(*parts, i, label) for i, label in enumerate(labels)})
         return _continued(network, sampling, labels, grid, outputs, progress, watch), names
     if tile_of(shape, grid) != grid:
-        return _by_tiles(network, range(num), labels, grid, sampling, progress), names
-    height, width = order.MCU * grid.rows, order.MCU * grid.cols
-    samples = sample(network, num, sampling, labels=labels, size=(height, width), progress=progress, watch=watch)
-    return samples, names
+        return _by_tiles(network, range(num), labels, grid, sampling, progress, pool), names
+    requests = [Request(i, label) for i, label in enumerate(labels)]
+    return fill(network, requests, grid, sampling, progress=progress, watch=watch, pool=pool), names
 
 
 def _check_tiles(config: ModelConfig, grid: Grid, name: str) -> None:
@@ -104,6 +106,7 @@ def _by_tiles(
     grid: Grid,
     config: SampleConfig,
     progress: Callable[[int, int], None] | None,
+    pool: Pool | None = None,
 ) -> Samples:
     """Samples that are larger than the model knows."""
     nothing = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
@@ -113,7 +116,7 @@ def _by_tiles(
         if progress is not None:
             progress(0, int(done * len(jobs)))
 
-    mcus = complete(model, jobs, grid, config, progress=share)
+    mcus = complete(model, jobs, grid, config, progress=share, pool=pool)
     samples = Samples(mcus, [], torch.tensor(labels), grid, model.config.quality, model.config.texture_rank)
     return dataclasses.replace(samples, triples=samples.dct().to_triples())
 

@@ -1,0 +1,228 @@
+"""Pictures that are generated together, whoever asked for them.
+
+A pool is filled by jobs: pictures of one size and with the same settings. Each turn runs one chunk of the pictures at
+work, of whatever job they are; pictures that are finished, or whose job was given up, leave, and waiting ones take
+their places.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dctransformer.codec.grid import Grid
+from dctransformer.model.precision import out_of_memory
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.rows import Request, Row, Snapshot
+
+if TYPE_CHECKING:
+    from dctransformer.sampling.engine import Engine
+
+Progress = Callable[[int, int], None]
+Watch = Callable[[Snapshot], None]
+
+
+class _Job:
+    """Pictures of one call of `Pool.fill`.
+
+    Attributes:
+        rows: the pictures.
+        decided: triples and texture channels so far.
+        unstructured: how many pictures lack a part of their structure.
+        unfinished: how many pictures are not finished.
+        news: pictures that were worked on since the job's thread looked last.
+        error: why the job can't go on.
+    """
+
+    def __init__(self, rows: list[Row], watched: bool):
+        self.rows, self.watched = rows, watched
+        self.decided = 0
+        self.unstructured = sum(not row.stopped for row in rows)
+        self.unfinished = len(rows)
+        self.news: dict[Row, Snapshot] = {}
+        self.error: Exception | None = None
+
+
+class Pool:
+    """Generates pictures for one or more threads.
+
+    Every thread that calls `fill` either waits for a turn or, if there is none, runs the next one itself, for all jobs.
+    A picture is the same whatever it is generated together with: its noise and its settings are its own.
+    """
+
+    def __init__(self, engine: Engine):
+        """Begin without pictures; ``engine.config`` decides how many are at work at a time, not on their settings."""
+        self.engine = engine
+        self._changed = threading.Condition()
+        self._job_of: dict[Row, _Job] = {}
+        # The k-th picture of a job that arrives at time t has its turn at t + k; time is the last turn begun.
+        self._waiting: list[tuple[int, int, Row]] = []
+        self._arrivals = itertools.count()
+        self._time = 0
+        self._at_work: list[Row] = []
+        self._structured: list[Row] = []
+        self._busy, self._turns = False, 0
+
+    def fill(
+        self,
+        requests: list[Request],
+        grid: Grid,
+        config: SampleConfig,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+    ) -> list[Row]:
+        """Generate pictures; returns when they are finished.
+
+        Args:
+            requests: the pictures.
+            grid: their MCU grid.
+            config: their seed, temperature, top-p and guidance; its other settings are ignored.
+            progress: called after each turn with (triples so far, pictures finished); what it raises ends the job.
+            watch: called after each turn with every picture that was worked on, as far as it is.
+
+        Raises:
+            ValueError: the predictions are not finite, or memory does not suffice for one picture at a time.
+        """
+        rows = self.engine.begin(requests, grid, config)
+        job = _Job(rows, watch is not None)
+        with self._changed:
+            seen = self._turns
+            for k, row in enumerate(rows):
+                self._job_of[row] = job
+                if row.stopped:
+                    self._structured.append(row)
+                else:
+                    heapq.heappush(self._waiting, (self._time + k, next(self._arrivals), row))
+        try:
+            while job.unfinished:
+                seen = self._next_turn(seen)
+                with self._changed:
+                    news, job.news = job.news, {}
+                    decided, finished = job.decided, len(rows) - job.unfinished
+                if job.error is not None:
+                    raise job.error
+                if watch is not None:
+                    for snapshot in news.values():
+                        watch(snapshot)
+                if progress is not None:
+                    progress(decided, finished)
+        finally:
+            self._give_up(job)
+        return rows
+
+    def _next_turn(self, seen: int) -> int:
+        """Wait for a turn after those that the caller has seen, or run it; returns the number of turns so far."""
+        with self._changed:
+            while self._busy and self._turns == seen:
+                self._changed.wait()
+            if self._turns != seen:
+                return self._turns
+            self._busy = True
+        try:
+            self._turn()
+        finally:
+            with self._changed:
+                self._busy = False
+                self._turns += 1
+                self._changed.notify_all()
+        return seen + 1
+
+    def _give_up(self, job: _Job) -> None:
+        with self._changed:
+            for row in job.rows:
+                self._job_of.pop(row, None)
+
+    def _turn(self) -> None:
+        """Run a chunk of every picture at work, then texture: one batch of each grid that has enough for it."""
+        with self._changed:
+            self._at_work = [row for row in self._at_work if row in self._job_of]
+            self._structured = [row for row in self._structured if row in self._job_of]
+            while self._waiting and len(self._at_work) < self.engine.config.batch:
+                turn, _, row = heapq.heappop(self._waiting)
+                if row in self._job_of:
+                    self._time = max(self._time, turn)
+                    self._at_work.append(row)
+        for group in _equally_far(self._at_work, self.engine.model.config.stride):
+            self._run(group, texture=False)
+        self._structured += [row for row in self._at_work if row.stopped and not row.finished]
+        self._at_work = [row for row in self._at_work if not row.stopped]
+        for group in self._due_texture():
+            self._run(group, texture=True)
+        self._structured = [row for row in self._structured if not row.finished]
+
+    def _due_texture(self) -> list[list[Row]]:
+        """Batches of pictures whose texture is due: full ones, and those with a job that has no structure to do."""
+        with self._changed:
+            by_grid: dict[Grid, list[Row]] = {}
+            for row in self._structured:
+                by_grid.setdefault(row.grid, []).append(row)
+            due = []
+            for grid, rows in by_grid.items():
+                batch = self.engine.texture_batch(grid)
+                jobs = [job for row in rows if (job := self._job_of.get(row)) is not None]
+                if len(rows) >= batch or any(not job.unstructured for job in jobs):
+                    due.append(rows[:batch])
+        return due
+
+    def _run(self, rows: list[Row], texture: bool) -> None:
+        """Run a chunk, or the texture, of some pictures; what fails for some jobs does not end the others."""
+        batch = self.engine.texture_batch(rows[0].grid) if texture else self.engine.config.batch
+        if len(rows) > batch:
+            self._run(rows[:batch], texture)
+            self._run(rows[batch:], texture)
+            return
+        decided = [row.decided for row in rows]
+        structured = [row.stopped for row in rows]
+        try:
+            (self.engine.run_texture if texture else self.engine.run)(rows)
+        except Exception as error:
+            self._run_apart(rows, texture, error)
+            return
+        with self._changed:
+            for row, before, complete in zip(rows, decided, structured, strict=True):
+                job = self._job_of.get(row)
+                if job is not None:
+                    job.decided += row.decided - before
+                    job.unstructured -= row.stopped and not complete
+                    job.unfinished -= row.finished
+                    if job.watched:
+                        job.news[row] = Snapshot(row.request.index, len(row.listed), row.mcus(), row.finished)
+
+    def _run_apart(self, rows: list[Row], texture: bool, error: Exception) -> None:
+        """After an error, run smaller batches where there was too little memory, else each job by itself."""
+        memory = out_of_memory(error)
+        if memory and len(rows) > 1:
+            half = len(rows) // 2
+            warnings.warn(f"a batch of {len(rows)} did not fit in memory; going on with {half}", stacklevel=2)
+            self.engine = self.engine.with_batch(half)
+            self._run(rows, texture)
+            return
+        with self._changed:
+            by_job: dict[_Job, list[Row]] = {}
+            for row in rows:
+                if row in self._job_of:
+                    by_job.setdefault(self._job_of[row], []).append(row)
+        if len(by_job) > 1:
+            for group in by_job.values():
+                self._run(group, texture)
+            return
+        for job in by_job:
+            if memory:
+                error = ValueError("there is not enough memory for one picture of this size; choose a smaller one")
+            job.error = error
+            self._give_up(job)
+
+
+def _equally_far(rows: list[Row], stride: int) -> list[list[Row]]:
+    """Rows by their grid and by how many triples their chunk begins with.
+
+    In one grid, all but those in their first chunks, or continued, agree.
+    """
+    groups: dict[tuple[Grid, bool, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.grid, len(row.listed) < stride, len(row.listed) % stride), []).append(row)
+    return list(groups.values())
