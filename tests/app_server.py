@@ -66,6 +66,12 @@ class Client:
         config = json.loads(self.ask("GET", "/config")[2])
         return [dependency for dependency in config["dependencies"] if dependency["backend_fn"]]
 
+    def endpoint(self, task: str) -> dict[str, Any]:
+        """What the main button of a tab calls."""
+        config = json.loads(self.ask("GET", "/config")[2])
+        (out,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == f"{task}-out"]
+        return next(d for d in config["dependencies"] if d["backend_fn"] and d["outputs"] == [out])
+
     def join(self, fn_index: int, data: list[Any], session: str, **more: Any) -> tuple[int, dict[str, Any]]:
         """Send a form to the queue; returns the status and the answer."""
         form = {"data": data, "fn_index": fn_index, "session_hash": session, "event_data": None, "trigger_id": None}

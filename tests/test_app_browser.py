@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from PIL import Image
 from app_server import running
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
+from dctransformer.sampling.pool import Pool
 from pictures import photo, pillow_jpeg
 from test_app import BAD_UPLOADS
 from tiny_model import save_tiny_model
@@ -53,8 +53,8 @@ ARGUMENTS = (
 class Page:
     """A browser and what a person does in it."""
 
-    def __init__(self, driver: webdriver.Chrome, url: str, shots: Path, studio_turn: threading.Lock):
-        self.driver, self.url, self.shots, self.turn = driver, url, shots, studio_turn
+    def __init__(self, driver: webdriver.Chrome, url: str, shots: Path, pool: Pool):
+        self.driver, self.url, self.shots, self.pool = driver, url, shots, pool
 
     def open(self, url: str | None = None) -> None:
         self.driver.get(url or self.url)
@@ -141,11 +141,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     for argument in (*ARGUMENTS, f"--user-data-dir={base / 'profile'}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    limits = Limits(max_megabytes=1, max_side=64, queue=1)
+    limits = Limits(max_megabytes=1, max_side=64, queue=1, batch=1)
     with running(save_tiny_model(base / "model"), limits) as (url, studio):
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         try:
-            opened = Page(driver, url, shots, studio._turn)
+            opened = Page(driver, url, shots, studio.pool)
             opened.open()
             yield opened
         finally:
@@ -275,7 +275,7 @@ def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
         driver.switch_to.new_window("window")
         handles.append(driver.current_window_handle)
         page.open(url)
-    with page.turn:  # somebody's long job: what is clicked now has to wait
+    with page.pool.paused():  # somebody's long job: what is clicked now has to wait
         for handle in handles:
             driver.switch_to.window(handle)
             page.click("#generate-go")

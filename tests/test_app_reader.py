@@ -29,7 +29,7 @@ LIMITS = Limits(max_megabytes=1)
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Reader]:
     """A reader for a model of 32 × 32 pixels."""
-    made = Reader(LIMITS, 64, 32, 30)
+    made = Reader(LIMITS, 64, (32, 32), 30)
     made.start()
     yield made
     made.close()
@@ -55,7 +55,7 @@ def test_a_file_is_read_as_in_this_process(reading: Reader, data: bytes) -> None
         assert read_jpeg_bytes(upload.source).equal(read_jpeg_bytes(data))
     else:
         assert np.array_equal(upload.source, expected.source)
-    seen, inspected = read_for_inspection(data, LIMITS, 32, 30), reading.read(data, "inspect")
+    seen, inspected = read_for_inspection(data, LIMITS, (32, 32), 30), reading.read(data, "inspect")
     assert isinstance(inspected, Inspected) and (inspected.own, inspected.facts) == (seen.own, seen.facts)
     assert read_jpeg_bytes(inspected.jpeg).equal(read_jpeg_bytes(seen.jpeg))
 

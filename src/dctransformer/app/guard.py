@@ -244,9 +244,10 @@ class Guard:
         (host,) = hosts if len(hosts := _values(scope, b"host")) == 1 else ("",)
         for name in (host, *_values(scope, b"x-forwarded-host")):
             if not self.hosts.allow(name):
+                shown = _name(name) or "NAME"
                 raise Refused(
                     403, f"this page does not answer to the name {name[:100]!r}; if a proxy shows it under that name, "
-                    "start it with: dctransformer app --root-path https://NAME/PATH"
+                    f"start it with: dctransformer app --root-path https://{shown[:100]} (and its path, if any)"
                 )  # fmt: skip
         origins = _values(scope, b"origin")
         foreign = any(not self.hosts.same_origin(origin, host) for origin in origins)
@@ -258,7 +259,7 @@ class Guard:
         if foreign:
             raise Refused(
                 403, "only the page itself may send this; if a proxy shows it, start it with: dctransformer app "
-                "--root-path https://NAME/PATH"
+                "--root-path https://NAME, the address that visitors see (and its path, if any)"
             )  # fmt: skip
         known = {"GET": READ, "HEAD": READ, "POST": re.compile(f"{WRITTEN.pattern}|{PICTURES.pattern}")}.get(method)
         if known is None:

@@ -8,6 +8,7 @@ Shapes: H × W pixels, N MCUs.
 
 from __future__ import annotations
 
+import functools
 import queue
 import re
 import threading
@@ -16,21 +17,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from dctransformer.app import inspection, render
+from dctransformer.app import inspection
 from dctransformer.app.inspection import BAND_TITLES
 from dctransformer.app.limits import Limits
 from dctransformer.app.memory import give_back
+from dctransformer.app.render import jpeg_uri, parts, png_uri
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.shelf import Picture
 from dctransformer.app.uploads import Inspected, Upload
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.resize import FACTORS
+from dctransformer.data.shapes import parse_size
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Engine
+from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Samples, Snapshot
 from dctransformer.sequence import conditions
 from dctransformer.sequence.labels import label_number
@@ -49,7 +55,7 @@ NO_PICTURE = "choose a picture first, or click on one of the examples"
 
 
 class Studio:
-    """A model and what can be done with it. Work is done for one user at a time; the others wait."""
+    """A model and what can be done with it. Pictures of all users are generated together."""
 
     def __init__(self, model: DCTransformer, name: str, limits: Limits | None = None):
         """Args:
@@ -60,8 +66,13 @@ class Studio:
         self.model, self.name, self.config = model, name, model.config
         self.limits = limits or Limits()
         self.codec = Codec(model.config.quality)
-        self.side = max(self.limits.max_side, model.config.size)
-        self._turn = threading.Lock()
+        self.side = max(self.limits.max_side, *model.config.trained_shape)
+        self._inspecting = threading.Lock()
+
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """Where the pictures of all users are generated."""
+        return Pool(Engine(self.model, SampleConfig(batch=self.limits.batch)))
 
     def missing(self, condition: str) -> str | None:
         """Say why a task can't be done with this model; None if it can."""
@@ -81,7 +92,7 @@ class Studio:
             return sorted(self.config.label_names)
         return [str(i) for i in range(self.config.num_labels)]
 
-    def _in_turn(self, work: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
+    def _in_thread(self, work: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
         """Do something slow in a thread of its own; yields its reports on the way, then its result."""
         messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
@@ -93,9 +104,8 @@ class Studio:
 
         def run() -> None:
             try:
-                report(render.progress(0, "starting"))
-                with self._turn:
-                    messages.put(("result", work(report)))
+                report(parts.progress(0, "starting"))
+                messages.put(("result", work(report)))
             except _Left:
                 pass
             except BaseException as error:  # whatever it is, the waiting side must get it
@@ -115,6 +125,15 @@ class Studio:
         finally:
             left.set()
 
+    def _size(self, text: str | None) -> tuple[int, int]:
+        """Height and width of a size as it was entered, WIDTHxHEIGHT; the model's own for none."""
+        if not text:
+            return self.config.trained_shape
+        width, height = parse_size(str(text)[:40])
+        if max(width, height) > self.side:
+            raise ValueError(f"size {width}x{height} is too large here; choose at most {self.side} pixels per side")
+        return height, width
+
     def _checked(self, settings: Settings) -> SampleConfig:
         num = settings.whole("number of pictures", settings.num)
         if not 1 <= num <= self.limits.max_num:
@@ -125,48 +144,52 @@ class Studio:
 
     # Generate ---------------------------------------------------------------------------------------------------------
 
-    def generate(self, settings: Settings) -> Iterator[str]:
+    def generate(self, settings: Settings, size: str | None = None) -> Iterator[str]:
         """Generate pictures from nothing; each is shown on its way, next to the heat-map of the places chosen so far.
+
+        Args:
+            settings: of the form.
+            size: WIDTHxHEIGHT in pixels; the model's own if not given. One that needs tiles is not shown on its way.
 
         Raises:
             ValueError: a setting is impossible.
         """
         sampling = self._checked(settings)
         num = int(settings.num or 1)
+        shape = self._size(size)
         self._require("none")
         latest: dict[int, Snapshot] = {}
 
         def work(report: Callable[[str], None]) -> str:
             samples, names = generate(
-                self.model, num, label=settings.label or None, sampling=sampling,
+                self.model, num, label=settings.label or None, size=shape, sampling=sampling, pool=self.pool,
                 watch=lambda s: latest.__setitem__(s.index, s),
-                progress=lambda triples, finished: report(self._under_way(latest, triples, finished, num)),
+                progress=lambda _, finished: report(self._under_way(latest, Grid.of_size(*shape), finished, num)),
             )  # fmt: skip
             return self._results(samples, names, settings)
 
-        yield from self._in_turn(work)
+        yield from self._in_thread(work)
 
     def _require(self, condition: str) -> None:
         why = self.missing(condition)
         if why is not None:
             raise ValueError(why)
 
-    def _under_way(self, latest: dict[int, Snapshot], triples: int, finished: int, num: int) -> str:
-        size = self.config.size
-        grid = Grid.of_size(size, size)
+    def _under_way(self, latest: dict[int, Snapshot], grid: Grid, finished: int, num: int) -> str:
         figures = []
         for index in sorted(latest):
             mcus = latest[index].mcus
-            figures.append(render.figure(
-                render.jpeg_uri(self._dct(mcus, grid)), f"{latest[index].triples} triples",
+            figures.append(parts.figure(
+                jpeg_uri(self._dct(mcus, grid)), f"{int(mcus.count_nonzero())} triples",
                 alt=f"picture {index + 1} on its way", note=band_words(mcus),
             ))  # fmt: skip
-            figures.append(render.figure(
-                render.png_uri(heat_map(places(mcus, grid)[None])[0]), "chosen places", alt="heat-map of chosen places",
+            figures.append(parts.figure(
+                png_uri(heat_map(places(mcus, grid)[None])[0]), "chosen places", alt="heat-map of chosen places",
             ))  # fmt: skip
+        triples = sum(int(s.mcus.count_nonzero()) for s in latest.values())
         text = f"{triples:,} triples decided, {finished} of {num} finished"
         done = sum(1.0 if s.finished else part_done(s.mcus) for s in latest.values()) / num
-        return render.progress(done, text) + render.row(figures)
+        return parts.progress(done, text) + parts.row(figures)
 
     def _dct(self, mcus: Tensor, grid: Grid) -> DCTImage:
         return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, self.codec.luma_table, self.codec.chroma_table)
@@ -174,30 +197,32 @@ class Studio:
     def _results(self, samples: Samples, names: list[str], settings: Settings) -> str:
         dct, heats, bands = samples.dct(), heat_map(samples.places()), samples.by_band()
         seed = int(settings.seed or 0)
-        parts = []
+        rows = []
         for i, name in enumerate(names):
             caption = f"seed {seed}" + (f" · picture {i}" if len(names) > 1 else "") + (f" · {name}" if name else "")
-            parts.append(render.row([
-                render.figure(
-                    render.jpeg_uri(dct[i]), caption, alt=f"generated picture {i + 1}",
+            rows.append(parts.row([
+                parts.figure(
+                    jpeg_uri(dct[i]), caption, alt=f"generated picture {i + 1}",
                     download=f"dctransformer-seed{seed}-{i}.jpg", note=f"{len(samples.triples[i])} triples",
                 ),
-                render.figure(
-                    render.png_uri(heats[i]), "chosen places", alt="heat-map of chosen places",
+                parts.figure(
+                    png_uri(heats[i]), "chosen places", alt="heat-map of chosen places",
                     note="the brighter, the more coefficients",
                 ),
             ]))  # fmt: skip
-            parts.append(render.row(
+            rows.append(parts.row(
                 [
-                    render.figure(
-                        render.jpeg_uri(self._dct(stage[i], samples.grid)), "+ " * (k > 0) + BAND_TITLES[k],
+                    parts.figure(
+                        jpeg_uri(self._dct(stage[i], samples.grid)), "+ " * (k > 0) + BAND_TITLES[k],
                         alt=f"the picture after band {BAND_TITLES[k]}",
                     )
                     for k, stage in enumerate(bands)
                 ],
                 "small",
             ))  # fmt: skip
-        return "".join(parts) + render.command(f"dctransformer sample {self.name} --out samples {settings.words()}")
+        size = "" if samples.grid == Grid.of_size(*self.config.trained_shape) else f" --size {samples.grid.size}"
+        same = parts.command(f"dctransformer sample {self.name} --out samples {settings.words()}{size}")
+        return Markup("").join([*rows, same])
 
     # Tasks that start from a picture ----------------------------------------------------------------------------------
 
@@ -218,7 +243,7 @@ class Studio:
             small = Image.fromarray(pixels)
             small.thumbnail((most, most), Image.Resampling.LANCZOS)
             pixels = np.asarray(small)
-            note = render.message(
+            note = parts.message(
                 f"Results have up to {self.side} pixels a side here: the picture was shrunk to "
                 f"{small.width} × {small.height} before it was enlarged.", "note",
             )  # fmt: skip
@@ -284,20 +309,20 @@ class Studio:
         num, seed = int(settings.num or 1), int(settings.seed or 0)
 
         def work(report: Callable[[str], None]) -> str:
-            options = Options(num, settings.label or None, sampling)
-            options.progress = lambda done: report(note + render.progress(done, f"{done:.0%}"))
+            options = Options(num, settings.label or None, sampling, pool=self.pool)
+            options.progress = lambda done: report(note + parts.progress(done, f"{done:.0%}"))
             edited = task(options)[0]
-            figures = [render.figure(render.png_uri(edited.before), known, alt="what was known")]
+            figures = [parts.figure(png_uri(edited.before), known, alt="what was known")]
             for k, dct in enumerate(edited.results):
                 caption = f"seed {seed}" + (f" · alternative {k}" if num > 1 else "")
-                figures.append(render.figure(
-                    render.jpeg_uri(dct), caption, alt=f"result {k + 1}",
+                figures.append(parts.figure(
+                    jpeg_uri(dct), caption, alt=f"result {k + 1}",
                     download=f"dctransformer-seed{seed}-{k}.jpg", note=f"{dct.width} × {dct.height} pixels",
                 ))  # fmt: skip
-            same = render.command(f"dctransformer {words} --out results {settings.words()}")
-            return note + render.row(figures) + same
+            same = parts.command(f"dctransformer {words} --out results {settings.words()}")
+            return note + parts.row(figures) + same
 
-        yield from self._in_turn(work)
+        yield from self._in_thread(work)
 
     # Inspect ----------------------------------------------------------------------------------------------------------
 
@@ -312,10 +337,11 @@ class Studio:
         number = self.config.null_label if label == ANY else label_number(self.config, label)
 
         def work(report: Callable[[str], None]) -> str:
-            found = inspection.needed_bits(self.model, self.codec, self.name, picture, number)
+            with self._inspecting:
+                found = inspection.needed_bits(self.model, self.codec, self.name, picture, number)
             return inspection.file_facts(picture) + found
 
-        yield from self._in_turn(work)
+        yield from self._in_thread(work)
 
 
 class _Left(Exception):

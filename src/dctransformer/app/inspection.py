@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dctransformer.app import render
+from dctransformer.app.render import jpeg_uri, parts, png_uri
 from dctransformer.app.uploads import Inspected
 from dctransformer.codec import Codec, huffman_bytes, order
 from dctransformer.codec.adapt import own_coefficients, requantised
@@ -26,15 +26,12 @@ def file_facts(picture: Inspected) -> str:
     facts = picture.facts
     text = f"{facts['format']} file, {facts['width']} × {facts['height']} pixels, {facts['bytes']:,} bytes"
     if "triples" not in facts:
-        return f"<h3>The file</h3><p>{render.escape(text)}; only JPEG files hold coefficients of their own.</p>"
+        return parts.file_facts(f"{text}; only JPEG files hold coefficients of their own.", None, None)
     text += f", chroma sampling {facts['sampling']}, {facts['triples']:,} coefficients that are not zero (triples)."
     bands = facts["triples_by_band"]
     rows = [(title, f"{bands[name]:,}") for name, title in zip(order.BAND_NAMES, BAND_TITLES, strict=True)]
     of = ", ".join(f"{count:,} of {name}" for name, count in facts["triples_by_component"].items())
-    return (
-        f"<h3>The file</h3><p>{render.escape(text)}</p>{render.table(('band', 'triples'), rows)}"
-        f"<p>By component: {render.escape(of)}.</p>"
-    )
+    return parts.file_facts(text, rows, of)
 
 
 def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspected, label: int) -> str:
@@ -57,16 +54,16 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
     require_finite(lengths.bits, name)
     counts = lengths.summary()
     maps = surprise(model, [sequence])
-    shown = render.row([
-        render.figure(
-            render.jpeg_uri(dct), "what the model is shown", alt="the picture that the model is shown",
+    figures = [
+        parts.figure(
+            jpeg_uri(dct), "what the model is shown", alt="the picture that the model is shown",
             note=f"{dct.width} × {dct.height} pixels, JPEG quality {model.config.quality}, {len(triples)} triples",
         ),
-        render.figure(
-            render.png_uri(heat(maps, float(maps.max()))[0]), "bits, block by block", alt="heat-map of bits",
+        parts.figure(
+            png_uri(heat(maps, float(maps.max()))[0]), "bits, block by block", alt="heat-map of bits",
             note=f"black: none; pale: {float(maps.max()):.0f} bits per block",
         ),
-    ])  # fmt: skip
+    ]  # fmt: skip
     rows = []
     for band, title in zip((*order.BAND_NAMES, "stop"), (*BAND_TITLES, "the end"), strict=True):
         count = counts["triples_per_image_by_band"].get(band, 1)
@@ -79,17 +76,16 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
         f"The model needs {counts['bytes_per_image']:.0f} bytes for this picture, exactly; libjpeg's best Huffman "
         f"code needs {huffman_bytes(dct)} for the same coefficients (headers not counted)."
     )
-    return (
-        "<h3>What the model found</h3>" + ("" if picture.own else render.message(
-            f"The model knows pictures of {model.config.size} × {model.config.size} pixels at JPEG quality "
-            f"{model.config.quality}: it is shown this one's centre, resized and encoded anew.", "note",
-        )) + shown + f"<p>{render.escape(total)}</p>" + render.table(head, rows)
-        + "<h3>What surprised it most</h3>" + _surprises(triples, triple_bits(model, sequence), grid)
+    note = None if picture.own else (
+        f"The model knows pictures of {grid.size.replace('x', ' × ')} pixels at JPEG quality {model.config.quality}: "
+        "it is shown this one's centre, resized and encoded anew."
     )  # fmt: skip
+    surprises = _surprises(triples, triple_bits(model, sequence), grid)
+    return parts.needed_bits(note, figures, total, head, rows, *surprises)
 
 
-def _surprises(triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> str:
-    """Show the triples with the most bits as a table."""
+def _surprises(triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> tuple[tuple, list[tuple]]:
+    """The triples with the most bits: the head and the rows of a table."""
     total = bits[: len(triples)].sum(1)
     rows = []
     for i in total.argsort(descending=True, stable=True)[:most].tolist():
@@ -100,4 +96,4 @@ def _surprises(triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> str:
             *(f"{b:.1f}" for b in bits[i].tolist()),
         ))  # fmt: skip
     head = ("channel", "band", "block (row, column)", "value", "bits", *(f"of the {name}" for name in FIELDS))
-    return render.table(head, rows)
+    return head, rows

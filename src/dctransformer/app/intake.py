@@ -20,11 +20,11 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from dctransformer.app import render
 from dctransformer.app.guard import Refused, body
 from dctransformer.app.limits import Limits
 from dctransformer.app.memory import give_back
 from dctransformer.app.reader import Kind, Reader
+from dctransformer.app.render import canvas, parts, png_uri
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
 from dctransformer.app.visitors import visitor
@@ -100,9 +100,9 @@ class Turns:
 class Intake:
     """Takes pictures in, has them read, and keeps them for the page."""
 
-    def __init__(self, limits: Limits, side: int, size: int, quality: int):
+    def __init__(self, limits: Limits, side: int, shape: tuple[int, int], quality: int):
         """Prepare the examples; see `dctransformer.app.reader.Reader` for the arguments."""
-        self.reader = Reader(limits, side, size, quality)
+        self.reader = Reader(limits, side, shape, quality)
         largest = 8 * side**2  # pixels and a JPEG file of them
         self.shelf = Shelf(max(64_000_000, 8 * largest), max(16_000_000, 2 * largest))
         self.max_bytes = int(limits.max_megabytes * 1e6)
@@ -113,7 +113,7 @@ class Intake:
             for number, data in enumerate(examples().values()):
                 name = f"example-{task}-{number}"
                 if kind == "inspect":
-                    picture: Picture = read_for_inspection(data, limits, size, quality)
+                    picture: Picture = read_for_inspection(data, limits, shape, quality)
                 else:
                     picture = read_upload(halved(data) if task == "upscale" else data, limits, side)
                 self.shelf.fix(name, picture)
@@ -159,15 +159,14 @@ UNFORESEEN = "something went wrong on the server; its log says what. Try other s
 
 
 def _nothing(status: int, why: str) -> JSONResponse:
-    return JSONResponse({"picture": "", "shown": render.message(why)}, status)
+    return JSONResponse({"picture": "", "shown": parts.message(why)}, status)
 
 
 def show(task: str, picture: Any) -> str:
     """What the page shows of a picture, as HTML."""
     if not isinstance(picture, Upload):
-        return render.notes(picture.notes)
+        return parts.notes(picture.notes)
     if task == "inpaint":
-        return render.canvas(picture.pixels) + render.notes(picture.notes)
+        return canvas(picture.pixels) + parts.notes(picture.notes)
     height, width = picture.pixels.shape[:2]
-    image = f'<div class="dct-thumb"><img src="{render.png_uri(picture.pixels)}" alt="your picture">'
-    return f"{image}<span>{width} × {height} pixels</span></div>" + render.notes(picture.notes)
+    return parts.thumbnail(png_uri(picture.pixels), width, height) + parts.notes(picture.notes)

@@ -6,6 +6,9 @@ import dataclasses
 
 from dctransformer.codec import order
 
+MAX_BATCH = 32
+"""Most clicks that are worked on at a time; each takes a thread of the server."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -21,6 +24,8 @@ class Limits:
     """Most pictures, or alternatives of one, a click."""
     queue: int = 16
     """How many clicks may wait; the next ones are refused."""
+    batch: int = 16
+    """How many clicks are worked on at a time, and how many pictures are generated together."""
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
@@ -30,6 +35,8 @@ class Limits:
             raise ValueError(f"max-megapixels {self.max_megapixels} must be greater than 0 and at most 178")
         if not order.MCU <= self.max_side <= 4096:
             raise ValueError(f"max-side {self.max_side} must be from {order.MCU} to 4096 pixels")
-        for name in ("max_num", "queue"):
+        for name in ("max_num", "queue", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.batch > MAX_BATCH:
+            raise ValueError(f"batch {self.batch} must be at most {MAX_BATCH}")

@@ -16,15 +16,16 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it must s
 import gradio as gr
 from gradio.components import Component
 
-from dctransformer.app import render
 from dctransformer.app.handlers import Studio
 from dctransformer.app.intake import UNFORESEEN, log_error
 from dctransformer.app.limits import Limits
+from dctransformer.app.render import parts
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.shelf import Shelf
 from dctransformer.app.uploads import examples
 from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
+from dctransformer.codec.grid import Grid
 
 FOLDER = Path(__file__).parent
 ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
@@ -48,10 +49,11 @@ def build(studio: Studio, shelf: Shelf, presence: Presence) -> gr.Blocks:
         presence: knows who still waits for a result.
     """
     config = studio.config
+    height, width = config.trained_shape
     classes = f", {config.num_labels} classes" if config.num_labels else ""
     with gr.Blocks(title="DCTransformer", analytics_enabled=False) as page:
         gr.Markdown(
-            f"{WELCOME}\n\nModel **{studio.name}**: {config.size} × {config.size} pixels at JPEG quality "
+            f"{WELCOME}\n\nModel **{studio.name}**: {width} × {height} pixels at JPEG quality "
             f"{config.quality}{classes}.",
             elem_classes="dct-title",
         )
@@ -70,11 +72,12 @@ def build(studio: Studio, shelf: Shelf, presence: Presence) -> gr.Blocks:
         limits = studio.limits
         gr.Markdown(
             f"Uploads: up to {limits.max_megabytes:g} MB and {limits.max_megapixels:g} million pixels; they are read "
-            f"into memory, worked on, and forgotten. Results have up to {studio.side} pixels a side. One job runs at a "
-            f"time, up to {limits.queue} wait. The same settings and seed give the same picture.",
+            f"into memory, worked on, and forgotten. Results have up to {studio.side} pixels per side. Up to "
+            f"{limits.batch} jobs run at a time, and up to {limits.queue} more wait. The same settings and seed give the "
+            "same picture.",
             elem_classes="dct-same",
         )
-    page.queue(max_size=limits.queue, default_concurrency_limit=8, api_open=False)
+    page.queue(max_size=limits.queue, default_concurrency_limit=limits.batch, api_open=False)
     page.state_session_capacity = SESSIONS
     return page
 
@@ -115,7 +118,7 @@ class _Form:
             self.go = gr.Button(verb, variant="primary", interactive=why_not is None, elem_id=f"{task}-go")
             self.stop = gr.Button("Stop", interactive=why_not is None, min_width=80, scale=0, elem_id=f"{task}-stop")
         if why_not is not None:
-            gr.HTML(render.message(why_not, "note"), elem_id=f"{task}-why-not")
+            gr.HTML(str(parts.message(why_not, "note")), elem_id=f"{task}-why-not")
 
     def inputs(self) -> list[Component]:
         return [self.label, self.seed, self.num, self.temperature, self.top_p, self.guidance]
@@ -126,13 +129,8 @@ class _Picture:
 
     def __init__(self, task: str, limits: Limits):
         self.task = task
-        kinds, most = ",".join(ENDINGS), int(limits.max_megabytes * 1e6)
-        gr.HTML(
-            f'<label class="dct-file" data-task="{task}" data-bytes="{most}"><input type="file" accept="{kinds}">'
-            "Picture: drop a file here, or click</label>",
-            elem_id=f"{task}-file",
-        )
-        gr.HTML('<div class="dct-label">Or one of these examples, at once:</div>')
+        gr.HTML(str(parts.file_box(task, int(limits.max_megabytes * 1e6), ",".join(ENDINGS))), elem_id=f"{task}-file")
+        gr.HTML(str(parts.label("Or one of these examples, at once:")))
         with gr.Row():
             self.examples = [
                 gr.Button(name, size="sm", min_width=60, elem_id=f"{task}-example-{i}")
@@ -156,7 +154,7 @@ def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outpu
 
 def _unforeseen() -> str:
     log_error()
-    return render.message(UNFORESEEN)
+    return str(parts.message(UNFORESEEN))
 
 
 def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[..., Iterator[str]]:
@@ -164,25 +162,22 @@ def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[.
 
     def safely(request: gr.Request, *args: Any) -> Iterator[str]:
         try:
-            yield from presence.pass_on(str(request.session_hash), run(*args))
+            yield from map(str, presence.pass_on(str(request.session_hash), run(*args)))
         except ValueError as error:
-            yield render.message(str(error))
+            yield str(parts.message(str(error)))
         except Exception:
             yield _unforeseen()
 
     return safely
 
 
-_EMPTY = '<div class="dct-empty">{}</div>'
-
-
 def _on(
     event: Callable[..., Any], presence: Presence, run: Callable[..., Iterator[str]], inputs: list[Any], out: gr.HTML,
     js: str | None = None,
 ) -> Any:  # fmt: skip
-    """Queue something slow: one at a time in the whole server."""
+    """Queue something slow: as many at a time in the whole server as are generated together."""
     return event(
-        _safely(run, presence), inputs, out, js=js, concurrency_id="model", concurrency_limit=1, preprocess=False,
+        _safely(run, presence), inputs, out, js=js, concurrency_id="model", preprocess=False,
         api_visibility="private", show_progress="full",
     )  # fmt: skip
 
@@ -224,8 +219,12 @@ def _generate(studio: Studio, presence: Presence) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             form = _Form(studio, "generate", "Generate", studio.missing("none"), "any (drawn from the seed)")
+            size = gr.Textbox(
+                Grid.of_size(*studio.config.trained_shape).size, label="Size", elem_id="generate-size", max_length=20,
+                info=f"WIDTHxHEIGHT in multiples of {order.MCU} pixels, up to {studio.side} per side.",
+            )  # fmt: skip
             known = {ANY, *studio.labels()}
-            gr.HTML('<div class="dct-label">Or one of these, at once:</div>')
+            gr.HTML(str(parts.label("Or one of these, at once:")))
             with gr.Row():
                 buttons = [
                     (gr.Button(name, size="sm", min_width=60, elem_id=f"generate-example-{i}"), *values)
@@ -233,16 +232,16 @@ def _generate(studio: Studio, presence: Presence) -> None:
                     if values[0] in known
                 ]
         with gr.Column(scale=3, min_width=340):
-            out = gr.HTML(_EMPTY.format("Press <b>Generate</b>, or one of the small buttons."), elem_id="generate-out")
+            out = gr.HTML(str(parts.empty("Press Generate, or one of the small buttons.")), elem_id="generate-out")
 
-    def run(*settings: Any) -> Iterator[str]:
-        return studio.generate(Settings.of(*settings))
+    def run(size: str | None, *settings: Any) -> Iterator[str]:
+        return studio.generate(Settings.of(*settings), size)
 
-    _connect(form, presence, out, run, [])
+    _connect(form, presence, out, run, [size])
     for button, label, top_p, guidance in buttons:
         script = f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, 1, {top_p}, {guidance}]"
         chosen = _in_browser(button.click, script, [form.seed, form.fresh], form.inputs())
-        job = _on(chosen.then, presence, run, form.inputs(), out)
+        job = _on(chosen.then, presence, run, [size, *form.inputs()], out)
         form.stop.click(None, None, None, cancels=[job])
 
 
@@ -257,7 +256,7 @@ def _task_tab(
             extra = more()
             form = _Form(studio, task, verb, why_not, "none: the picture must do")
         with gr.Column(scale=3, min_width=340):
-            out = gr.HTML(_EMPTY.format("Choose a picture, or click on an example."), elem_id=f"{task}-out")
+            out = gr.HTML(str(parts.empty("Choose a picture, or click on an example.")), elem_id=f"{task}-out")
     return form, picture, extra, out
 
 
@@ -348,7 +347,7 @@ def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:
             )  # fmt: skip
             go = gr.Button("Inspect", variant="primary", elem_id="inspect-go")
         with gr.Column(scale=3, min_width=340):
-            out = gr.HTML(_EMPTY.format("Choose a picture, or click on an example."), elem_id="inspect-out")
+            out = gr.HTML(str(parts.empty("Choose a picture, or click on an example.")), elem_id="inspect-out")
 
     def run(name: str, label: str) -> Iterator[str]:
         return studio.inspect(shelf.get(name), str(label))

@@ -51,18 +51,18 @@ LARGE = "reading this file takes more memory than is allowed here; choose a smal
 class Reader:
     """Reads files for the server, each in a process of its own. Can be used from several threads at once."""
 
-    def __init__(self, limits: Limits, side: int, size: int, quality: int, seconds: float = SECONDS):
+    def __init__(self, limits: Limits, side: int, shape: tuple[int, int], quality: int, seconds: float = SECONDS):
         """Say how files are to be read; nothing is started before it is needed, or `start` is called.
 
         Args:
             limits: on bytes and pixels.
             side: longest side to work on in pixels.
-            size: side of the model's pictures, for inspection.
+            shape: height and width of the model's pictures, for inspection.
             quality: JPEG quality of the model's pictures, for inspection.
             seconds: for one file.
         """
         self.limits, self.side, self.seconds = limits, side, seconds
-        self._settings = {"limits": dataclasses.asdict(limits), "side": side, "size": size, "quality": quality,
+        self._settings = {"limits": dataclasses.asdict(limits), "side": side, "shape": shape, "quality": quality,
                           "seconds": seconds, "memory": memory_bytes(limits)}  # fmt: skip
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -276,7 +276,7 @@ def _confine(seconds: float, memory: int) -> None:
 def _read(data: bytes, settings: dict[str, Any]) -> dict[str, np.ndarray]:
     limits = Limits(**settings["limits"])
     if settings["kind"] == "inspect":
-        held = read_for_inspection(data, limits, settings["size"], settings["quality"])
+        held = read_for_inspection(data, limits, tuple(settings["shape"]), settings["quality"])
         return _reply({"own": held.own, "facts": held.facts, "notes": held.notes}, {}, read_jpeg_bytes(held.jpeg))
     upload = read_upload(data, limits, settings["side"])
     dct = read_jpeg_bytes(upload.source) if isinstance(upload.source, bytes) else None

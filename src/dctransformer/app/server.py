@@ -147,7 +147,7 @@ def prepared(
 
         network = loaded(model, device)
         studio = Studio(network, str(model), limits)
-        intake = Intake(limits, studio.side, studio.config.size, studio.config.quality)
+        intake = Intake(limits, studio.side, studio.config.trained_shape, studio.config.quality)
         intake.reader.start()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
 

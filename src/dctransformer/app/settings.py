@@ -67,7 +67,7 @@ class Settings:
         return SampleConfig(seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
 
     def words(self) -> str:
-        """Options of the command line that do the same."""
+        """Return the options of the command line that do the same."""
         words = [f"--num {self.num:g} --seed {self.seed:g}"]
         if self.label != ANY:
             words.append(f"--label {shlex.quote(self.label)}")

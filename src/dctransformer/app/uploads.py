@@ -17,6 +17,7 @@ from dctransformer.codec.adapt import own_coefficients
 from dctransformer.codec.metadata import read_metadata
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
 from dctransformer.data.rgb import is_srgb
+from dctransformer.data.shapes import Shape
 from dctransformer.tasks.info import describe_coefficients
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -118,7 +119,7 @@ class Inspected:
     """A picture to look into.
 
     Attributes:
-        jpeg: what the model is shown: a JPEG file of its own size and quality.
+        jpeg: what the model is shown: a JPEG file of its own shape and quality.
         own: it is the file itself, not a version of it.
         facts: of the file as it was uploaded: ``format``, ``width``, ``height``, and of a JPEG file see
             `dctransformer.tasks.info.describe_coefficients`.
@@ -131,18 +132,19 @@ class Inspected:
     notes: tuple[str, ...] = ()
 
 
-def read_for_inspection(data: bytes, limits: Limits, size: int, quality: int) -> Inspected:
+def read_for_inspection(data: bytes, limits: Limits, shape: tuple[int, int], quality: int) -> Inspected:
     """Read a file whose coefficients are to be shown.
 
     Args:
         data: its bytes.
         limits: on bytes and pixels.
-        size: side of the model's pictures in pixels, for which a version is made.
+        shape: height and width of the model's pictures in pixels, for which a version is made.
         quality: JPEG quality of the model's pictures.
 
     Raises:
         ValueError: it is too large, damaged, or not a picture.
     """
+    size = Shape(width=shape[1], height=shape[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         animated = _check(data, limits)
@@ -156,7 +158,7 @@ def read_for_inspection(data: bytes, limits: Limits, size: int, quality: int) ->
             facts |= describe_coefficients(read_jpeg_bytes(data, name="the file"))
         except ValueError as error:  # CMYK, lossless, …: Pillow reads more kinds than have such coefficients
             notes.append(f"Its coefficients can't be shown: {error}.")
-    own = own_coefficients(data) is not None and (width, height) == (size, size)
+    own = own_coefficients(data) is not None and (height, width) == shape
     seen = data if own else encode_jpeg(crop_resize(picture, size), quality)
     return Inspected(seen, own, facts, tuple(notes))
 

@@ -101,7 +101,7 @@ class Presence:
 
 
 class Line:
-    """Gradio's queue, of which one visitor gets a part."""
+    """Gradio's queue, of which one visitor gets a part: most jobs that one may have under way and waiting."""
 
     def __init__(self, queue: Any, most: int):
         """Watch a queue.
@@ -119,10 +119,11 @@ class Line:
         messages = self._queue.pending_messages_per_session
         if session in messages:
             messages.move_to_end(session)  # so that it is among the last to be forgotten
-        waiting = [event for line in self._queue.event_queue_per_concurrency_id.values() for event in line.queue]
-        of_visitor = sum(visitor(event.request.scope) == who for event in waiting)
+        lines = [line.queue for line in self._queue.event_queue_per_concurrency_id.values()]
+        under_way = [events for events in self._queue.active_jobs if events is not None]
+        of_visitor = sum(visitor(event.request.scope) == who for events in (*lines, *under_way) for event in events)
         if of_visitor >= self.visitor_most:
-            return f"{of_visitor} jobs from your address are waiting already; wait until some are done"
+            return f"{of_visitor} jobs from your address are under way or waiting already; wait until some are done"
         return None
 
     def take_turns(self) -> None:

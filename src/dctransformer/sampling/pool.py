@@ -7,11 +7,12 @@ their places.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dctransformer.codec.grid import Grid
@@ -113,6 +114,19 @@ class Pool:
         finally:
             self._give_up(job)
         return rows
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no turn begin during the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
 
     def _next_turn(self, seen: int) -> int:
         """Wait for a turn after those that the caller has seen, or run it; returns the number of turns so far."""
