@@ -452,3 +452,49 @@ def test_errors_in_the_log_cannot_control_the_terminal(capsys: pytest.CaptureFix
     shown = capsys.readouterr().err
     assert r"RuntimeError: \x1b]0;owned\x07" in shown and r"\x9bH" in shown and "\x1b" not in shown
     assert len(shown.splitlines()) > 3
+
+
+# Sizes and shapes -----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_other_sizes(studio: Studio) -> None:
+    """As `sample --size` makes them; what is no size is one sentence."""
+    last = list(studio.generate(QUICK, "16x32"))[-1]
+    samples, _ = generate(studio.model, 1, size=(32, 16), sampling=SampleConfig(seed=3))
+    assert downloads(last)[0].equal(samples.dct()) and "--size 16x32" in last
+    assert "--size" not in list(studio.generate(QUICK, "32x32"))[-1]
+    for size, says in (
+        ("17x32", "not a positive multiple of 16"),
+        ("big", "choose 64"),
+        ("96x32", "at most 64 pixels"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            list(studio.generate(QUICK, size))
+
+
+def test_a_model_of_pictures_that_are_not_square(tmp_path: Path) -> None:
+    """Width and height are its own wherever they are shown, and files of that shape are its own."""
+    gradio = pytest.importorskip("gradio")
+    from dctransformer.app.page import build
+    from dctransformer.app.shelf import Shelf
+    from dctransformer.app.visitors import Presence
+
+    folder = save_tiny_model(tmp_path, size=16, shape=(16, 32))
+    studio = Studio(DCTransformer.from_pretrained(folder), "wide")
+    texts = [block.value for block in build(studio, Shelf(1, 1), Presence()).blocks.values() if hasattr(block, "value")]
+    assert any("32 × 16 pixels at JPEG quality 30" in str(text) for text in texts) and "32x16" in texts
+    last = list(studio.generate(QUICK))[-1]
+    assert (downloads(last)[0].width, downloads(last)[0].height) == (32, 16) and gradio
+    shape = studio.config.trained_shape
+    assert read_for_inspection(base64.b64decode(last.split("base64,")[1].split('"')[0]), studio.limits, shape, 30).own
+    picture = read_for_inspection(png(photo(64, 64)), studio.limits, shape, 30)
+    assert "The model knows pictures of 32 × 16 pixels" in list(studio.inspect(picture))[-1]
+
+
+def test_names_and_classes_are_text(tmp_path: Path) -> None:
+    """Whatever they hold: nothing of it is HTML."""
+    folder = save_tiny_model(tmp_path, label_names=("<b>rose</b>", "lily"))
+    studio = Studio(DCTransformer.from_pretrained(folder), "<i>name</i>")
+    for html in studio.generate(Settings("<b>rose</b>", 3, top_p=1.0)):
+        assert "<b>" not in html and "<i>" not in html
+    assert "&lt;b&gt;rose" in html and "&lt;i&gt;name" in html

@@ -73,8 +73,8 @@ def build(studio: Studio, shelf: Shelf, presence: Presence) -> gr.Blocks:
         gr.Markdown(
             f"Uploads: up to {limits.max_megabytes:g} MB and {limits.max_megapixels:g} million pixels; they are read "
             f"into memory, worked on, and forgotten. Results have up to {studio.side} pixels per side. Up to "
-            f"{limits.batch} jobs run at a time, and up to {limits.queue} more wait. The same settings and seed give the "
-            "same picture.",
+            f"{limits.batch} jobs run at a time, and up to {limits.queue} more wait. The same settings and seed "
+            "give the same picture.",
             elem_classes="dct-same",
         )
     page.queue(max_size=limits.queue, default_concurrency_limit=limits.batch, api_open=False)
