@@ -5,7 +5,7 @@ Groups (``--groups``), each against the preset as it is:
 * ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
 * ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or
   fewer in the encoder, or narrower feed-forward layers;
-* ``parts``: without channels in turn, without local context, with a coarse memory;
+* ``parts``: without local context (and so by softmaxes), with a coarse memory;
 * ``chunks``: chunk length, overlap, early-favouring starts;
 * ``optimizer``: AdamW and Muon, four learning rates each.
 
@@ -85,7 +85,6 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "feed-forward of 320": Variant({"hidden": 320}),
     },
     "parts": {
-        "channel by one softmax": Variant({"survival": False}),
         "no local context": Variant({"local_context": False}),
         "memory of 4 squares": Variant({"memory": 4}),
     },

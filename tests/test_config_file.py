@@ -169,5 +169,7 @@ def test_files_may_name_switches_that_are_built_in_now(tmp_path: Path) -> None:
     """A retired switch of another value is refused with the commit that has it."""
     built_in = read_config_file(written(tmp_path, 'preset = "tiny"\n[model]\npointer = true\nnorm = "layer"\n'))
     assert built_in.architecture() == preset("tiny")
+    paper = read_config_file(written(tmp_path, 'preset = "paper"\n[model]\nsurvival = false\n'))
+    assert paper.architecture() == preset("paper")
     with pytest.raises(ValueError, match="settled_input False are no longer supported; check out commit 3940652"):
         read_config_file(written(tmp_path, "[model]\nsettled_input = false\n"))

@@ -75,7 +75,7 @@ def make_sequence(
 VARIANTS = {
     "tiny": {},
     "no overlap": {"overlap": 0},
-    "paper blocks": {"block": "paper", "local_context": False, "survival": False},
+    "paper blocks": {"block": "paper", "local_context": False},
     "paper blocks with local context": {"block": "paper"},
     "several feed-forwards": {"encoder": (2, 1), "value": (1, 3)},
     "coarse memory": {"memory": 2},

@@ -48,7 +48,7 @@ def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
 def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(saved: Path) -> None:
     """As the configs of older weights do."""
     before = DCTransformer.from_pretrained(saved)
-    _field(saved, **RETIRED)
+    _field(saved, **RETIRED, survival=True)
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
@@ -224,6 +224,7 @@ DAMAGE = {
         lambda f: _field(f, pointer=False),
         "pointer False are no .*; check out commit 3940652",
     ),
+    "another retired switch": (lambda f: _field(f, survival=False), "survival False are no longer supported"),
     "a retired switch of no sense": (lambda f: _field(f, norm=[1] * 100_000), "^.{,500}$"),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "as a model config"),
     "a config without a model": (lambda f: (f / "config.json").write_text("[]"), "no 'model' section"),

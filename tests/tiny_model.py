@@ -19,7 +19,7 @@ def lively(network: DCTransformer) -> DCTransformer:
     """Wake all weights of an untrained model, and have it list many triples."""
     for p in network.parameters():
         p.add_(torch.randn_like(p) * 0.1)
-    if network.config.survival:
+    if network.config.local_context:
         network.channel_head.after.weight += 2
     else:
         network.channel_head.out.bias[: order.STOP] -= 0.3 * torch.arange(order.NUM_CHANNELS)

@@ -11,28 +11,30 @@ RETIRED: dict[str, Any] = {
 """Fields that configs no longer have, and the value that is built in now."""
 
 LAST_WITH_SWITCHES = "3940652"
-"""The last commit that has the fields of `RETIRED`."""
+"""The last commit that has the retired fields."""
 
 
-def without_retired(fields: dict[str, Any]) -> dict[str, Any]:
+def without_retired(fields: dict[str, Any], local_context: bool = True) -> dict[str, Any]:
     """Drop retired fields from a model config.
 
     Args:
         fields: as read from a file.
+        local_context: what the model has if the fields don't say; `survival` could differ from it.
 
     Returns:
-        The fields without those of `RETIRED`.
+        The fields without retired ones.
 
     Raises:
         ValueError: a retired field has another value than the one that is built in now.
     """
-    for name, built_in in RETIRED.items():
-        if name in fields and fields[name] != built_in:
+    built_in = {**RETIRED, "survival": fields.get("local_context", local_context)}
+    for name, value in built_in.items():
+        if name in fields and fields[name] != value:
             raise ValueError(
                 f"models with {name} {reprlib.repr(fields[name])} are no longer supported; "
                 f"check out commit {LAST_WITH_SWITCHES}, the last that can load one"
             )
-    return {name: value for name, value in fields.items() if name not in RETIRED}
+    return {name: value for name, value in fields.items() if name not in built_in}
 
 
 RENAMED = {

@@ -65,16 +65,14 @@ class Architecture:
     them, so that a triple costs the same in a larger picture. 0: every MCU, however many."""
 
     local_context: bool = True
-    """Give position and value decisions the coefficients around each place, up to date for every channel."""
+    """Give position and value decisions the coefficients around each place, up to date for every channel, and decide on
+    channels and places one after the other (hazards); off, a softmax over all channels and one over all places."""
     state_width: int = 64
     """Width of the running sum over a place's coefficients (with ``local_context``)."""
     place_width: int = 96
     """Width of a place's features made from the sums around it (with ``local_context``)."""
     max_grid: int = 128
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
-
-    survival: bool = True
-    """Decide on channels one after the other, each taken or passed over; off, one softmax over all, as the paper."""
 
     texture_from: int = len(order.BANDS)
     """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided a channel at a time; 4: none is."""
@@ -255,7 +253,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "width": 896, "heads": 14, "hidden": 3584, "encoder": (2, 2, 2, 2), "channel": (2,) * 6,
         "position": (2,) * 6, "value": (2, 2, 2, 2, 2, 7), "block": "paper", "chunk": 896, "overlap": 128,
-        "memory": 0, "local_context": False, "survival": False, "dropout": 0.1, "quality": 50, "size": 256,
+        "memory": 0, "local_context": False, "dropout": 0.1, "quality": 50, "size": 256,
     },
 }  # fmt: skip
 

@@ -41,13 +41,13 @@ def hazard_logits(score: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ChannelHead(nn.Module):
-    """Which channel is next: hazards over the channels in order, or (``survival`` off) one softmax, as in the paper."""
+    """Which channel is next: hazards over the channels in order; without local context one softmax, as in the paper."""
 
     def __init__(self, config: Architecture):
         super().__init__()
-        self.survival = config.survival
+        self.hazards = config.local_context
         # What is left of the probability when every channel is passed over is the stop's.
-        outcomes = order.NUM_CHANNELS if config.survival else order.NUM_CHANNELS + 1
+        outcomes = order.NUM_CHANNELS if self.hazards else order.NUM_CHANNELS + 1
         self.out = nn.Linear(config.width, outcomes)
         self.after = nn.Embedding(START + 1, outcomes)
 
@@ -55,7 +55,7 @@ class ChannelHead(nn.Module):
         """Set the start of training; linear layers have their usual weights already."""
         nn.init.normal_(self.out.weight, std=0.1 / math.sqrt(self.out.in_features))
         nn.init.zeros_(self.after.weight)
-        if self.survival:  # most channels are passed over, but one that is listed goes on
+        if self.hazards:  # most channels are passed over, but one that is listed goes on
             nn.init.constant_(self.after.weight, -3.0)
             self.after.weight.data.fill_diagonal_(1.0)
 
@@ -73,7 +73,7 @@ class ChannelHead(nn.Module):
         """
         score = self.out(stream).float() + self.after(rank)
         legal = legal_channels(context.last_open, torch.where(rank == START, -1, rank), position)
-        if self.survival:
+        if self.hazards:
             return torch.cat(hazard_logits(score, legal[..., :-1]), dim=-1)  # stopping is always possible
         return score.masked_fill(~legal, NEVER)
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from dctransformer.files import check_regular
 from dctransformer.hub.compatibility import without_retired
-from dctransformer.model.config import Architecture, ModelConfig, check_names, preset
+from dctransformer.model.config import PRESETS, Architecture, ModelConfig, check_names, preset
 from dctransformer.training.config import TrainConfig
 
 if typing.TYPE_CHECKING:
@@ -145,7 +145,8 @@ def read_config_file(path: str | Path) -> ConfigFile:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     try:
         check_names(fields, ("preset", "model", "train", "data"), "a config file")
-        changes = without_retired(_table(fields, "model"))
+        shape = PRESETS.get(str(fields.get("preset")), {})
+        changes = without_retired(_table(fields, "model"), shape.get("local_context", True))
         _typed(Architecture, changes, "[model]")  # a preset's own fields are checked with it, later
         read = ConfigFile(
             preset=_value(fields["preset"], str, "preset") if "preset" in fields else None,
