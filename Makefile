@@ -47,7 +47,7 @@ bench: .venv/.dev
 	@test -n "$(PHOTOS)" -a -n "$(DATA)" || { echo "usage: make bench PHOTOS=folder/of/photographs DATA=prepared/set"; exit 2; }
 	$(BIN)/python benchmarks/codec_parity.py $(PHOTOS) --limit 60
 	$(BIN)/python benchmarks/prepare.py $(PHOTOS)
-	$(BIN)/python benchmarks/likelihood.py $(DATA)
+	$(BIN)/python benchmarks/coders.py $(DATA)
 	$(BIN)/python benchmarks/codec_speed.py $(PHOTOS)
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/cost.py

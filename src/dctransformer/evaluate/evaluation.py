@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from dctransformer.codec import order
+from dctransformer.codec import DCTImage, order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import exact_bits
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
-from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.config import DISTANCES, EvaluateConfig
 from dctransformer.evaluate.features import Extractor, open_extractor
 from dctransformer.evaluate.metrics import (
     KID_SUBSETS,
@@ -27,6 +29,7 @@ from dctransformer.evaluate.metrics import (
     precision_recall,
 )
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
+from dctransformer.evaluate.two_sample import two_sample_test
 from dctransformer.files import write_text
 from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
 from dctransformer.likelihood import code_lengths, require_finite
@@ -60,20 +63,21 @@ def evaluate(
         progress: show bars.
 
     Returns:
-        JSON-ready: ``scores`` (by what is compared, then by metric), ``bits``, and under ``settings`` the reference
-        set, counts, resize, codec and seed.
+        JSON-ready: ``scores`` (by what is compared, then by metric), ``c2st`` (see `two_sample_test`), ``bits``, and
+        under ``settings`` the reference set, counts, resize, codec and seed.
 
     Raises:
         ValueError: something is missing, does not fit or is too little; that is said before the long work.
     """
     wanted = config.wanted()
     sampling = SampleConfig(config.seed, config.temperature, config.top_p, config.guidance, config.batch)
-    distances = tuple(name for name in wanted if name != "bits")
+    distances = tuple(name for name in wanted if name in DISTANCES)
     for name, number in (
         ("num", config.num),
         ("reference", config.reference),
         ("neighbours", config.neighbours),
         ("kid-subset", config.kid_subset),
+        ("c2st-pictures", config.c2st_pictures),
     ):
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be at least 1")
@@ -86,9 +90,10 @@ def evaluate(
     held_out = None
     if "bits" in wanted:
         held_out = open_held_out(data, network.config, otherwise=config.split, progress=progress).first(config.num)
-    result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}, "bits": None}
+    result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}}
+    result |= {"c2st": None, "bits": None}
     result["weights"] = weights_hash(model_folder(model))
-    if extractor is not None:
+    if distances or "c2st" in wanted:
         reference = open_reference(
             data, network.config, split=config.split, originals=config.originals, progress=progress
         ).first(config.reference)
@@ -98,13 +103,19 @@ def evaluate(
         else:
             found, facts = None, sampled(config.num, sampling, bool(network.config.num_labels))
 
-        def generated() -> Pictures:
-            return found or of_samples(draw_samples(network, str(model), reference, config.num, sampling, progress))
+        @functools.cache
+        def drawn() -> Samples:
+            return draw_samples(network, str(model), reference, config.num, sampling, progress)
 
-        settings, result["scores"] = score(
-            extractor, reference, generated, facts["pictures"], distances, config, progress=progress
-        )
-        result["settings"] = {**settings, "generated": facts}
+        if extractor is not None:
+            settings, result["scores"] = score(
+                extractor, reference, lambda: found or of_samples(drawn()), facts["pictures"], distances, config,
+                progress=progress,
+            )  # fmt: skip
+            result["settings"] = {**settings, "generated": facts}
+        if "c2st" in wanted:
+            pictures = drawn().dct() if found is None else found.read(0, min(len(found), config.c2st_pictures))
+            result["c2st"] = recognise(reference, pictures, config.c2st_pictures, progress)
     if held_out is not None:
         with tqdm(total=len(held_out), unit="img", disable=not progress) as bar:
 
@@ -114,6 +125,17 @@ def evaluate(
 
             result["bits"] = exact_bits(network, str(model), held_out, progress=tell)
     return result
+
+
+def recognise(reference: Reference, pictures: DCTImage | Tensor, most: int, progress: bool) -> dict[str, Any]:
+    """The classifier two-sample test, with a bar."""
+    with tqdm(desc="two-sample test", unit="step", disable=not progress) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        return two_sample_test(reference, pictures, most, progress=tell)
 
 
 def weights_hash(folder: Path) -> str:

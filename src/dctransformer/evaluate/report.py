@@ -23,11 +23,12 @@ from dctransformer.codec.grid import Grid
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
 from dctransformer.evaluate.cache import cached, extract
-from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.config import DISTANCES, EvaluateConfig
 from dctransformer.evaluate.evaluation import (
     RESULT,
     draw_samples,
     feature_widths,
+    recognise,
     require_enough,
     sampled,
     score,
@@ -106,7 +107,7 @@ def write_report(
     check_place(out)
     extractor = None if data is None else open_extractor(features, network.device)
     work = _Work(str(run), folder, network, data, figures, num, sampling, extractor, progress)
-    sections = list(tqdm(work.sections(), desc="report", unit="section", total=8, disable=not progress))
+    sections = list(tqdm(work.sections(), desc="report", unit="section", total=10, disable=not progress))
     write_text(out, page(f"{run}: a report", sections))
 
 
@@ -160,6 +161,7 @@ class _Work:
         if training is not None and self.figures is None:
             self.figures = self._score(samples, training)
         yield self._scores()
+        yield self._recognised()
         yield self._bits(held_out)
         yield self._curves()
         yield self._samples(samples)
@@ -199,7 +201,7 @@ class _Work:
         )
         widths = feature_widths(extractor, training)
         possible = []
-        for metric in config.wanted()[:-1]:
+        for metric in DISTANCES:
             with contextlib.suppress(ValueError):
                 require_enough(extractor, metric, widths, self.num, len(training), config)
                 possible.append(metric)
@@ -213,6 +215,7 @@ class _Work:
             "weights": weights_hash(self.folder),
             "settings": {**settings, "generated": made},
             "scores": scores if possible else {},
+            "c2st": recognise(training, samples.dct(), config.c2st_pictures, self.progress),
             "bits": None,
         }
 
@@ -228,6 +231,20 @@ class _Work:
             "Generated pictures against real ones, before the codec (originals) and after it (round trip). The round "
             "trip's own distance to the originals is the floor of what a model of these coefficients can reach.",
             table(tables.score_rows(self.figures)) + _parts.notes(lines),
+        )
+
+    def _recognised(self) -> Section:
+        title = "Told from real pictures"
+        found = None if self.figures is None else self.figures.get("c2st")
+        if found is None:
+            return Section(title, f"Not tested yet; do it with: dctransformer evaluate {self.name} --data DATA")
+        text = " ".join(tables.two_sample_lines(found))
+        if found["skipped"]:
+            return Section(title, f"{text[0].upper()}{text[1:]}.")
+        return Section(
+            title,
+            f"{text[0].upper()}{text[1:]}. The right half is the same test of real pictures against other real ones.",
+            table(tables.two_sample_rows(found)),
         )
 
     def _bits(self, held_out: Reference | None) -> Section:

@@ -50,6 +50,30 @@ def band_rows(bits: dict[str, Any]) -> Rows:
     return [*rows, ["bits per triple", "", *per_triple, f"{bits['bits_per_triple']:.4f}"]]
 
 
+def two_sample_rows(result: dict[str, Any]) -> Rows:
+    """A header, then a row a view: how often generated pictures are recognised, and real ones among real ones."""
+
+    def cells(found: dict[str, Any] | None) -> list[str]:
+        if found is None:
+            return ["–", "–"]
+        seeds = ", ".join(f"{one:.3f}" for one in found["seeds"])
+        return [f"{found['accuracy']:.3f} ± {found['standard_error']:.3f}", seeds]
+
+    rows = [[view, *cells(found["generated"]), *cells(found["real"])] for view, found in result["views"].items()]
+    return [["coefficients", "generated from real", "seeds", "real from real", "seeds"], *rows]
+
+
+def two_sample_lines(result: dict[str, Any]) -> list[str]:
+    """What the figures of `two_sample_rows` are, or why there are none."""
+    if result["skipped"]:
+        return [f"no classifier two-sample test: {result['skipped']}"]
+    count = next(iter(result["views"].values()))["generated"]["pictures"]
+    return [
+        f"classifier two-sample test: balanced accuracy (± standard error) with which {count:,} generated and as many "
+        f"real pictures (after the codec) are told apart; {result['chance']:g} is chance, and lower is better"
+    ]
+
+
 def setting_lines(settings: dict[str, Any]) -> list[str]:
     """Everything that the scores depend on, a sentence or two a line."""
     reference, generated = settings["reference"], settings["generated"]
@@ -87,6 +111,9 @@ def as_text(result: dict[str, Any]) -> str:
     blocks = [f"{result['model']} (weights {result['weights']}) on {result['data']}"]
     if result["scores"]:
         blocks += [aligned(score_rows(result)), "\n".join(setting_lines(result["settings"]))]
+    if result.get("c2st"):
+        found = result["c2st"]
+        blocks += [*two_sample_lines(found), *([aligned(two_sample_rows(found))] if found["views"] else [])]
     if result["bits"]:
         bits = result["bits"]
         split = f"{bits['split']} split of " if bits["split"] != "all" else ""
