@@ -18,6 +18,7 @@ from dctransformer.data.images import crop_resize, load_image
 from dctransformer.evaluate import plots
 from dctransformer.evaluate.figures import run_figures
 from dctransformer.evaluate.pictures import of_folder, open_reference
+from dctransformer.hub.curves import read_curves
 from dctransformer.model.config import ModelConfig
 from pictures import photo, photo_folder
 from test_evaluate_features import Mean
@@ -246,8 +247,8 @@ class Page(html.parser.HTMLParser):
 
 
 SECTIONS = [
-    "Model", "Scores", "Exact bits", "Training", "Samples", "Progressive decoding", "Where was it surprised?",
-    "Values, real and generated", "Nearest training pictures",
+    "Model", "Scores", "Told from real pictures", "Exact bits", "Training", "Samples", "Progressive decoding",
+    "Where was it surprised?", "Values, real and generated", "Nearest training pictures",
 ]  # fmt: skip
 
 
@@ -324,7 +325,7 @@ def test_curves_skip_a_line_that_was_cut_off(tmp_path: Path) -> None:
     """A run that is being written to can be reported on."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"triples": 5, "train/value": 2}\n{"triples": 9, "tr')
-    assert plots.read_curves(path) == [{"triples": 5, "train/value": 2}]
+    assert read_curves(path) == [{"triples": 5, "train/value": 2}]
 
 
 def test_curves_of_strangers_are_numbers_or_nothing(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_curves_of_strangers_are_numbers_or_nothing(tmp_path: Path) -> None:
     path.write_bytes(
         "\n".join([*odd, '{"triples": 5, "train/value": NaN, "train/channel": [1], "x": 1}']).encode("latin1")
     )
-    assert plots.read_curves(path) == [{"triples": 5, "x": 1}]
+    assert read_curves(path) == [{"triples": 5, "x": 1}]
     (tmp_path / "evaluation.json").write_text('{"weights": []')
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged; remove it"):
         run_figures(tmp_path)

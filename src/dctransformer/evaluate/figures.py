@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dctransformer.evaluate.evaluation import RESULT, weights_hash
-from dctransformer.evaluate.plots import read_curves
+from dctransformer.hub.curves import read_curves
 from dctransformer.training.run_folder import METRICS
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, order
 from dctransformer.codec.triples import ranked
+from dctransformer.hub.curves import Curve
 from dctransformer.sheets import contact_sheet, inferno
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
@@ -86,29 +86,12 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
     return figure
 
 
-def read_curves(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, numbers only; lines that were cut off or have no triples are left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict):
-            numbers = {name: value for name, value in line.items() if _is_finite(value)}
-            if "triples" in numbers:
-                lines.append(numbers)
-    return lines
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def loss_curves(lines: list[dict[str, Any]]) -> Any:
+def loss_curves(lines: list[dict[str, Any]], others: Sequence[Curve] = ()) -> Any:
     """Charts over triples seen: bits per triple in training, by field and by band, and bytes per image on validation.
 
-    Runs whose metrics have no bands (older ones) have no chart by band.
+    Args:
+        lines: of the run's metrics. Runs whose metrics have no bands (older ones) have no chart by band.
+        others: curves of other trainings, of the same size and quality, behind the validation's.
     """
     by_band = any(f"train/{band}" in line for line in lines for band in BAND_COLOURS)
     figure, (left, *middle, right) = _figure(13 if by_band else 9, 3.2, 3 if by_band else 2)
@@ -130,6 +113,10 @@ def loss_curves(lines: list[dict[str, Any]]) -> Any:
         for line in lines
         if "validation/bytes_per_image" in line
     ]
+    for curve in others:
+        x, y = np.array([(v["triples"] / 1e6, v["validation/bytes_per_image"]) for v in curve.validations()]).T
+        right.plot(x, y, "--", color=REAL, linewidth=1)
+        right.annotate(_label(curve.name), (x[-1], y[-1]), textcoords="offset points", xytext=(0, 4), ha="right")
     if points:
         x, y = np.array(points).T
         right.plot(x, y, "o-", color=FIELD_COLOURS["value"], markersize=3)

@@ -38,6 +38,7 @@ from dctransformer.evaluate.features import Extractor, open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
 from dctransformer.files import check_place, check_regular, write_text
+from dctransformer.hub.curves import read_curves, shipped_curves
 from dctransformer.hub.pretrained import load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
@@ -265,10 +266,15 @@ class _Work:
     def _curves(self) -> Section:
         title = "Training"
         path = self.folder / CURVES
-        lines = plots.read_curves(path) if path.is_file() else []
+        lines = read_curves(path) if path.is_file() else []
         if not lines:
             return Section(title, "No curves lie next to these weights; a run folder has them.")
-        return Section(title, "", chart(plots.loss_curves(lines)))
+        others = shipped_curves(self.network.config)
+        text = ""
+        if others:
+            names = "; ".join(f"{curve.name}: {curve.about}" for curve in others)
+            text = f"Dashed: trainings of the same size and quality that come with the package ({names})."
+        return Section(title, text, chart(plots.loss_curves(lines, others)))
 
     def _samples(self, samples: Samples) -> Section:
         names = self.network.config.label_names

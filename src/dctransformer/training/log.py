@@ -11,7 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dctransformer.files import write_text
+from dctransformer.hub.curves import OVER_TRIPLES, shipped_curves
 from dctransformer.likelihood import FIELDS
+from dctransformer.model.config import ModelConfig
 from dctransformer.training.bands import BANDS, PARTS, bits_per_triple
 from dctransformer.training.config import DEFAULT_TRIPLES
 from dctransformer.training.run_folder import RunFolder
@@ -22,9 +24,21 @@ EVERY = 20
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard; lines after the step that a run resumes at are dropped."""
+    """``metrics.jsonl`` and TensorBoard; lines after the step that a run resumes at are dropped.
 
-    def __init__(self, folder: RunFolder, step: int):
+    In TensorBoard the scores of validations stand under ``over triples``, too, by triples seen instead of steps, next
+    to the curves that come with the package: runs with other batches compare there. They are a TensorBoard run of their
+    own, since what a resumed run drops there is counted in triples.
+    """
+
+    def __init__(self, folder: RunFolder, step: int, model: ModelConfig | None = None):
+        """Open the files.
+
+        Args:
+            folder: of the run.
+            step: that the run goes on from.
+            model: shape of the model, by which shipped curves are chosen; None for none.
+        """
         self.path = folder.metrics
         kept: list[str] = []
         if self.path.exists():
@@ -37,9 +51,17 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             print("TensorBoard is not installed; curves go to metrics.jsonl only (pip install 'dctransformer[train]')")
-            self.board = None
+            self.board = self.by_triples = None
         else:
             self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+            seen = max((json.loads(line).get("triples", 0) for line in kept), default=0)
+            self.by_triples = SummaryWriter(str(folder.tensorboard / "this run"), purge_step=seen + 1)
+            for curve in [] if model is None else shipped_curves(model):
+                place = folder.tensorboard / f"shipped {curve.name}"
+                if not place.exists():
+                    with SummaryWriter(str(place)) as board:
+                        for line in curve.validations():
+                            _over_triples(board, line)
 
     def write(self, state: Progress, metrics: dict[str, float]) -> None:
         """Append one line."""
@@ -49,11 +71,26 @@ class MetricsLog:
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, state.step)
+        if self.by_triples is not None:
+            _over_triples(self.by_triples, line)
+
+    def picture(self, state: Progress, name: str, pixels: Tensor) -> None:
+        """Show a picture in TensorBoard: uint8 ``[H, W, 3]``."""
+        if self.board is not None:
+            self.board.add_image(name, pixels, state.step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        if self.board is not None:
-            self.board.close()
+        for board in (self.board, self.by_triples):
+            if board is not None:
+                board.close()
+
+
+def _over_triples(board: Any, line: dict[str, Any]) -> None:
+    """Write a line's scores of a validation, if it has such, by triples seen."""
+    for name in OVER_TRIPLES:
+        if f"validation/{name}" in line:
+            board.add_scalar(f"over triples/{name}", line[f"validation/{name}"], line["triples"])
 
 
 class Log:
@@ -63,7 +100,8 @@ class Log:
         """Args: trainer; folder: where the metrics go (those of the first process); show: draw a progress bar."""
         self.trainer = trainer
         config, state = trainer.config, trainer.progress
-        self.metrics = MetricsLog(folder, state.step) if trainer.processes.first else None
+        model: Any = trainer.ema
+        self.metrics = MetricsLog(folder, state.step, model.config) if trainer.processes.first else None
         self.total = 1.0 if config.minutes is not None else config.triples or DEFAULT_TRIPLES
         self.bar = tqdm(total=self.total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
         if config.minutes is not None:
@@ -128,6 +166,11 @@ class Log:
             f"{scores['bits_per_triple']:.3f} bits per triple (structure {scores['structure']:.3f}, "
             f"texture {scores['texture']:.3f}), {scores['images']} images"
         )
+
+    def sheet(self, pixels: Tensor) -> None:
+        """Show a sheet of samples in TensorBoard: uint8 ``[H, W, 3]``."""
+        if self.metrics is not None:
+            self.metrics.picture(self.trainer.progress, "samples", pixels)
 
     def close(self) -> None:
         """End the progress bar and flush TensorBoard."""

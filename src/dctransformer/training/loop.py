@@ -132,7 +132,7 @@ def training_loop(
                     trainer.save(folder.checkpoint)  # so that a run with saved weights can always be resumed
                 validate(trainer, held_out, folder, log)
             if is_due(config.sample_every, state.triples, count):
-                draw_sheet(trainer, folder)
+                draw_sheet(trainer, folder, log)
             clock = time.perf_counter()
 
     # Finish, or leave the rest to the next call.
@@ -146,7 +146,7 @@ def training_loop(
     validate(trainer, held_out, folder, log)
     scores = score_kept(trainer, held_out, folder, log)
     if config.sample_every:
-        draw_sheet(trainer, folder)
+        draw_sheet(trainer, folder, log)
     state.finished = True
     trainer.save(folder.checkpoint)
     log.close()

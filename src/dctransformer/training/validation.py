@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from dctransformer.codec import order
@@ -128,7 +129,7 @@ def score(
     }
 
 
-def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
+def draw_sheet(trainer: Trainer, folder: RunFolder, log: Log) -> None:
     """Draw 16 samples of the EMA weights into the run folder, of different classes, always with the same seed."""
     from dctransformer.sampling.config import SampleConfig
     from dctransformer.sampling.engine import sample
@@ -139,6 +140,8 @@ def draw_sheet(trainer: Trainer, folder: RunFolder) -> None:
         classes = model.config.num_labels
         labels = [7 * i % classes for i in range(16)] if classes else None
         result = sample(model, 16, SampleConfig(seed=0), labels=labels, size=model.config.trained_shape)
+        sheet = contact_sheet(result.pixels(), columns=4)
         with atomic_write(folder.sheet(trainer.progress.step)) as path:
-            contact_sheet(result.pixels(), columns=4).save(path, format="PNG")
+            sheet.save(path, format="PNG")
+        log.sheet(torch.from_numpy(np.array(sheet.convert("RGB"))))
     trainer.processes.wait()

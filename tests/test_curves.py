@@ -1,0 +1,72 @@
+"""Curves of trainings that come with the package, and what TensorBoard shows of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dctransformer.evaluate.plots import loss_curves, svg
+from dctransformer.hub.curves import CURVES, shipped_curves
+from dctransformer.model.config import preset
+from dctransformer.training.log import MetricsLog
+from dctransformer.training.run_folder import RunFolder
+from dctransformer.training.trainer import Progress
+
+FLOWERS = preset("small", size=64, quality=20, texture_from=2)
+
+
+def test_curves_come_with_the_package() -> None:
+    """Small files; every training has validations whose bytes fall, with structure and texture apart."""
+    assert {path.stem for path in CURVES.glob("*.jsonl")} >= {"cats128", "flowers64", "photos"}
+    assert all(path.stat().st_size < 60_000 for path in CURVES.glob("*.jsonl"))
+    (curve,) = shipped_curves(FLOWERS)
+    found = curve.validations()
+    assert curve.name == "flowers64" and len(found) > 5 and len(curve.lines) > len(found)
+    assert found[-1]["validation/bytes_per_image"] < 0.95 * found[0]["validation/bytes_per_image"]
+    assert all({"validation/structure", "validation/texture"} <= line.keys() for line in found)
+
+
+@pytest.mark.parametrize("change", [{"size": 128}, {"quality": 30}, {"texture_from": 1}])
+def test_other_trainings_do_not_compare(change: dict[str, int]) -> None:
+    """Another size or quality has other bytes; another texture counts other triples."""
+    assert shipped_curves(dataclasses.replace(FLOWERS, **change)) == []
+
+
+def test_the_chart_shows_them_behind_the_run() -> None:
+    """Its name stands next to its curve; without a validation of the run it is there, too."""
+    lines = [
+        {"triples": 1e6, "validation/bytes_per_image": 400.0},
+        {"triples": 2e6, "validation/bytes_per_image": 350.0},
+    ]
+    assert "flowers64" in svg(loss_curves(lines, shipped_curves(FLOWERS)))
+    assert "flowers64" not in svg(loss_curves(lines))
+    assert "flowers64" in svg(loss_curves([{"triples": 1e6, "train/value": 2.0}], shipped_curves(FLOWERS)))
+
+
+def test_tensorboard_has_curves_by_triples_and_sheets(tmp_path: Path) -> None:
+    """The run's own validations by triples, the package's in a run of their own, written once; and sheets as images."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = RunFolder(tmp_path)
+    for step in (-1, 3):  # a resumed run writes them no second time
+        log = MetricsLog(folder, step, FLOWERS)
+        state = Progress(step=step + 4, triples=(step + 4) * 1000)
+        log.write(state, {"validation/bytes_per_image": 400.0, "validation/structure": 4.0})
+        log.picture(state, "samples", torch.zeros(8, 12, 3, dtype=torch.uint8))
+        log.close()
+
+    def events(place: Path):
+        found = accumulator.EventAccumulator(str(place))
+        found.Reload()
+        return found
+
+    own, run, shipped = (events(folder.tensorboard / name) for name in ("", "this run", "shipped flowers64"))
+    tag = "over triples/bytes_per_image"
+    assert [event.step for event in run.Scalars(tag)] == [3000, 7000]
+    assert [event.step for event in own.Scalars("validation/structure")] == [3, 7]
+    assert [(image.width, image.height) for image in own.Images("samples")] == [(12, 8)] * 2
+    (curve,) = shipped_curves(FLOWERS)
+    assert [event.step for event in shipped.Scalars(tag)] == [line["triples"] for line in curve.validations()]
+    assert len(list((folder.tensorboard / "shipped flowers64").iterdir())) == 1
