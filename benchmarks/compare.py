@@ -1,15 +1,17 @@
 """DCTransformer compared with Image GPT and VQ-VAE: same data, loop, optimiser, parameters, minutes and metrics.
 
-    python benchmarks/compare.py DATA --out FOLDER [--minutes 8] [--num 350] [--threads N]
+    python benchmarks/compare.py DATA --out FOLDER [--minutes 30] [--seeds 0 1 2] [--num 1000] [--threads N]
 
-Every system is trained for ``--minutes`` on this machine, after each of three learning rates was tried for
-``--tune-minutes`` and the best by held-out loss was taken; then all generate ``--num`` pictures of the same classes,
-which are scored by the same features against the data set's training pictures. See docs/baselines.md.
+Every system is trained for ``--minutes`` with each seed on this machine, after each of three learning rates was tried
+for ``--tune-minutes`` (with the first seed) and the best by held-out loss was taken; then all generate ``--num``
+pictures of the same classes. They are scored against the data set's training pictures, before the codec (the originals,
+which the baselines learn from) and after it (which DCTransformer learns from): by features, and by the classifier
+two-sample test, which needs no features. See docs/baselines.md.
 
 A system's weights are written to FOLDER when they are trained, its pictures as they are made, its row when it is
-finished; the same command again goes on from there, also with another ``--num`` or ``--features``. At the end stand a
-table (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance of the best
-baseline over DCTransformer's.
+finished; the same command again goes on from there, also with another ``--num`` or ``--features``. At the end stand
+tables (``table.md``), a sheet (``sheet.png``) and one line of JSON: ``ratio`` is the Fréchet distance to the originals
+of the best baseline over DCTransformer's, the means over the seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -28,15 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from baselines.judge import Judge
 from baselines.loop import CLOCKS, base_config, fit, parameters, step_seconds, tune
-from baselines.pictures import psnr
 from baselines.systems import Data, DCTransformerSystem, System, systems
-from dctransformer.evaluate.cache import FeatureSet, cached, extract
-from dctransformer.evaluate.config import EvaluateConfig
-from dctransformer.evaluate.evaluation import require_enough
-from dctransformer.evaluate.features import Extractor, open_extractor
-from dctransformer.evaluate.metrics import frechet_distance, precision_recall
-from dctransformer.evaluate.pictures import Pictures, open_reference
 from dctransformer.files import atomic_write, make_folder, write_tensors, write_text
 from dctransformer.model.config import preset
 from dctransformer.model.precision import resolve_device, resolve_precision
@@ -65,12 +62,14 @@ class Args:
     """Prepared data set."""
     out: Path
     """Folder for rows, weights, table and sheet."""
-    minutes: float = 8.0
-    """Minutes each system is trained."""
+    minutes: float = 30.0
+    """Minutes each system is trained, with each seed."""
     tune_minutes: float | None = None
     """Minutes of training with each of the three learning rates; a sixth of --minutes if not given."""
-    num: int = 350
-    """Pictures each system generates."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of weights, order, noise and palettes: each system is trained with each."""
+    num: int = 1000
+    """Pictures each system generates, with each seed."""
     preset: str = "small"
     """DCTransformer's shape, whose parameters the others match."""
     sides: tuple[int, ...] = (32, 64)
@@ -87,8 +86,10 @@ class Args:
     """Folder that the data set was prepared from, if it is no longer where it was."""
     cache: Path | None = None
     """Where features of the real pictures are kept; the user's cache folder if not given."""
-    seed: int = 0
-    """Of weights, order, noise and palettes."""
+    c2st: bool = True
+    """Make the classifier two-sample test, too (a minute of one core for each row of 1,000 pictures)."""
+    seed: tyro.conf.Suppress[int] = 0
+    """The seed under way."""
     device: str = "auto"
     """cpu, cuda, …"""
     precision: str = "auto"
@@ -101,61 +102,24 @@ class Args:
 
     def settings(self) -> dict[str, Any]:
         """What rows of one table must have in common."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "cache", "threads", "sides")}
+        fields = {
+            k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "cache", "threads", "sides", "seeds")
+        }
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
-class Judge:
-    """Scores pictures against the training pictures, which is what all systems learnt from."""
+def learn(system: System, args: Args, folder: Path, rates: dict[str, Any]) -> dict[str, Any]:
+    """Tune and train a system, or load what was trained before.
 
-    def __init__(self, args: Args, data: Data):
-        """Find out beforehand whether there are enough pictures.
+    Args:
+        system: to train.
+        args: settings.
+        folder: of the system, for this seed.
+        rates: facts by stage of an earlier seed, whose learning rates are taken; empty to try all.
 
-        Raises:
-            ValueError: there are too few, or the extractor or the originals can't be had.
-        """
-        self.extractor: Extractor = open_extractor(args.features, resolve_device(args.device))
-        features, _ = self.extractor(data.train.pixels[:1])
-        config = EvaluateConfig(few=args.few)
-        for metric in ("fid", "precision"):
-            require_enough(self.extractor, metric, (features.shape[1], None), args.num, len(data.train), config)
-        self.enough = len(data.held_out) > (2 if args.few else features.shape[1])
-        """Whether the held-out pictures suffice for a distance of their own."""
-        self.held_out = _pictures("held-out pictures", data.held_out.pixels)
-        self.real = cached(self.extractor, _pictures("training pictures", data.train.pixels), args.cache)
-        shape = preset(args.preset, quality=data.train.info.quality, size=data.train.info.size)
-        reference = open_reference(data.folder, shape, split="validation", originals=args.originals)
-        self.originals = reference.originals
-        self.floor_against = "the originals" if self.originals is not None else "the decoded JPEG files"
-        self.floor: FeatureSet | None = None
-
-    def scores(self, pictures: Tensor) -> dict[str, Any]:
-        """Fréchet distance, precision and recall of uint8 ``[n, S, S, 3]``."""
-        found = extract(self.extractor, _pictures("generated", pictures))
-        precision, recall = precision_recall(self.real.features, found.features)
-        return {"frechet": frechet_distance(self.real.moments, found.moments), "precision": precision, "recall": recall}
-
-    def floors(self, pictures: Tensor) -> dict[str, Any]:
-        """How far held-out pictures are from themselves when a representation has held them.
-
-        They are compared with the originals, from before the codec, if they are at hand.
-        """
-        true = self.held_out if self.originals is None else self.originals
-        error = psnr(pictures, true.read(0, len(pictures)))
-        distance = None
-        if self.enough:
-            self.floor = self.floor or extract(self.extractor, true)
-            held = extract(self.extractor, _pictures("reconstructed", pictures))
-            distance = frechet_distance(self.floor.moments, held.moments)
-        return {"floor_psnr": error if math.isfinite(error) else None, "floor_frechet": distance}
-
-
-def _pictures(name: str, pixels: Tensor) -> Pictures:
-    return Pictures(name, len(pixels), lambda a, b: pixels[a:b])
-
-
-def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
-    """Tune and train a system, or take up what was trained before; returns the facts by stage."""
+    Returns:
+        Facts by stage.
+    """
     known = kept(folder / TRAINED, args, TRAINING)
     if known is not None:
         system.load(folder)
@@ -167,7 +131,11 @@ def learn(system: System, args: Args, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for stage in system.stages():
         pace = step_seconds(stage, base, args.clock)
-        rate, losses = tune(stage, stage.share * short, base, folder / "tuning" / stage.name, pace, args.clock)
+        rate, losses = (
+            tune(stage, stage.share * short, base, folder / "tuning" / stage.name, pace, args.clock)
+            if stage.name not in rates
+            else (rates[stage.name]["learning_rate"], {})
+        )
         _tell(f"{system.name}, {stage.name}: {pace:.2f} s a step; held-out loss by rate {losses}")
         trained = fit(stage, stage.share * args.minutes, rate, base, folder / stage.name, pace, args.clock)
         system.networks[stage.name] = trained.network
@@ -208,18 +176,22 @@ def generate(system: System, args: Args, labels: list[int], folder: Path) -> tup
     return made[: args.num], each
 
 
-def row_of(system: System, args: Args, judge: Judge, labels: list[int], folder: Path) -> dict[str, Any]:
-    """Train, sample and score a system; returns its row."""
-    stages = learn(system, args, folder)
+def row_of(
+    system: System, args: Args, judge: Judge, labels: list[int], folder: Path, rates: dict[str, Any]
+) -> dict[str, Any]:
+    """Train, sample and score a system with one seed; returns its row."""
+    stages = learn(system, args, folder, rates)
     made, each = generate(system, args, labels, folder)
     bits, size = system.bits(), made.shape[1]
+    is_decoded = isinstance(system, DCTransformerSystem)
     return {
         "system": system.name,
         "parameters": sum(stage["parameters"] for stage in stages.values()),
         "stages": stages,
         "tokens": system.tokens,
         **each,
-        **judge.scores(made),
+        "scores": judge.scores(made),
+        "c2st": judge.recognised(made, is_decoded) if args.c2st else None,
         **judge.floors(system.reconstructed()),
         "bits_per_image": bits,
         "bits_per_pixel": bits / size**2,
@@ -234,42 +206,70 @@ def _tell(what: str) -> None:
 
 # The table and the sheet ----------------------------------------------------------------------------------------------
 
-COLUMNS = (
-    "system", "parameters", "learning rate", "training images/s", "tokens per image", "s a sample", "Fréchet distance",
-    "precision", "recall", "floor: PSNR", "floor: distance", "bits/px",
-)  # fmt: skip
+SCORES = (("recall", ".3f"), ("precision", ".3f"), ("frechet", ".2f"), ("kernel", ".4f"))
+"""Scores of the first table and their digits, recall first: precision alone rewards a few good pictures."""
 
 
-def table(rows: list[dict[str, Any]], held_out: dict[str, Any] | None) -> str:
-    """Markdown."""
+def figures(values: list[float | None], digits: str, nothing: str = "–") -> str:
+    """A mean and, over several seeds, the standard deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return nothing
+    spread = f" ± {statistics.stdev(known):{digits}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{digits}}{spread}"
+
+
+def tables(rows: list[list[dict[str, Any]]], extra: dict[str, Any]) -> str:
+    """Scores and costs as Markdown.
+
+    Args:
+        rows: of each system, one for each seed.
+        extra: ``held_out`` (scores of held-out photographs, or None) and ``real_from_real`` (two-sample test, or None).
+    """
+
+    def recognised(found: list[dict[str, Any] | None], view: str) -> str:
+        return figures([None if one is None else one[view]["accuracy"] for one in found], ".3f")
+
+    views = ("dc, 1-3", "pixels")
+    head = ["system"]
+    for against in ("originals", "round trip"):
+        head += [f"{name.replace('frechet', 'Fréchet')}, {against}" for name, _ in SCORES]
+    head += [f"recognised by {view}" for view in views] + ["floor: PSNR", "floor: Fréchet"]
+    lines = [head, ["---"] * len(head)]
+    for seeds in rows:
+        cells = [seeds[0]["system"]]
+        for against in ("originals", "round trip"):
+            cells += [figures([row["scores"][against][name] for row in seeds], digits) for name, digits in SCORES]
+        cells += [recognised([row["c2st"] for row in seeds], view) for view in views]
+        cells.append(figures([row["floor_psnr"] for row in seeds], ".2f", "exact"))
+        cells.append(figures([row["floor_frechet"] for row in seeds], ".2f"))
+        lines.append(cells)
+    if extra["held_out"] is not None:
+        scores = [f"{extra['held_out'][a][n]:{d}}" for a in ("originals", "round trip") for n, d in SCORES]
+        chance = [recognised([extra["real_from_real"]], view) for view in views]
+        lines.append(["held-out photographs", *scores, *chance, "–", "–"])
 
     def of_stages(row: dict[str, Any], field: str) -> str:
         return " + ".join(f"{stage[field]:.3g}" for stage in row["stages"].values())
 
-    def figure(value: float | None, digits: str, nothing: str = "–") -> str:
-        return nothing if value is None else f"{value:{digits}}"
-
-    lines = [
-        [
-            row["system"], f"{row['parameters'] / 1e6:.2f}M",
-            of_stages(row, "learning_rate"), of_stages(row, "images_per_second"), f"{row['tokens']:,.0f}",
-            f"{row['seconds_a_sample']:.2f}", f"{row['frechet']:.2f}",
-            f"{row['precision']:.3f}", f"{row['recall']:.3f}",
-            figure(row["floor_psnr"], ".2f", "exact"), figure(row["floor_frechet"], ".2f"),
-            f"{row['bits_per_pixel']:.3f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    if held_out is not None:
-        scores = [f"{held_out['frechet']:.2f}", f"{held_out['precision']:.3f}", f"{held_out['recall']:.3f}"]
-        lines.append(["held-out photographs", *["–"] * 5, *scores, *["–"] * 3])
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    costs = [
+        ["system", "parameters", "learning rate", "training images/s", "tokens per image", "s per sample", "bits/px"]
+    ]
+    costs.append(["---"] * len(costs[0]))
+    for seeds in rows:
+        first = seeds[0]
+        costs.append([
+            first["system"], f"{first['parameters'] / 1e6:.2f}M", of_stages(first, "learning_rate"),
+            of_stages(first, "images_per_second"), f"{first['tokens']:,.0f}",
+            figures([row["seconds_a_sample"] for row in seeds], ".2f"),
+            figures([row["bits_per_pixel"] for row in seeds], ".3f"),
+        ])  # fmt: skip
+    return "\n".join("".join("| " + " | ".join(line) + " |\n" for line in part) for part in (lines, costs))
 
 
-def sheet(rows: list[dict[str, Any]], folder: Path) -> None:
-    """A row of samples of each system, of the same classes."""
-    shown = [_samples(folder / _slug(row["system"]))[:SHOWN] for row in rows]
+def sheet(rows: list[dict[str, Any]], samples: Path, folder: Path) -> None:
+    """A row of samples of each system, of the same classes, of one seed."""
+    shown = [_samples(samples / _slug(row["system"]))[:SHOWN] for row in rows]
     captions = [
         row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
     ]
@@ -325,46 +325,51 @@ def compare(args: Args) -> dict[str, Any]:
         raise ValueError(
             "processor time is for one thread on a CPU; add --threads 1 --device cpu, or take --clock wall"
         )
-    SampleConfig(args.seed, batch=args.batch)  # refuses a seed that can't be one
-    data = Data.open(args.data, args.scored)
-    judge = Judge(args, data)
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError("seeds must be one or more different numbers")
+    for seed in args.seeds:
+        SampleConfig(seed, batch=args.batch)  # refuses a seed that can't be one
+    data = Data.open(args.data, args.scored, args.originals)
+    judge = Judge(data, args.features, args.num, few=args.few, device=args.device, cache=args.cache)
     out = make_folder(args.out)
     labels = [int(data.train.labels[i % len(data.train)]) for i in range(args.num)]
-    rows: list[dict[str, Any]] = []
-    for system in systems(preset(args.preset), data, args.sides, args.seed):
-        folder = out / _slug(system.name)
-        row = kept(folder / ROW, args, SAMPLING)
-        if row is None or row["settings"] != args.settings():
-            row = row_of(system, args, judge, labels, folder)
-            write_text(folder / ROW, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
-        rows.append(row)
-        _tell(table([row], None).splitlines()[-1])
-    photographs = None
+    rows: list[list[dict[str, Any]]] = []
+    for seed in args.seeds:
+        settings = dataclasses.replace(args, seed=seed)
+        for number, system in enumerate(systems(preset(args.preset), data, args.sides, seed)):
+            folder = out / f"seed-{seed}" / _slug(system.name)
+            row = kept(folder / ROW, settings, SAMPLING)
+            if row is None or row["settings"] != settings.settings():
+                first = rows[number][0]["stages"] if number < len(rows) else {}
+                row = row_of(system, settings, judge, labels, folder, first)
+                write_text(folder / ROW, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
+            rows = [*rows, []] if number == len(rows) else rows
+            rows[number].append(row)
+            _tell(f"seed {seed}, {system.name}: {row['scores']}")
+    extra: dict[str, Any] = {"held_out": None, "real_from_real": judge.real_from_real() if args.c2st else None}
     if judge.enough:
-        some = data.held_out.pixels[: args.num]
-        photographs = {"pictures": len(some), **judge.scores(some)}
-    text = table(rows, photographs)
+        extra["held_out"] = judge.scores(data.held_out.pixels[: args.num])
+    text = tables(rows, extra)
     write_text(out / "table.md", text)
-    sheet(rows, out)
+    sheet([seeds[0] for seeds in rows], out / f"seed-{args.seeds[0]}", out)
     print(text)
-    best = min(row["frechet"] for row in rows[1:])
+    frechet = {
+        seeds[0]["system"]: statistics.mean(row["scores"]["originals"]["frechet"] for row in seeds) for seeds in rows
+    }
+    ours, *others = frechet.values()
     return {
         "benchmark": "compare",
-        "ratio": round(best / rows[0]["frechet"], 3),
+        "ratio": round(min(others) / ours, 3),
         "goal": 1.0,
-        "frechet": {row["system"]: round(row["frechet"], 3) for row in rows},
+        "frechet": {name: round(value, 3) for name, value in frechet.items()},
         "features": judge.extractor.name,
-        "seconds_a_sample": {row["system"]: round(row["seconds_a_sample"], 3) for row in rows},
-        "parameters": {row["system"]: row["parameters"] for row in rows},
-        "held_out_photographs": photographs,
-        "floor_against": judge.floor_against,
-        **{
-            k: v
-            for k, v in args.settings().items()
-            if k in ("data", "minutes", "clock", "num", "batch", "seed", "preset")
-        },
+        "scores": {seeds[0]["system"]: [row["scores"] for row in seeds] for seeds in rows},
+        "parameters": {seeds[0]["system"]: seeds[0]["parameters"] for seeds in rows},
+        "held_out_photographs": extra["held_out"],
+        "seeds": list(args.seeds),
+        **{k: v for k, v in args.settings().items() if k in ("data", "minutes", "clock", "num", "batch", "preset")},
         "tune_minutes": args.minutes / 6 if args.tune_minutes is None else args.tune_minutes,
-        **{k: rows[0][k] for k in ("machine", "torch", "commit")},
+        **{k: rows[0][0][k] for k in ("machine", "torch", "commit")},
     }
 
 

@@ -333,7 +333,7 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     """Rows, table, sheet and JSON; run again, it makes nothing anew; other settings are refused."""
     words = [str(data), "--out", str(tmp_path / "out"), "--minutes", "0.003", "--num", "5", "--few", "--preset", "tiny"]
     words += ["--sides", "16", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
-    words += ["--precision", "fp32"]
+    words += ["--precision", "fp32", "--seeds", "0", "1"]
     main(words)
     out = capsys.readouterr().out
     line = json.loads(out.splitlines()[-1])
@@ -342,18 +342,23 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert list(line["frechet"]) == names
     best = min(line["frechet"][name] for name in names[1:])
     assert line["ratio"] == pytest.approx(best / line["frechet"]["DCTransformer"], rel=0.01)
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == [*names, "held-out photographs"]
+    scores, costs = (tmp_path / "out" / "table.md").read_text().split("\n\n")
+    assert [row.split("|")[1].strip() for row in scores.splitlines()[2:]] == [*names, "held-out photographs"]
+    assert [row.split("|")[1].strip() for row in costs.splitlines()[2:]] == names
+    head = scores.splitlines()[0].split(" | ")
+    assert head[1] == "recall, originals" and "kernel, round trip" in head and "floor: Fréchet" in head
+    assert scores.count("±") >= 3 * 8  # over the seeds
     assert Image.open(tmp_path / "out" / "sheet.png").width > 5 * 128
-    row = json.loads((tmp_path / "out" / "vq-vae-prior" / "row.json").read_text())
+    row = json.loads((tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").read_text())
     assert list(row["stages"]) == ["autoencoder", "prior"] and row["floor_psnr"] > 5
-    weights = sorted(p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("model.safetensors"))
+    folder = tmp_path / "out" / "seed-0"
+    weights = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("model.safetensors"))
     assert weights == ["dctransformer/model/model.safetensors", "image-gpt-16-px/model/model.safetensors",
                        "vq-vae-prior/autoencoder/model.safetensors",
                        "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
     # Trained, but not scored, and a picture is missing: it is made as it was.
-    (tmp_path / "out" / "vq-vae-prior" / "row.json").unlink()
-    samples = tmp_path / "out" / "vq-vae-prior" / "samples.safetensors"
+    (tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").unlink()
+    samples = tmp_path / "out" / "seed-0" / "vq-vae-prior" / "samples.safetensors"
     made = load_file(samples)["pictures"]
     save_file({"pictures": made[:4].contiguous()}, samples)
     main(words)
@@ -361,8 +366,8 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert again["frechet"] == line["frechet"]
     assert torch.equal(load_file(samples)["pictures"], made)
     with pytest.raises(SystemExit) as stop:
-        main([*words, "--seed", "1"])
-    assert stop.value.code == 2 and "another seed" in capsys.readouterr().err
+        main([*words, "--scored", "3"])
+    assert stop.value.code == 2 and "another scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

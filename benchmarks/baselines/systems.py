@@ -22,10 +22,12 @@ from baselines.raster import RasterConfig, RasterTransformer, sample_tokens
 from baselines.vqvae import SHRINK, VQVAE, VQVAEConfig
 from dctransformer.codec import Codec
 from dctransformer.codec.grid import Grid
+from dctransformer.data.info import DatasetInfo
 from dctransformer.data.store import TripleStore
+from dctransformer.evaluate.pictures import open_reference
 from dctransformer.hub.pretrained import read_weights, write_weights
 from dctransformer.likelihood import code_lengths
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import fill
@@ -50,24 +52,42 @@ class Data:
 
     Attributes:
         folder: of the data set.
-        train: pictures to learn from.
-        held_out: pictures to choose learning rates by, to count bits of and to reconstruct.
+        train: pictures to learn from, before the codec. (DCTransformer learns from their coefficients.)
+        held_out: pictures to choose learning rates by, to count bits of and to reconstruct, before the codec, too.
         scored: how many of the held-out pictures losses and bits are taken of.
+        decoded: the training pictures after the codec, uint8 ``[n, S, S, 3]``.
     """
 
     folder: Path
     train: PictureStore
     held_out: PictureStore
     scored: int
+    decoded: Tensor
 
     @classmethod
-    def open(cls, folder: str | Path, scored: int) -> Data:
-        """Read a prepared data set.
+    def open(cls, folder: str | Path, scored: int, originals: str | Path | None = None) -> Data:
+        """Read a prepared data set and the pictures that it was made from.
+
+        Args:
+            folder: of the data set.
+            scored: how many of the held-out pictures losses and bits are taken of.
+            originals: folder that it was prepared from, if it is no longer where it was.
 
         Raises:
-            ValueError: there is none, or a split is empty or damaged.
+            ValueError: there is none, its pictures are not squares of one size, a split is empty or damaged, or the
+                originals are not at hand.
         """
-        return cls(Path(folder), PictureStore.open(folder), PictureStore.open(folder, "validation"), scored)
+        info = DatasetInfo.load(folder)
+        shape = preset("small", quality=info.quality, size=info.side)
+        stores = []
+        for split in ("train", "validation"):
+            store = PictureStore.open(folder, split)
+            reference = open_reference(folder, shape, split=split, originals=originals)
+            if reference.originals is None:
+                raise ValueError(f"the baselines learn from the pictures before the codec, but {reference.why_not}")
+            stores.append((store, dataclasses.replace(store, pixels=reference.originals.read(0, len(store)))))
+        (coded, train), (_, held_out) = stores
+        return cls(Path(folder), train, held_out, scored, coded.pixels)
 
     @property
     def labels(self) -> int:

@@ -1,0 +1,116 @@
+"""What scores the pictures of every system: against the training pictures, before and after the codec."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from baselines.pictures import psnr
+from baselines.systems import Data
+from dctransformer.codec import Codec
+from dctransformer.evaluate.cache import FeatureSet, cached, extract
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.evaluation import require_enough
+from dctransformer.evaluate.features import Extractor, open_extractor
+from dctransformer.evaluate.metrics import KID_SUBSET_SIZE, frechet_distance, kernel_distance, precision_recall
+from dctransformer.evaluate.pictures import Pictures
+from dctransformer.evaluate.two_sample import FEWEST, describe, recognition
+from dctransformer.model.precision import resolve_device
+
+C2ST = 1000
+"""The most pictures on each side of the classifier two-sample test."""
+
+
+class Judge:
+    """Scores pictures against the training pictures, before and after the codec."""
+
+    def __init__(
+        self, data: Data, features: str, num: int, *, few: bool = False, device: str = "auto", cache: Path | None = None
+    ):
+        """Find out beforehand whether there are enough pictures.
+
+        Args:
+            data: the real pictures.
+            features: the extractor.
+            num: how many pictures are to be scored.
+            few: allow Fréchet distances from no more pictures than there are features.
+            device: of the extractor.
+            cache: folder for features of the real pictures; None for the user's cache.
+
+        Raises:
+            ValueError: there are too few, or the extractor can't be had.
+        """
+        self.extractor: Extractor = open_extractor(features, resolve_device(device))
+        width = self.extractor(data.decoded[:1])[0].shape[1]
+        config = EvaluateConfig(few=few)
+        for metric in ("fid", "precision"):
+            require_enough(self.extractor, metric, (width, None), num, len(data.train), config)
+        self.enough = len(data.held_out) > (2 if few else width)
+        """Whether the held-out pictures suffice for a distance of their own."""
+        self.held_out = _pictures("held-out originals", data.held_out.pixels)
+        self.real = {
+            name: cached(self.extractor, _pictures(name, pixels), cache)
+            for name, pixels in (("originals", data.train.pixels), ("round trip", data.decoded))
+        }
+        self.data, self.codec = data, Codec(data.train.info.quality)
+        self.floor: FeatureSet | None = None
+
+    def scores(self, pictures: Tensor) -> dict[str, dict[str, float]]:
+        """Recall, precision, Fréchet and kernel distance of uint8 ``[n, S, S, 3]``, by what they are compared with."""
+        found, scores = extract(self.extractor, _pictures("generated", pictures)), {}
+        for name, real in self.real.items():
+            precision, recall = precision_recall(real.features, found.features)
+            subset = min(KID_SUBSET_SIZE, len(pictures), len(real))
+            kernel, _ = kernel_distance(real.features, found.features, subset_size=subset)
+            distance = frechet_distance(real.moments, found.moments)
+            scores[name] = {"recall": recall, "precision": precision, "frechet": distance, "kernel": kernel}
+        return scores
+
+    @functools.cached_property
+    def known(self) -> dict[str, Tensor]:
+        """What the classifier two-sample test sees of the first training pictures."""
+        return self._described(self.data.decoded[: 2 * C2ST])
+
+    def _described(self, decoded: Tensor) -> dict[str, Tensor]:
+        return describe(self.codec.encode(decoded), self.codec)
+
+    def recognised(self, pictures: Tensor, is_decoded: bool) -> dict[str, Any] | None:
+        """How often a classifier recognises generated pictures, by view; None for too few.
+
+        The codec makes no difference, since all pictures, real ones too, are decoded and encoded again.
+
+        Args:
+            pictures: uint8 ``[n, S, S, 3]``.
+            is_decoded: whether they come out of the codec.
+        """
+        count = min(C2ST, len(pictures), len(self.data.decoded) // 2)
+        if count < FEWEST:
+            return None
+        pictures = pictures[:count]
+        made = self._described(pictures if is_decoded else self.codec.decode(self.codec.encode(pictures)))
+        return {view: recognition(real[:count], made[view]) for view, real in self.known.items()}
+
+    def real_from_real(self) -> dict[str, Any] | None:
+        """The same test of real pictures against as many others."""
+        count = min(C2ST, len(self.data.decoded) // 2)
+        if count < FEWEST:
+            return None
+        return {view: recognition(real[:count], real[count : 2 * count]) for view, real in self.known.items()}
+
+    def floors(self, pictures: Tensor) -> dict[str, Any]:
+        """How far held-out pictures are from the originals when a representation has held them."""
+        error = psnr(pictures, self.held_out.read(0, len(pictures)))
+        distance = None
+        if self.enough:
+            self.floor = self.floor or extract(self.extractor, self.held_out)
+            held = extract(self.extractor, _pictures("reconstructed", pictures))
+            distance = frechet_distance(self.floor.moments, held.moments)
+        return {"floor_psnr": error if math.isfinite(error) else None, "floor_frechet": distance}
+
+
+def _pictures(name: str, pixels: Tensor) -> Pictures:
+    return Pictures(name, len(pixels), lambda a, b: pixels[a:b])
