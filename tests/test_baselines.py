@@ -346,7 +346,7 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert [row.split("|")[1].strip() for row in scores.splitlines()[2:]] == [*names, "held-out photographs"]
     assert [row.split("|")[1].strip() for row in costs.splitlines()[2:]] == names
     head = scores.splitlines()[0].split(" | ")
-    assert head[1] == "recall, originals" and "kernel, round trip" in head and "floor: Fréchet" in head
+    assert head[1] == "recall, originals" and "kernel, round trip" in head and "floor: Fréchet" in scores
     assert scores.count("±") >= 3 * 8  # over the seeds
     assert Image.open(tmp_path / "out" / "sheet.png").width > 5 * 128
     row = json.loads((tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").read_text())
