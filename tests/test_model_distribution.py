@@ -171,7 +171,7 @@ def test_given_coefficients_of_the_channel_are_seen_on_all_sides() -> None:
             coefficients = torch.zeros(1, GRID.positions, 2)
             coefficients[0, middle] = torch.tensor(given)
             encoded = torch.zeros(1, GRID.positions, 32)
-            return local.features(states, encoded, coefficients, near, torch.tensor([rank]), GRID)[0]
+            return local.features(states, encoded, (coefficients, near), torch.tensor([rank]), GRID)[0]
 
         with torch.no_grad():
             nothing, zero, three = features(0, 0), features(0, 1), features(3, 1)

@@ -157,7 +157,7 @@ class LocalContext(nn.Module):
         return F.pad(inputs, (0, 0, 0, 1)).flatten(0, 1).index_select(0, row.flatten()).view(count, places, -1)
 
     def features(
-        self, states: States, encoded: Tensor, given: Tensor, near: Tensor, rank: Tensor, grid: Grid
+        self, states: States, encoded: Tensor, given: tuple[Tensor, Tensor] | None, rank: Tensor, grid: Grid
     ) -> Tensor:
         """Place features for T channels about to be listed.
 
@@ -165,8 +165,8 @@ class LocalContext(nn.Module):
             states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
             encoded: from `encoded_places`, ``[T, P, 2 W]``.
             given: fp32 ``[T, P, 2]``, the channels' coefficients that are settled from the start (0 where they are
-                not), and whether they are. No others of the channel: they are still to be decided.
-            near: rows of `neighbour_table`, int64 ``[T, 8, P]``.
+                not), and whether they are; no others of the channel, which are still to be decided. And rows of
+                `neighbour_table`, int64 ``[T, 8, P]``. None where nothing is given.
             rank: int64 ``[T]``, less than 192.
             grid: the MCU grid.
 
@@ -179,7 +179,8 @@ class LocalContext(nn.Module):
         around_luma = self.luma_mix(luma).flatten(2).transpose(1, 2)
         around_chroma = self.chroma_mix(chroma).flatten(2).transpose(1, 2)
         mixed = around_luma + _at_positions(around_chroma, grid) + encoded + self.channel(rank)[:, None]
-        mixed = mixed + self._given_around(given, near).to(mixed.dtype) @ self.given_mix
+        if given is not None:
+            mixed = mixed + self._given_around(*given).to(mixed.dtype) @ self.given_mix
         gate, up = mixed.chunk(2, dim=-1)
         return self.norm(F.silu(gate) * up)
 

@@ -257,9 +257,13 @@ class DCTransformer(nn.Module):
         """
         assert context.encoded_places is not None
         encoded, given = context.encoded_places.index_select(0, row), context.given[row, rank]
-        given = torch.stack([torch.where(given, context.planes[row, rank], 0), given], dim=-1).float()
-        near = context.neighbours[self.local.is_chroma[rank].long()]
-        features = self.local.features(states, encoded, given, near, rank, context.grid)
+        around = None
+        # Where looking costs nothing and no gradient is wanted, channels of which nothing is given are passed over.
+        looks = given.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not looks or bool(given.any()):
+            given = torch.stack([torch.where(given, context.planes[row, rank], 0), given], dim=-1).float()
+            around = given, context.neighbours[self.local.is_chroma[rank].long()]
+        features = self.local.features(states, encoded, around, rank, context.grid)
         return features, *self.position_head.local_scores(features, rank)
 
     def streams(
