@@ -1,14 +1,16 @@
 """Small functions on tensors that the network and its state share.
 
-Shapes: B batch, N MCUs, M squares of MCUs, P positions, K classes, D width.
+Shapes: B batch, N MCUs, C = 192 ranks, M squares of MCUs, P positions, K classes, D width.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec.grid import Grid
+from dctransformer.model.legality import NEVER
 
 
 def coarse(encoded: Tensor, grid: Grid, most: int) -> Tensor:
@@ -52,3 +54,27 @@ def position_embeddings(row: nn.Embedding, col: nn.Embedding, grid: Grid, offset
     top, left = 2 * offset[0], 2 * offset[1]
     down, across = row.weight[top : top + 2 * grid.rows], col.weight[left : left + grid.width]
     return (down[:, None] + across).flatten(0, 1)
+
+
+def log_at_least_one(rate: Tensor) -> Tensor:
+    """log(1 − exp(−rate)) for rates ≥ 0, accurate for small and for large ones."""
+    rate = rate.clamp_min(1e-30)
+    return torch.where(rate < 0.7, (-torch.expm1(-rate)).log(), torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
+
+
+def next_channel_log_p(rates: Tensor, before: Tensor) -> Tensor:
+    """Log p of the first channel in use after another.
+
+    Args:
+        rates: fp32 ``[B, C]``, from `Texture.use_rates`.
+        before: int64 ``[B]``, the ranks to start after.
+
+    Returns:
+        fp64 ``[B, C + 1]``, the last of no other channel in use; `NEVER` where impossible.
+    """
+    possible = (torch.arange(rates.shape[1], device=rates.device) > before[:, None]) & (rates > 0)
+    rates = torch.where(possible, rates, 0.0).double()
+    passed = rates.cumsum(-1)
+    log_p = torch.cat([log_at_least_one(rates) - (passed - rates), -passed[:, -1:]], dim=-1)
+    # However unlikely what is possible may be, it stays apart from what is not.
+    return log_p.clamp_min(NEVER / 4).masked_fill(~F.pad(possible, (0, 1), value=True), NEVER)

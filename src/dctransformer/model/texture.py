@@ -33,7 +33,8 @@ from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
 from dctransformer.model.legality import NEVER, ValueAlphabet
-from dctransformer.model.texture_state import Channels, Picture, checkerboard, settle
+from dctransformer.model.ops import log_at_least_one
+from dctransformer.model.texture_state import Channels, Occupancy, Picture, Values, checkerboard, settle
 from dctransformer.sequence.texture import TextureBatch
 
 TEXTURE_PLACES = 1 << 16
@@ -53,12 +54,6 @@ _AROUND = 4
 
 _SUMMARY = 4
 """Statistics per channel: two of the density, the mean log magnitude, the settled part."""
-
-
-def _log_at_least_one(rate: Tensor) -> Tensor:
-    """log(1 − exp(−rate)) for rates ≥ 0, accurate for small and for large ones."""
-    rate = rate.clamp_min(1e-30)
-    return torch.where(rate < 0.7, (-torch.expm1(-rate)).log(), torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
 
 
 class GatedMLP(nn.Module):
@@ -214,7 +209,7 @@ class Texture(nn.Module):
     def use_nats(self, picture: Picture) -> Tensor:
         """−log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
         rate = self.use_rates(picture)
-        nats = torch.where(picture.used, -_log_at_least_one(rate), rate)
+        nats = torch.where(picture.used, -log_at_least_one(rate), rate)
         return torch.where(rate > 0, nats, 0.0)
 
     # -- place features -----------------------------------------------------------------------------------------
@@ -357,6 +352,32 @@ class Texture(nn.Module):
         positive = (log_p + F.logsigmoid(odds)).masked_fill(~free, NEVER)
         return torch.cat([negative.flip(-1), positive], dim=-1).clamp_min(NEVER)
 
+    # -- all passes over a channel ------------------------------------------------------------------------------
+
+    def decide(self, channels: Channels, grid: Grid, occupancy: Occupancy, values: Values) -> Channels:
+        """Decide on T channels in use, pass by pass.
+
+        Args:
+            channels: from `begin`.
+            grid: the MCU grid.
+            occupancy: decides which open places of one colour hold a coefficient: called with fp32 log-odds ``[T, H]``,
+                int64 positions ``[T, H]``, which of them are open, bool ``[T, H]``, and `must_be_occupied`, bool
+                ``[T]``; returns bool ``[T, H]``.
+            values: decides on the values of one colour: called with what `value_scores` returns; returns fp32
+                ``[T, H]``, read where a value is due.
+
+        Returns:
+            The channels with everything settled.
+        """
+        for colour in (0, 1):
+            logits, where, opened = self.occupancy_logits(channels, colour, grid)
+            must = self.must_be_occupied(channels, colour, opened)
+            channels = settle(channels, where, opened, occupied=occupancy(logits, where, opened, must))
+        for colour in (0, 1):
+            scores, where, due = self.value_scores(channels, colour, grid)
+            channels = settle(channels, where, due, values=values(scores, where, due))
+        return channels
+
     # -- negative log-likelihood --------------------------------------------------------------------------------
 
     def forward(self, batch: TextureBatch) -> Tensor:
@@ -400,20 +421,23 @@ class Texture(nn.Module):
         occupancy, values = torch.zeros_like(truth), torch.zeros_like(truth)
         saved = torch.zeros_like(truth[:, 0])
         open_truth = torch.where(channels.opened, truth, 0.0)
-        for colour in (0, 1):
-            logits, where, opened = self.occupancy_logits(channels, colour, grid)
+
+        def score_occupancy(logits: Tensor, where: Tensor, opened: Tensor, must: Tensor) -> Tensor:
+            nonlocal occupancy, saved
             holds = open_truth.gather(1, where) != 0
             empty = torch.where(opened, F.softplus(logits), 0.0)
-            must = self.must_be_occupied(channels, colour, opened)
             occupancy = occupancy.scatter_add(1, where, empty - torch.where(opened & holds, logits, 0.0))
-            saved = saved + torch.where(must, _log_at_least_one(empty.sum(-1)), 0.0)
-            channels = settle(channels, where, opened, occupied=holds)
-        for colour in (0, 1):
-            scores, where, due = self.value_scores(channels, colour, grid)
+            saved = saved + torch.where(must, log_at_least_one(empty.sum(-1)), 0.0)
+            return holds
+
+        def score_values(scores: Tensor, where: Tensor, due: Tensor) -> Tensor:
+            nonlocal values
             value = torch.where(due, open_truth.gather(1, where), 1.0)
             log_p = self.value_log_p(scores, limit, value.long())
             values = values.scatter_add(1, where, torch.where(due, -log_p, 0.0))
-            channels = settle(channels, where, due, values=value)
+            return value
+
+        self.decide(channels, grid, score_occupancy, score_values)
         return occupancy, values, saved
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,12 @@ from dctransformer.codec.grid import Grid, outside_inference
 from dctransformer.codec.triples import gather
 from dctransformer.model.legality import open_places
 from dctransformer.sequence.texture import TextureBatch
+
+Occupancy = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Decides on the occupancy of one colour: see `Texture.decide`."""
+
+Values = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Decides on the values of one colour: see `Texture.decide`."""
 
 
 @dataclasses.dataclass

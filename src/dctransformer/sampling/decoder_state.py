@@ -39,6 +39,7 @@ class Decoding:
         *,
         static: bool = False,
         stacks: tuple[StepStack, StepStack, StepStack] | None = None,
+        separate: bool = False,
     ):
         """Encode what is settled, and fill the caches with the triples that the chunks begin with.
 
@@ -48,11 +49,13 @@ class Decoding:
             static: every step has the same shapes and asks nothing of the host, as a captured or compiled one must;
                 else less is computed.
             stacks: from `step_stacks`, where they are there already.
+            separate: compute the place features of each row by themselves, so that a row's logits are the same, bit
+                for bit, whatever the other rows hold (where chunks begin with overlap, of a batch of 1 only).
         """
         rows, device = len(batch.labels), model.device
         begun = batch.ranks.shape[1] - 1
         assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
-        self.model, self.device = model, device
+        self.model, self.device, self.separate = model, device, separate
         self.context = context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
         self.stacks = stacks or step_stacks(model)
         self.memory = [stack.memory(pairs) for stack, pairs in zip(self.stacks, context.memory, strict=True)]
@@ -127,9 +130,10 @@ class Decoding:
         self.chosen_rank = rank
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
             changed = fresh.nonzero()[:, 0]
-            if len(changed):
-                for target, source in self._pairs(self._made(changed)):
-                    target[changed] = source.to(target.dtype)
+            for part in changed.split(1 if self.separate else max(1, len(changed))):
+                if len(part):
+                    for target, source in self._pairs(self._made(part)):
+                        target[part] = source.to(target.dtype)
         else:
             for target, source in self._pairs(self._made(self.rows)):
                 new = fresh.view(-1, *[1] * (target.ndim - 1))
