@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from dctransformer import __version__
-from dctransformer.commands import pictures, scores, sharing, training
+from dctransformer.commands import compression, pictures, scores, sharing, training
 from dctransformer.commands.usage import check_numbers, usage_sentence
 from dctransformer.model.config import PRESETS
 from dctransformer.terminal import printable
@@ -28,7 +28,7 @@ COMMANDS: dict[str, type] = {
     "prepare": training.Prepare, "train": training.Train, "sample": pictures.Sample, "upscale": pictures.Upscale,
     "colorize": pictures.Colorize, "inpaint": pictures.Inpaint, "continue": pictures.Continue,
     "likelihood": scores.Likelihood, "evaluate": scores.Evaluate, "report": scores.Report, "push": sharing.Push,
-    "app": sharing.App, "info": sharing.Info,
+    "app": sharing.App, "info": sharing.Info, "compress": compression.Compress, "decompress": compression.Decompress,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 _WORD = 4
 """Bytes of the coder's words; its state has two of them."""
 
-_SLACK = 16 * _WORD
+_SLACK = 4 * _WORD
 """Bytes by which what was decoded may be longer than the data before it counts as damaged."""
 
 

@@ -27,7 +27,6 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
 from dctransformer.model.precision import full_fp32
-from dctransformer.model.texture import TEXTURE_PLACES
 from dctransformer.model.texture_state import Occupancy, Picture, Values
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
 from dctransformer.sampling.decoder_state import Decoding, step_stacks
@@ -38,6 +37,9 @@ from dctransformer.sequence.chunks import cut_chunks
 
 MAX_BATCH = 16
 """Most rows of a batch."""
+
+MAX_PLACES = 1 << 16
+"""Most positions of a batch of several rows: their features fill the memory."""
 
 _CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
@@ -73,35 +75,36 @@ class Coded:
 
 
 class PictureCoder:
-    """Codes batches of pictures of one grid with one model."""
+    """Codes batches of pictures with one model."""
 
-    def __init__(self, model: DCTransformer, grid: Grid):
+    def __init__(self, model: DCTransformer):
         """Prepare a model.
 
         Args:
             model: in eval mode, with legality; it is copied.
-            grid: of the pictures.
 
         Raises:
             ValueError: the model can't exclude impossible outcomes, or its weights are not finite.
         """
         if not model.config.legality:
             raise ValueError("this model was trained with legality off: it can be scored, but nothing compressed by it")
-        self.model, self.grid, self.device = for_steps(model, "fp32"), grid, model.device
+        self.model, self.device = for_steps(model, "fp32"), model.device
         self.stacks = step_stacks(self.model)
 
-    def batch(self, wanted: int) -> int:
-        """The number of rows that a batch may have: with overlap, chunks are not computed row by row."""
-        return 1 if self.model.config.overlap else min(wanted, MAX_BATCH)
+    def batch(self, wanted: int, grid: Grid) -> int:
+        """The number of rows that a batch may have; with overlap, chunks can't be begun row by row."""
+        most = 1 if self.model.config.overlap else min(MAX_BATCH, max(1, MAX_PLACES // grid.positions))
+        return min(wanted, most)
 
     @torch.inference_mode()
     @full_fp32()
-    def run(self, tasks: Sequence[Task | None]) -> list[Coded | None]:
+    def run(self, tasks: Sequence[Task | None], grid: Grid) -> list[Coded | None]:
         """Encode or decode the pictures of a batch.
 
         Args:
             tasks: one per row; None for an idle row. A picture is decoded from its bits if the number of rows, its row
                 and its label are those that it was encoded with.
+            grid: of all pictures.
 
         Returns:
             One per row; None for idle rows and where bits are damaged.
@@ -109,16 +112,14 @@ class PictureCoder:
         Raises:
             ValueError: a prediction is not finite, or far too large.
         """
-        assert self.batch(len(tasks)) == len(tasks)
-        rows = [_Row(task, self.grid, self.model) for task in tasks]
+        assert self.batch(len(tasks), grid) == len(tasks)
+        rows = [_Row(task, grid, self.model) for task in tasks]
         with _one_thread():
             self._code_structure(rows)
             for row in rows:
                 row.end_structure()
             if self.model.config.texture_rank < order.NUM_CHANNELS:
-                count = max(1, TEXTURE_PLACES // self.grid.positions)
-                for start in range(0, len(rows), count):
-                    self._code_texture(rows[start : start + count])
+                self._code_texture(rows, grid)
         return [row.finished() for row in rows]
 
     # -- structure ----------------------------------------------------------------------------------------------
@@ -155,9 +156,9 @@ class PictureCoder:
 
     # -- texture ------------------------------------------------------------------------------------------------
 
-    def _code_texture(self, rows: list[_Row]) -> None:
+    def _code_texture(self, rows: list[_Row], grid: Grid) -> None:
         """Code the texture of some rows, a channel of each per turn."""
-        texture, grid, device = self.model.texture, self.grid, self.device
+        texture, device = self.model.texture, self.device
         picture = torch.stack([row.coefficients for row in rows]).to(device)
         coefficients = F.pad(picture.flatten(1), (0, 1))  # one more, for places that don't exist
         nothing = torch.zeros_like(picture, dtype=torch.bool)

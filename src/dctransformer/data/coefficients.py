@@ -1,0 +1,140 @@
+"""Pictures of any source as coefficients in a model's tables: a JPEG file's own where they fit, else encoded anew.
+
+Shapes: N MCUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes
+from dctransformer.codec.adapt import mcu_grid, own_coefficients
+from dctransformer.codec.grid import Grid, channel_grid
+from dctransformer.data.images import prepare_image
+from dctransformer.data.opening import Trained, is_prepared, open_pictures
+from dctransformer.data.shapes import Shape
+from dctransformer.data.sources import Source, is_single_picture, open_source, text
+from dctransformer.data.sources.arrange import is_picture
+from dctransformer.files import check_regular
+
+
+class Coefficients(NamedTuple):
+    """A picture.
+
+    Attributes:
+        mcus: int16 ``[N, 6, 64]``.
+        grid: its MCU grid.
+    """
+
+    mcus: Tensor
+    grid: Grid
+
+
+class Pictures:
+    """The pictures of a prepared data set or of any source, one at a time.
+
+    Attributes:
+        names: of each, without an ending, no two alike; ``/`` separates folders.
+        labels: class number of each, −1 where there is none.
+        label_names: of the classes.
+    """
+
+    def __init__(self, data: str | Path, split: str, config: Trained, exclude: Path | None = None):
+        """List the pictures.
+
+        Args:
+            data: a prepared data set, a folder of pictures or anything else that `prepare` takes, or one picture.
+            split: of a prepared data set.
+            config: of the model.
+            exclude: a folder to leave out of the listing.
+
+        Raises:
+            ValueError: there is no such data or split, or it does not fit the model.
+        """
+        height, width = config.trained_shape
+        self.codec, self.shape = Codec(config.quality), Shape.of((width, height))
+        self.store, self.source, self.path = None, None, Path(data)
+        self.label_names: list[str] = []
+        if is_prepared(data):
+            self.store = open_pictures(data, split, config, any_size=True)
+            self.label_names, self.labels = self.store.info.labels, self.store.labels.tolist()
+            self.names = [f"{split}-{i:06d}" for i in range(len(self.store))]
+        elif is_single_picture(data):
+            self.labels, self.names = [-1], [self.path.stem]
+        else:
+            self.source: Source | None = open_source(data, exclude)
+            self.label_names = self.source.labels
+            self.labels = [-1 if item.label is None else item.label for item in self.source.items]
+            self.names = _distinct([_name(item.key) for item in self.source.items])
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+    def read(self, index: int) -> Coefficients:
+        """Read a picture.
+
+        Returns:
+            A JPEG file's own coefficients if it is upright, has the model's tables and is made of whole MCUs; else the
+            picture cropped, resized and encoded as `dctransformer.data.prepare` does it.
+
+        Raises:
+            ValueError: it can't be read, or a JPEG file's coefficients are larger than an encoder makes them.
+        """
+        if self.store is not None:
+            grid = self.store.grid(index)
+            channel, position, value = self.store.triples(index).long().unbind(1)
+            mcus = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
+            mcus.view(-1)[grid.slot(channel, position)] = value.to(torch.int16)
+            return Coefficients(mcus, grid)
+        file = self.path if self.source is None else self.source.read(index)
+        if not isinstance(file, bytes):
+            check_regular(file)
+        dct = own_coefficients(file)
+        if dct is None or not self._fits(dct):
+            dct = read_jpeg_bytes(prepare_image(file, self.shape, self.codec.quality))
+        mcus = dct.to_mcus()[0]
+        limits = self.codec.value_limits()[channel_grid()]
+        if bool(((mcus.abs() > limits) | (mcus > 1023)).any()):
+            raise ValueError("its coefficients are larger than an encoder makes them; encode its pixels again")
+        return Coefficients(mcus, mcu_grid(dct))
+
+    def _fits(self, dct: DCTImage) -> bool:
+        """Whether a JPEG file has the model's tables and whole MCUs."""
+        return (
+            dct.height % order.MCU == dct.width % order.MCU == 0
+            and torch.equal(dct.luma_table, self.codec.luma_table)
+            and torch.equal(dct.tables[-1], self.codec.chroma_table)
+        )
+
+
+def _name(key: str) -> str:
+    """The name of a picture from its key: without an ending, and without parts that lead out of a folder."""
+    parts = [part for part in PurePosixPath(text(key)).parts if part not in ("/", "..")]
+    path = PurePosixPath(*parts or ("picture",))
+    return str(path.with_suffix("") if is_picture(path.name) else path).replace("\0", "")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, numbered where they are alike (file systems may not tell case apart)."""
+    taken: set[str] = set()
+    return [_free(name, taken) for name in names]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    free = next(candidate for candidate in _numbered(name) if candidate.casefold() not in taken)
+    taken.add(free.casefold())
+    return free
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
