@@ -46,6 +46,8 @@ LINES: dict[str, dict[str, str]] = {
     "push": {"model": "model", "repo": "me/flowers"},
     "app": {"model": "model"},
     "info": {"thing": "model"},
+    "compress": {"model": "model", "data": "photos", "--out": "new", "--num": "1"},
+    "decompress": {"source": "compressed", "--out": "new"},
 }  # fmt: skip
 """A valid line for each command, whose words are replaced one by one."""
 
@@ -84,7 +86,8 @@ FOLDERS = ["nowhere", "empty", "texts", "text.jpg", "data-of-half-shards", "data
 PLACES = ["photo.jpg", "photo.jpg/below", "/proc/nowhere", "n" * 300]
 
 PATHS: dict[str, list[str]] = {
-    "model": MODELS, "thing": [*MODELS[:3], *MODELS[4:-1], *PICTURES], "--init": MODELS[:-1], "run": MODELS,
+    "model": MODELS, "--model": MODELS,
+    "thing": [*MODELS[:3], *MODELS[4:-1], *PICTURES], "--init": MODELS[:-1], "run": MODELS,
     "images": PICTURES, "--mask": [*PICTURES, "small.png"],
     "source": ["nowhere", "empty", "texts", "text.jpg", "half.parquet", "empty.parquet", "half.zip", "pipe.jpg", ""],
     "data": FOLDERS, "--data": FOLDERS, "--originals": ["nowhere", "empty", "texts"],
@@ -169,6 +172,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "odd.toml": b"[train]\nnonsense = 1\n", "half.toml": b"[train\n", "small.png": b"",
         "run-of-broken-config/config.json": b"{", "run-of-broken-config/checkpoint.safetensors": b"",
     }  # fmt: skip
+    main(["compress", str(root / "model"), str(root / "photos"), "--out", str(root / "compressed"), "--num", "1"])
     for name, data in files.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(data)

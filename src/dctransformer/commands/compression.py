@@ -80,17 +80,15 @@ class Decompress:
     Example: dctransformer decompress compressed --out pictures
     """
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[str]
     """Folder of compressed pictures, or one of them."""
     out: Path
     """Folder for the pictures: NAME.jpg. What is there already is not made again."""
     model: str | None = None
-    """Where the model's weights are: run folder, saved model's folder or hf:owner/name; found by what the files say if
-    not given."""
+    """Where the weights are: run folder, saved model's folder or hf:owner/name (hf:owner/name@revision); what the
+    files say if not given."""
     device: str = "cpu"
     """cpu, cuda, …, as when they were compressed."""
-    revision: str | None = None
-    """Branch, tag or commit of a model on the hub."""
     json: bool = False
     """Print a JSON object instead of text."""
 
@@ -100,9 +98,8 @@ class Decompress:
 
         from dctransformer.tasks.compress import decompress
 
-        model = None if self.model is None else with_revision(self.model, self.revision)
         with tqdm(desc="decompressing", unit="picture", disable=self.json, delay=0.01) as bar:
-            files = decompress(self.source, self.out, model=model, device=self.device, progress=_show(bar))
+            files = decompress(self.source, self.out, model=self.model, device=self.device, progress=_show(bar))
         paths = [str(path) for path in files]
         text = f"{len(paths):,} pictures: {printable(paths[0])} …"
         print_facts(self.json, {"files": paths}, lambda: print(text))

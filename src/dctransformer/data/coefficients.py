@@ -16,6 +16,7 @@ from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes
 from dctransformer.codec.adapt import mcu_grid, own_coefficients
 from dctransformer.codec.grid import Grid, channel_grid
 from dctransformer.data.images import prepare_image
+from dctransformer.data.info import SPLITS
 from dctransformer.data.opening import Trained, is_prepared, open_pictures
 from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import Source, is_single_picture, open_source, text
@@ -56,6 +57,8 @@ class Pictures:
         Raises:
             ValueError: there is no such data or split, or it does not fit the model.
         """
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
         height, width = config.trained_shape
         self.codec, self.shape = Codec(config.quality), Shape.of((width, height))
         self.store, self.source, self.path = None, None, Path(data)

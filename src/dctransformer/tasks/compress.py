@@ -13,7 +13,7 @@ from dctransformer.codec import Codec, DCTImage, order, read_jpeg, write_jpeg
 from dctransformer.codec.adapt import mcu_grid
 from dctransformer.codec.grid import Grid
 from dctransformer.data.coefficients import Coefficients, Pictures
-from dctransformer.files import atomic_write, make_folder
+from dctransformer.files import atomic_write, check_place, make_folder
 from dctransformer.hub.pretrained import HUB, SHIPPED, load_model, model_folder, shipped_names
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
@@ -114,8 +114,9 @@ def compress(
     labels = [config.null_label] * count
     if use_labels:
         labels = model_labels(config, pictures.label_names, pictures.labels[:count])
-    folder = make_folder(out, [max(pictures.names[:count], key=len, default="") + SUFFIX])
-    work = _Compression(network, name, batch, verify)
+    folder = Path(out)
+    check_place(folder / f"{max(pictures.names[:count], key=len)}{SUFFIX}")
+    work = _Compression(network, name, folder, batch, verify)
     result = Compressed([], [])
     for i in range(count):
         try:
@@ -169,8 +170,8 @@ _MOST_WAITING = 16 * MAX_BATCH
 class _Compression:
     """Pictures on their way to files: those of one grid are coded together as soon as they fill a batch."""
 
-    def __init__(self, network: DCTransformer, name: str, batch: int, verify: bool):
-        self.network, self.name, self.batch, self.verify = network, name, batch, verify
+    def __init__(self, network: DCTransformer, name: str, folder: Path, batch: int, verify: bool):
+        self.network, self.name, self.folder, self.batch, self.verify = network, name, folder, batch, verify
         self.model = fingerprint(network)
         self.coder = PictureCoder(network)
         self.groups: dict[Grid, list[_Waiting]] = {}
@@ -215,6 +216,7 @@ class _Compression:
         if self.verify:
             bits = [b"" if coded is None else coded.data for coded in there]
             back = self.coder.run([Task(i.label, data=data) for i, data in zip(group, bits, strict=True)], grid)
+        make_folder(self.folder)
         for row, (item, coded, again) in enumerate(zip(group, there, back, strict=True)):
             if coded is None or again is None or not torch.equal(again.coefficients, item.picture.mcus):
                 raise ValueError(
@@ -266,8 +268,9 @@ def decompress(
             are written then.
     """
     require_constriction()
-    work = _Decompression(source, out, device, progress)
+    resolve_device(device)
     network = None if model is None else loaded(model, device)
+    work = _Decompression(source, out, device, progress)
     for key, files in work.by_model(network, str(model)).items():
         work.decode(key, files)
     if work.problems:
@@ -281,16 +284,19 @@ class _Decompression:
     """Files on their way to pictures."""
 
     def __init__(self, source: str | Path, out: str | Path, device: str, progress: Progress | None):
+        if not str(source).strip():
+            raise ValueError("nothing is named as the source; give a folder that compress wrote")
         source = Path(source)
         paths = [source] if source.is_file() else sorted(source.rglob(f"*{SUFFIX}"))
         if not paths:
             raise ValueError(f"{source} holds no compressed pictures (*{SUFFIX}); give a folder that compress wrote")
         root = source.parent if source.is_file() else source
         names = [str(path.relative_to(root).with_suffix(".jpg")) for path in paths]
-        folder = make_folder(out, [max(names, key=len)])
+        self.folder = Path(out)
         self.device, self.progress, self.done = device, progress, 0
         self.problems: list[tuple[Path, str]] = []
-        self.targets = [folder / name for name in names]
+        self.targets = [self.folder / name for name in names]
+        check_place(max(self.targets, key=lambda path: len(str(path))))
         self.files: list[_File] = []
         for path, target in zip(paths, self.targets, strict=True):
             try:
@@ -358,6 +364,7 @@ class _Decompression:
             if coded is None or checksum(coded.coefficients, grid, labels[row], model) != file.header.checksum:
                 self.problems.append((file.path, _DIVERGED))
                 continue
+            make_folder(self.folder)
             tables = codec.luma_table, codec.chroma_table
             write_jpeg(DCTImage.from_mcus(coded.coefficients[None], grid.rows, grid.cols, *tables), file.target)
 
