@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 DISTANCES = ("fid", "sfid", "precision", "recall", "kid")
 """Metrics of an extractor's features."""
@@ -11,11 +14,14 @@ DISTANCES = ("fid", "sfid", "precision", "recall", "kid")
 METRICS = (*DISTANCES, "c2st", "bits")
 
 
+Count = Annotated[int, Ge(1)]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """What to measure, and how."""
 
-    num: int = 5000
+    num: Count = 5000
     """How many pictures to generate; also the most pictures whose bits are counted."""
     metrics: str = ",".join(METRICS)
     """Which of fid, sfid, precision, recall, kid, c2st (classifier two-sample test) and bits, separated by commas."""
@@ -23,18 +29,18 @@ class EvaluateConfig:
     """The extractor: inception (downloaded once), small64 (comes with the package), or a TorchScript or .onnx file."""
     split: str = "train"
     """Part of a prepared data set to compare with. (Bits are counted on its validation part, if it has one.)"""
-    reference: int | None = None
+    reference: Count | None = None
     """Compare with the first so many real pictures only."""
-    neighbours: int = 10_000
+    neighbours: Count = 10_000
     """Precision, recall and the kernel distance look at the first so many real pictures only; so evaluating against
     millions keeps few features in memory."""
     originals: Path | None = None
     """Folder that a prepared data set was made from, if it is no longer where it was."""
     samples: Path | None = None
     """Score the pictures in this folder instead of generating some."""
-    kid_subset: int = 1000
+    kid_subset: Count = 1000
     """Pictures in each of the 100 subsets of the kernel distance."""
-    c2st_pictures: int = 1000
+    c2st_pictures: Count = 1000
     """The most pictures on each side of the classifier two-sample test: about a minute of one core for 1,000 of 64
     pixels."""
     few: bool = False
@@ -47,7 +53,7 @@ class EvaluateConfig:
     """Of the generated pictures."""
     guidance: float = 1.0
     """Of the generated pictures."""
-    batch: int = 64
+    batch: Count = 64
     """Pictures generated at a time."""
     device: str = "auto"
     """cpu, cuda, …"""

@@ -39,6 +39,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
+from dctransformer.settings import check_ranges
 from dctransformer.training.run_folder import SETTINGS
 
 RESULT = "evaluation.json"
@@ -72,15 +73,7 @@ def evaluate(
     wanted = config.wanted()
     sampling = SampleConfig(config.seed, config.temperature, config.top_p, config.guidance, config.batch)
     distances = tuple(name for name in wanted if name in DISTANCES)
-    for name, number in (
-        ("num", config.num),
-        ("reference", config.reference),
-        ("neighbours", config.neighbours),
-        ("kid-subset", config.kid_subset),
-        ("c2st-pictures", config.c2st_pictures),
-    ):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} {number} must be at least 1")
+    check_ranges(config)
     # A misspelt path is reported before an extractor is fetched.
     if str(data).startswith(("/", ".", "~")) and not Path(data).expanduser().exists():
         raise ValueError(f"there is no folder {data}; check the path")

@@ -17,9 +17,10 @@ from torch import Tensor
 from dctransformer.files import write_tensors, write_text
 from dctransformer.hub.compatibility import ADDED, current_name, without_retired
 from dctransformer.hub.storage import SCALE, check_type, restored, stored
-from dctransformer.model.config import ModelConfig, check_names
+from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.conditions import CONDITIONS
+from dctransformer.settings import check_names
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

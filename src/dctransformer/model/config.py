@@ -7,23 +7,22 @@ the weights and compared when a run is resumed.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import reprlib
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Len
 
 from dctransformer.codec import order
+from dctransformer.settings import check_ranges, validated
 
-_MOST = 1 << 16
-BOUNDS: dict[str, tuple[int, int]] = {
-    "width": (2, 1 << 14), "heads": (1, 256), "hidden": (1, _MOST), "chunk": (1, 1 << 14), "overlap": (0, 1 << 14),
-    "memory": (0, _MOST), "state_width": (1, 1 << 14), "place_width": (1, 1 << 14), "max_grid": (1, 1 << 13),
-    "texture_state": (1, 1 << 14), "texture_width": (1, 1 << 14), "texture_hidden": (1, _MOST),
-    "texture_blocks": (0, 128), "num_labels": (0, 1_000_000),
-}  # fmt: skip
-"""Smallest and largest values of the fields that are sizes, far beyond every useful model: what a stranger's config
-can make the program allocate is limited."""
 MAX_LAYERS, MAX_FEED_FORWARDS = 128, 16
+
+# Far beyond every useful model: what a stranger's config can make the program allocate is limited.
+Width = Annotated[int, Interval(ge=1, le=1 << 14)]
+Hidden = Annotated[int, Interval(ge=1, le=1 << 16)]
+Layers = Annotated[
+    tuple[Annotated[int, Interval(ge=1, le=MAX_FEED_FORWARDS)], ...], Len(min_length=1, max_length=MAX_LAYERS)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,83 +34,71 @@ class Architecture:
     a usual Transformer has 1 each).
     """
 
-    width: int = 256
+    width: Annotated[int, Interval(ge=2, le=1 << 14)] = 256
     """Width D of the residual streams."""
-    heads: int = 4
+    heads: Annotated[int, Interval(ge=1, le=256)] = 4
     """Attention heads; ``width / heads`` is the size of a head."""
-    encoder: tuple[int, ...] = (1, 1, 1)
+    encoder: Layers = (1, 1, 1)
     """Encoder over the MCUs of the partial DCT image."""
-    channel: tuple[int, ...] = (1, 1)
+    channel: Layers = (1, 1)
     """Channel decoder."""
-    position: tuple[int, ...] = (1, 1)
+    position: Layers = (1, 1)
     """Position decoder."""
-    value: tuple[int, ...] = (1, 1)
+    value: Layers = (1, 1)
     """Value decoder."""
-    hidden: int = 640
+    hidden: Hidden = 640
     """Width of the feed-forward layers."""
     block: Literal["modern", "paper"] = "modern"
     """``modern``: norms without bias, rotary index, normalised queries and keys, gated feed-forward.
     ``paper``: norms with bias, learned index, ReLU feed-forward, ReZero gates."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Dropout rate of every residual branch."""
 
-    chunk: int = 256
+    chunk: Width = 256
     """Triples in a target chunk, context included."""
-    overlap: int = 0
+    overlap: Annotated[int, Interval(ge=0, le=1 << 14)] = 0
     """Triples at the start of a chunk that are context only: seen, but not predicted."""
 
-    memory: int = 256
+    memory: Annotated[int, Interval(ge=0, le=1 << 16)] = 256
     """Most places of the encoder that the decoders attend to; in a picture of more MCUs each is the mean of a square of
     them, so that a triple costs the same in a larger picture. 0: every MCU, however many."""
 
     local_context: bool = True
     """Give position and value decisions the coefficients around each place, up to date for every channel, and decide on
     channels and places one after the other (hazards); off, a softmax over all channels and one over all places."""
-    state_width: int = 64
+    state_width: Width = 64
     """Width of the running sum over a place's coefficients (with ``local_context``)."""
-    place_width: int = 96
+    place_width: Width = 96
     """Width of a place's features made from the sums around it (with ``local_context``)."""
-    max_grid: int = 128
+    max_grid: Annotated[int, Interval(ge=1, le=1 << 13)] = 128
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
 
     texture_from: int = len(order.BANDS)
     """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided a channel at a time; 4: none is."""
-    texture_state: int = 64
+    texture_state: Width = 64
     """Width of what a place's settled coefficients are projected to (of the texture's network, as all of these)."""
-    texture_width: int = 96
+    texture_width: Width = 96
     """Width of a place's features."""
-    texture_hidden: int = 192
+    texture_hidden: Hidden = 192
     """Width of the feed-forward layers."""
-    texture_blocks: int = 2
+    texture_blocks: Annotated[int, Interval(ge=0, le=128)] = 2
     """Blocks of a 3×3 convolution and a feed-forward layer over the places."""
 
     def check(self) -> None:
-        """Check what no type can say.
+        """Check types, ranges, and what fits together.
 
         Raises:
             ValueError: a field can't be what it is.
         """
+        check_ranges(self)
         if not 1 <= self.texture_from <= len(order.BANDS):
             raise ValueError(
                 f"texture_from {self.texture_from} must be 1 (bands 1–3 and up), 2 (4–15 and up), 3 (16–63) or 4 (off)"
             )
-        for name, (low, high) in BOUNDS.items():
-            if not low <= getattr(self, name, low) <= high:
-                raise ValueError(f"{name} {getattr(self, name)} must be from {low} to {high}")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}; change either")
-        if self.block not in ("modern", "paper"):
-            raise ValueError(f"block {self.block!r} must be modern or paper")
-        if not 0 <= self.overlap < self.chunk:
-            raise ValueError(f"overlap {self.overlap} must be at least 0 and less than chunk {self.chunk}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
-        for name in ("encoder", "channel", "position", "value"):
-            layers = getattr(self, name)
-            if not 1 <= len(layers) <= MAX_LAYERS or not 1 <= min(layers) <= max(layers) <= MAX_FEED_FORWARDS:
-                raise ValueError(
-                    f"{name} must list 1 to {MAX_LAYERS} layers, each with 1 to {MAX_FEED_FORWARDS} feed-forward layers"
-                )
+        if self.overlap >= self.chunk:
+            raise ValueError(f"overlap {self.overlap} must be less than chunk {self.chunk}")
 
     @property
     def texture_rank(self) -> int:
@@ -140,7 +127,7 @@ class ModelConfig(Architecture):
     that is the same as the shape."""
     windows: bool = False
     """Whether it was trained on windows of larger pictures."""
-    num_labels: int = 0
+    num_labels: Annotated[int, Interval(ge=0, le=1_000_000)] = 0
     """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
     label_names: tuple[str, ...] = ()
     """Names of the classes, in order of their numbers."""
@@ -192,43 +179,9 @@ class ModelConfig(Architecture):
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a field is unknown; the nearest known one is named.
+            ValueError: a field is unknown (the nearest known one is named), of another type, or out of its range.
         """
-        check_names(fields, [f.name for f in dataclasses.fields(cls)], "the model config")
-        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        for field in dataclasses.fields(cls):
-            value, default = typed.get(field.name, field.default), field.default
-            whole = isinstance(default, (int, tuple)) and not isinstance(default, bool)
-            wanted = str if field.name in ("label_names", "conditions") else int
-            parts = value if isinstance(value, tuple) else (value,)
-            fits = isinstance(value, tuple) == isinstance(default, tuple) and (
-                all(isinstance(part, wanted) and not isinstance(part, bool) for part in parts)
-                if whole
-                else isinstance(value, (int, float) if isinstance(default, float) else type(default))
-            )
-            if not fits:
-                shown = reprlib.repr(value)  # it may be of any length
-                raise ValueError(f"the model config's {field.name} can't be {shown}; its default is {default!r}")
-        return cls(**typed)
-
-
-def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Refuse names that mean nothing.
-
-    Args:
-        given: names that somebody wrote.
-        known: names that mean something.
-        what: who has them.
-
-    Raises:
-        ValueError: a name is unknown; the nearest known one is named.
-    """
-    names = sorted(known)
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            raise ValueError(f"{what} has no field {reprlib.repr(name)}; {hint}")
+        return validated(cls, fields, "the model config")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
 
 from dctransformer.sequence.conditions import Conditions
+from dctransformer.settings import check_ranges
+
+Count = Annotated[int, Ge(1)]
+Part = Annotated[float, Interval(ge=0, le=1)]
 
 DEFAULT_TRIPLES = 20_000_000
 RATES = {"muon": 5e-3, "adamw": 2e-3}
@@ -18,17 +24,17 @@ models, which are larger and want less."""
 class TrainConfig:
     """Settings of the training loop. The budget is counted in triples or in minutes."""
 
-    triples: int | None = None
+    triples: Count | None = None
     """Triples to train on; the learning rate falls to its end over them. 20 million if minutes are not given either."""
-    minutes: float | None = None
+    minutes: Annotated[float, Gt(0)] | None = None
     """Train for so many minutes instead: the machine's speed then decides the schedule, so that a run which is
     stopped and resumed is no longer equal to the last bit to one that was not."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, lt=2**31)] = 0
     """Seed of the weights, the data order, flips and dropout."""
 
-    batch: int = 16
+    batch: Count = 16
     """Chunks a step, over all processes."""
-    micro_batch: int | Literal["auto"] | None = "auto"
+    micro_batch: Count | Literal["auto"] | None = "auto"
     """Chunks that go through the model at once in a process (gradients are accumulated); None for all. auto finds
     what a GPU's memory holds, and takes all on a CPU."""
     checkpoint_activations: bool = False
@@ -38,19 +44,19 @@ class TrainConfig:
     optimizer: Literal["auto", "muon", "adamw"] = "auto"
     """muon for the matrices of the stacks and adamw for the rest, or adamw for everything. auto takes muon, which
     learns more from the same compute (docs/results.md, Ablations), unless the weights are sharded."""
-    lr: float | None = None
+    lr: Annotated[float, Gt(0)] | None = None
     """Peak learning rate of matrices and gains; if not given, 5e-3 with muon and 2e-3 with adamw."""
-    table_lr: float = 5.0
+    table_lr: Annotated[float, Gt(0)] = 5.0
     """Learning rate of embedding tables, as a multiple of ``lr`` (their rows are seen rarely)."""
-    warmup: int = 100
+    warmup: Count = 100
     """Steps of linear warm-up."""
-    final_lr: float = 0.02
+    final_lr: Part = 0.02
     """Where the cosine ends, as a part of the peak."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of matrices."""
-    clip: float = 1.0
+    clip: Annotated[float, Gt(0)] = 1.0
     """Largest gradient norm."""
-    ema: float = 0.998
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.998
     """Decay a step of the weight average that is validated, sampled and saved."""
     window: str | None = None
     """Train on random windows of larger pictures: a side in pixels or WIDTHxHEIGHT, multiples of 16. Validation then
@@ -59,14 +65,14 @@ class TrainConfig:
     """Put each step's pictures at a random row and column of the model's position tables, so that all of them are
     trained and pictures of any size up to the tables' end are known; where a picture begins is then not known. For
     photographs that have no fixed framing."""
-    texture: float = 0.5
+    texture: Part = 0.5
     """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure needs many
     epochs and decides what a picture shows; texture is local and learns from few pictures."""
-    texture_channels: int = 8
+    texture_channels: Count = 8
     """Most texture channels of each of those pictures; their weight makes up for the others."""
     flip: bool = True
     """Mirror a picture half of the time, exactly."""
-    label_dropout: float = 0.1
+    label_dropout: Part = 0.1
     """Part of the chunks whose label is hidden, so that guidance is possible."""
     conditions: Conditions = dataclasses.field(default_factory=Conditions)
     """Mixture of what is known from the start; the default trains for every task."""
@@ -84,62 +90,38 @@ class TrainConfig:
     shuffle: Literal["all", "stretches"] = "all"
     """all: a step's chunks come from anywhere in the data. stretches: every row of the batch has a stretch of the data
     to itself, so that each of several processes reads only its share of the files."""
-    loaders: int | Literal["auto"] = "auto"
+    loaders: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
     """Processes that cut chunks for the training process; 0 to cut them in it. auto takes 0 on a CPU, which trains more
     slowly than one process cuts, and up to 8 for a GPU."""
 
-    eval_every: int = 1_000_000
+    eval_every: Count = 1_000_000
     """Triples between validations."""
-    eval_images: int = 128
+    eval_images: Count = 128
     """Validation pictures scored on the way, and by which the best weights are kept (the end scores all)."""
-    sample_every: int = 5_000_000
+    sample_every: Annotated[int, Ge(0)] = 5_000_000
     """Triples between sample sheets; 0 for none."""
-    checkpoint_every: float = 2.0
+    checkpoint_every: Annotated[float, Ge(0)] = 2.0
     """Minutes between checkpoints."""
 
     def check(self) -> None:
-        """Check what no type can say.
+        """Check types, ranges, and what fits together.
 
         Raises:
             ValueError: a setting can't be what it is.
         """
+        check_ranges(self)
         self.conditions.check()
+        if self.triples is not None and self.minutes is not None:
+            raise ValueError("give --triples or --minutes, not both")
         if self.window is not None:
             from dctransformer.data.shapes import parse_size
 
             parse_size(self.window, "window")
             if self.starts == "early":
                 raise ValueError("early starts are for whole pictures; leave --window out, or --starts at uniform")
-        if self.triples is not None and self.minutes is not None:
-            raise ValueError("give --triples or --minutes, not both")
-        for name in ("batch", "eval_images", "eval_every", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.triples is not None and self.triples < 1:
-            raise ValueError("triples must be at least 1")
-        if isinstance(self.loaders, int) and self.loaders < 0:
-            raise ValueError("loaders must be at least 0")
-        for name in ("sample_every", "weight_decay", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0")
-        if not 0 <= self.texture <= 1:
-            raise ValueError("texture must be from 0 (train structure alone) to 1")
-        if self.texture_channels < 1:
-            raise ValueError("texture_channels must be at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
-        if not 0 <= self.final_lr <= 1:
-            raise ValueError("final_lr must be from 0 to 1")
-        for name in ("lr", "clip", "table_lr"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError("minutes must be greater than 0")
-        if not 0 <= self.ema < 1 or not 0 <= self.label_dropout <= 1:
-            raise ValueError("ema must be in [0, 1) and label_dropout in [0, 1]")
         if self.starts == "early" and self.shuffle != "all":
             raise ValueError("early starts are drawn from the whole set; leave --shuffle at all")
-        if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
 
     def resolved(self, *, sharded: bool) -> TrainConfig:

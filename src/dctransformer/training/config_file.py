@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from pathlib import Path
 from typing import Any
 
 from dctransformer.files import check_regular
 from dctransformer.hub.compatibility import without_retired
-from dctransformer.model.config import PRESETS, Architecture, ModelConfig, check_names, preset
+from dctransformer.model.config import PRESETS, Architecture, ModelConfig, preset
+from dctransformer.settings import validated
 from dctransformer.training.config import TrainConfig
 
 if typing.TYPE_CHECKING:
@@ -91,7 +91,7 @@ class DataWanted:
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """What a file says."""
+    """The settings of a file."""
 
     preset: str | None = None
     """Name of a preset."""
@@ -144,78 +144,12 @@ def read_config_file(path: str | Path) -> ConfigFile:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     try:
-        check_names(fields, ("preset", "model", "train", "data"), "a config file")
-        shape = PRESETS.get(str(fields.get("preset")), {})
-        changes = without_retired(_table(fields, "model"), shape.get("local_context", True))
-        _typed(Architecture, changes, "[model]")  # a preset's own fields are checked with it, later
-        read = ConfigFile(
-            preset=_value(fields["preset"], str, "preset") if "preset" in fields else None,
-            model=changes,
-            train=_typed(TrainConfig, _table(fields, "train"), "[train]"),
-            data=_typed(DataWanted, _table(fields, "data"), "[data]"),
-        )
+        read = validated(ConfigFile, fields, "the file")
+        shape = PRESETS.get(str(read.preset), {})
+        read = dataclasses.replace(read, model=without_retired(read.model, shape.get("local_context", True)))
+        validated(Architecture, read.model, "model")  # whether it fits the preset is checked below
         read.train.check()
         read.model_config()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return read
-
-
-def _table(fields: dict[str, Any], name: str) -> dict[str, Any]:
-    table = fields.get(name, {})
-    if not isinstance(table, dict):
-        raise ValueError(f"{name} is not a table; write [{name}] on a line of its own")
-    return table
-
-
-def _typed(cls: type, fields: dict[str, Any], where: str) -> Any:
-    """A dataclass from a table, every name and type checked; what the table leaves out keeps its default."""
-    hints = typing.get_type_hints(cls)
-    check_names(fields, hints, where)
-    return cls(**{name: _value(value, hints[name], f"{where} {name}") for name, value in fields.items()})
-
-
-def _value(value: Any, hint: Any, where: str) -> Any:
-    """A TOML value as the type that a field has.
-
-    Raises:
-        ValueError: it is of another type.
-    """
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, dict):
-            return _typed(hint, value, where)  # pyright: ignore[reportArgumentType]
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for choice in typing.get_args(hint):
-            try:
-                return _value(value, choice, where)
-            except ValueError:
-                continue
-    elif typing.get_origin(hint) is typing.Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_value(part, typing.get_args(hint)[0], where) for part in value)
-    elif isinstance(value, bool) or hint is bool:
-        if isinstance(value, bool) and hint is bool:
-            return value
-    elif hint is float and isinstance(value, (int, float)):
-        return float(value)
-    elif isinstance(value, hint):
-        return value
-    raise ValueError(f"{where} can't be {value!r}; it is {_meaning(hint)}")
-
-
-def _meaning(hint: Any) -> str:
-    """A type in words."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(choice) for choice in arguments)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_meaning(choice) for choice in arguments if choice is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each part {_meaning(arguments[0])}"
-    if dataclasses.is_dataclass(hint):
-        return "a table"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words.get(hint, "nothing")
