@@ -151,7 +151,7 @@ def test_wrong_arguments_are_refused(
         ((*train, "--preset", "huge"), "choose one of tiny"),
         ((*train, "--model.widht", "3"), "--model.width"),
         ((*train, "--lr", "fast"), "--lr"),
-        ((*train, "--warmup", "0"), "warmup must be at least 1"),
+        ((*train, "--warmup", "0"), "warmup can't be 0; it must be at least 1"),
         ((*train, "--triples", "5", "--minutes", "1"), "not both"),
         ((*train, "--model.width", "33"), "even multiple of heads"),
         (("likelihood", model, photos, "--num", "-1"), "at least 1"),

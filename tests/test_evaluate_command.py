@@ -187,7 +187,7 @@ def test_what_cannot_be_evaluated(
         ((*plain, "--num", "200", "--metrics", "sfid"), "small64-spatial-frechet needs 449 generated"),
         ((*plain, "--num", "3", "--metrics", "recall"), "small64-recall needs 4 generated pictures"),
         ((*plain, "--num", "5", "--metrics", "kid"), "needs 1,000 generated pictures"),
-        ((*plain, "--num", "0"), "num 0 must be at least 1"),
+        ((*plain, "--num", "0"), "num can't be 0; it must be at least 1"),
         ((*plain, "--metrics", "fdi"), "no metric 'fdi'"),
         ((*plain, "--metrics", ","), "no metric is asked for"),
         ((*plain, "--split", "test"), "no split 'test'"),

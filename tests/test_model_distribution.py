@@ -390,9 +390,9 @@ def test_coarse_memory_is_the_mean_of_squares() -> None:
         ({"quality": 101}, "1 to 100"),
         ({"width": 33}, "even multiple"),
         ({"overlap": 128, "chunk": 128}, "less than chunk"),
-        ({"encoder": ()}, "1 to 128 layers"),
+        ({"encoder": ()}, "of length 1 or more"),
         ({"dropout": 1.0}, "dropout"),
-        ({"memory": -1}, "memory -1 must be from 0"),
+        ({"memory": -1}, "memory can't be -1; it must be at least 0"),
         ({"num_labels": 2, "label_names": ("rose",)}, "label_names"),
     ],
 )

@@ -174,23 +174,35 @@ def _field(folder: Path, **fields: object) -> None:
 
 
 DAMAGE = {
-    "a config of a huge width": (lambda f: _field(f, width=1 << 40, heads=1), "width 1099511627776 must be from 2 to"),
-    "a config of many layers": (lambda f: _field(f, encoder=[1] * 1_000_000), "encoder must list 1 to 128 layers"),
-    "a config of deep layers": (lambda f: _field(f, value=[10**9]), "value must list 1 to 128 layers"),
-    "a config of long chunks": (lambda f: _field(f, chunk=1 << 30), "chunk 1073741824 must be from 1 to"),
-    "a config of many labels": (lambda f: _field(f, num_labels=10**12, label_names=[]), "num_labels .* must be from"),
+    "a config of a huge width": (
+        lambda f: _field(f, width=1 << 40, heads=1),
+        "width can't be 1099511627776",
+    ),
+    "a config of many layers": (
+        lambda f: _field(f, encoder=[1] * 1_000_000),
+        "it must be of length 128 or less",
+    ),
+    "a config of deep layers": (lambda f: _field(f, value=[10**9]), "value can't be 1000000000; it must be at most 16"),
+    "a config of long chunks": (lambda f: _field(f, chunk=1 << 30), "chunk can't be 1073741824; it must be at most"),
+    "a config of many labels": (
+        lambda f: _field(f, num_labels=10**12, label_names=[]),
+        "num_labels can't be 1000000000000",
+    ),
     "a config of large pictures": (lambda f: _field(f, size=16384), "size 16384 is more than max_grid 128 blocks"),
     "a config of many sides": (lambda f: _field(f, shape=[16] * 100_000), "^.{,400}$"),
     "a config of a long value": (lambda f: _field(f, width=[7] * 100_000), "^.{,400}$"),
     "a config of a long name": (lambda f: _field(f, **{"x" * 100_000: 1}), "^.{,1500}$"),
     "a config of a huge shape": (lambda f: _field(f, shape=[1 << 20, 16]), "size 1048576 is more than max_grid 128"),
     "a config of a huge extent": (lambda f: _field(f, extent=[16, 1 << 20]), "size 1048576 is more than max_grid 128"),
-    "a config of wide texture": (lambda f: _field(f, texture_hidden=1 << 30), "texture_hidden 1073741824 must be from"),
+    "a config of wide texture": (
+        lambda f: _field(f, texture_hidden=1 << 30),
+        "texture_hidden can't be 10",
+    ),
     "an unknown condition": (lambda f: _field(f, conditions=["none", "lumma"]), "did you mean 'luma'"),
     "a config that needs more than the file": (lambda f: _field(f, width=16384), "does not fit"),
     "a deeply nested config": (lambda f: (f / "config.json").write_text("[" * 200_000), "as a model config"),
     "a config of a huge number": (lambda f: (f / "config.json").write_text("9" * 9000), "as a model config"),
-    "a config of an infinite rate": (lambda f: _field(f, dropout=float("inf")), "dropout inf must be"),
+    "a config of an infinite rate": (lambda f: _field(f, dropout=float("inf")), "dropout can't be inf"),
     "integer weights": (lambda f: _as_type(f, torch.int8), "value_head.out.bias as I8; weights must be floating-point"),
     "complex weights": (
         lambda f: _as_type(f, torch.complex64),

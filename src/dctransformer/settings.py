@@ -90,9 +90,19 @@ def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 
 
 _WORDS = {
-    "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text",
-    "tuple_type": "a list", "dataclass_type": "a table",
-}  # fmt: skip
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dataclass_type": "a table",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "of length {min_length} or more",
+    "too_long": "of length {max_length} or less",
+}
 """What pydantic's kinds of errors ask for, in a user's words; of all others its own message is good enough."""
 
 
@@ -117,7 +127,10 @@ def _sentence(error: ValidationError, cls: type, where: str, *field: str) -> str
             check_names([str(name)], hints, ".".join(names) or where)
         names.append(str(name))
         cls = hints[name]
-    wanted = [_WORDS.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in errors
-              if e["loc"][: len(names)] == tuple(names)]  # fmt: skip
+    wanted = {
+        str(_WORDS.get(e["type"], e["msg"].removeprefix("Input should be "))).format_map(e.get("ctx", {}))
+        for e in errors
+        if e["loc"][: len(names)] == tuple(names)
+    }
     shown = reprlib.repr(errors[0]["input"])  # it may be of any length
-    return f"{'.'.join(names) or where} can't be {shown}; it must be {' or '.join(dict.fromkeys(wanted))}"
+    return f"{'.'.join(names) or where} can't be {shown}; it must be {' or '.join(sorted(wanted))}"
