@@ -107,8 +107,11 @@ class LocalContext(nn.Module):
         self.register_buffer("limits", limits.clone(), persistent=False)
         self.table = nn.Parameter(torch.randn(order.NUM_CHANNELS, VALUE_FEATURES, s) * 0.3)
         self.given_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
+        """What a coefficient that is never to be listed adds to its place's state."""
         self.hidden_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
+        """What it adds besides if its value is not known."""
         self.given_mix = nn.Parameter(torch.zeros(NEIGHBOURS * GIVEN_FEATURES, 2 * w))
+        """What given coefficients of the channel in hand add to the features of the places around them."""
         self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.encoded = nn.Linear(config.width, 4 * 2 * w, bias=False)
