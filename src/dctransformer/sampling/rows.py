@@ -176,7 +176,8 @@ class Row:
         if self.texture is not None:
             return self.texture
         coefficients = partial_image(self.sequence(), len(self.listed))[0]
-        return scatter(*self.kept.unbind(1), self.grid, into=coefficients)
+        rank, position, value = self.kept.unbind(1)
+        return scatter(rank, position, value, self.grid, into=coefficients)
 
     def before_texture(self) -> tuple[Tensor, Tensor]:
         """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
