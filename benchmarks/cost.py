@@ -37,6 +37,7 @@ import torch
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import public
 from dctransformer.model.config import preset
 from dctransformer.sampling import stepper
 from dctransformer.sampling.config import SampleConfig
@@ -89,9 +90,9 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
     """Seconds per triple that the encoder and the whole engine take, over some chunks of one picture."""
     engine, grid = Engine(model, SampleConfig(batch=1)), Grid.of_size(size, size)
-    stride, channel = model.config.stride, torch.from_numpy(order.GENERATION_ORDER)
+    stride = model.config.stride
     ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
-    whole = torch.stack([channel[ranks], positions, values], 1)
+    whole = public(ranks, positions, values)
     decisions = torch.stack([ranks, positions, model.alphabet.encode(values)], 1)
     starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
     encoder, spent, listed = 0.0, 0.0, 0

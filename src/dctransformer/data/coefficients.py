@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes
 from dctransformer.codec.adapt import mcu_grid, own_coefficients
-from dctransformer.codec.grid import Grid, channel_grid
+from dctransformer.codec.grid import CHANNEL_OF_RANK, RANK_OF_SLOT, Grid
+from dctransformer.codec.triples import ranked, scatter
 from dctransformer.data.images import prepare_image
 from dctransformer.data.info import SPLITS
 from dctransformer.data.opening import Trained, is_prepared, open_pictures
@@ -91,10 +92,7 @@ class Pictures:
         """
         if self.store is not None:
             grid = self.store.grid(index)
-            channel, position, value = self.store.triples(index).long().unbind(1)
-            mcus = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
-            mcus.view(-1)[grid.slot(channel, position)] = value.to(torch.int16)
-            return Coefficients(mcus, grid)
+            return Coefficients(scatter(*ranked(self.store.triples(index)), grid), grid)
         file = self.path if self.source is None else self.source.read(index)
         if not isinstance(file, bytes):
             check_regular(file)
@@ -102,7 +100,7 @@ class Pictures:
         if dct is None or not self._fits(dct):
             dct = read_jpeg_bytes(prepare_image(file, self.shape, self.codec.quality))
         mcus = dct.to_mcus()[0]
-        limits = self.codec.value_limits()[channel_grid()]
+        limits = self.codec.value_limits()[CHANNEL_OF_RANK[RANK_OF_SLOT]]
         if bool(((mcus.abs() > limits) | (mcus > 1023)).any()):
             raise ValueError("its coefficients are larger than an encoder makes them; encode its pixels again")
         return Coefficients(mcus, mcu_grid(dct))

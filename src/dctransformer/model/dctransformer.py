@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import CHANNEL_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.tables import value_limits
 from dctransformer.codec.triples import gather
 from dctransformer.model.chunk_state import Context, Places
@@ -37,11 +37,7 @@ from dctransformer.model.context import (
 )
 from dctransformer.model.heads import ChannelHead, PositionHead, ValueHead
 from dctransformer.model.layers import KVCache, Layer, Stack
-from dctransformer.model.legality import (
-    ValueAlphabet,
-    last_open_place,
-    open_places,
-)
+from dctransformer.model.legality import ValueAlphabet, last_open_place, open_places
 from dctransformer.model.ops import coarse, nll, position_embeddings
 from dctransformer.model.texture import Texture
 from dctransformer.sequence.chunks import START, ChunkBatch
@@ -62,7 +58,7 @@ class DCTransformer(nn.Module):
         self.config = config
         c, d = config, config.width
         with torch.device("cpu"):  # the alphabet is known even where weights are only planned (meta device)
-            limits = value_limits(config.quality)[torch.from_numpy(order.GENERATION_ORDER)]
+            limits = value_limits(config.quality)[CHANNEL_OF_RANK]
             self.alphabet = ValueAlphabet(limits)
         self.register_buffer("limits", limits, persistent=False)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid, rank_slots
-from dctransformer.model.context import rank_planes
+from dctransformer.codec.triples import gather, scatter
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
@@ -40,8 +40,6 @@ MAX_BATCH = 16
 
 MAX_PLACES = 1 << 16
 """Most positions of a batch of several rows: their features fill the memory."""
-
-_CHANNEL = torch.from_numpy(order.GENERATION_ORDER)
 
 _Result = TypeVar("_Result")
 
@@ -279,7 +277,7 @@ class _Row:
         self.coefficients = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
         self.planes: Tensor | None = None
         if task is not None and task.coefficients is not None:
-            self.planes = rank_planes(task.coefficients[None], grid)[0].long()
+            self.planes = gather(task.coefficients[None], grid)[0].long()
             rank, position = self.planes[: self.first].nonzero().unbind(1)
             triples = torch.stack([rank, position, self.planes[rank, position]], 1).tolist()
             self.triples = [*map(tuple, triples), (order.STOP, 0, 0)]
@@ -296,7 +294,7 @@ class _Row:
         """Take the structure's triples over into the coefficients; the texture follows."""
         if self.listed:
             rank, position, value = torch.tensor(self.listed).unbind(1)
-            self.coefficients.view(-1)[self.grid.slot(_CHANNEL[rank], position)] = value.to(torch.int16)
+            scatter(rank, position, value, self.grid, into=self.coefficients)
         self.active = self.coder is not None
 
     def next_triple(self) -> tuple[int, int, int] | None:
