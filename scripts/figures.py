@@ -1,4 +1,4 @@
-"""Draw the README's pictures of the tasks, from samples of a model alone (no photograph is needed or shown).
+"""Draw the README's pictures of the tasks, from samples of models alone (no photograph is needed or shown).
 
 Example: python scripts/figures.py --out docs/images
 """
@@ -25,20 +25,24 @@ from dctransformer.tasks.edit import Edited, Options, colorize, continue_, inpai
 class Args:
     """Figures of every task."""
 
-    model: str = "flowers64"
-    """Model."""
+    model: str = "photos"
+    """Model of the tasks."""
+    pictures: str = "cats128"
+    """Model whose samples the tasks start from."""
+    flowers: str = "flowers64"
+    """Model of the figure of the bands."""
     out: Path = Path("docs/images")
     """Folder."""
-    seed: int = 1
+    seed: int = 0
     """Of the pictures that the tasks start from."""
-    rows: int = 4
-    """Pictures a figure."""
+    rows: int = 3
+    """Pictures per figure."""
 
 
 def write(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG file."""
+    """Write a JPEG file."""
     with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="JPEG", quality=88, optimize=True)
 
 
 def rows_of(edits: list[Edited], originals: list[np.ndarray]) -> list[list[np.ndarray]]:
@@ -49,40 +53,41 @@ def rows_of(edits: list[Edited], originals: list[np.ndarray]) -> list[list[np.nd
 def main(args: Args) -> None:
     """Draw."""
     model = DCTransformer.from_pretrained(args.model)
-    config, quality = model.config, model.config.quality
-    calm = SampleConfig(seed=args.seed, top_p=0.9)
-    labels = [int(np.random.default_rng([args.seed, i, 1]).integers(config.num_labels)) for i in range(args.rows)]
-    made = sample(model, args.rows, calm, labels=labels)
-    pictures = [p.numpy() for p in made.pixels()]
+    originals = sample(DCTransformer.from_pretrained(args.pictures), args.rows, SampleConfig(seed=args.seed))
+    pictures = [p.numpy() for p in originals.pixels()]
     side = pictures[0].shape[0]
+    calm = SampleConfig(seed=args.seed, top_p=0.9)
     options = Options(3, None, calm)
+    captions = ["known", "0", "1", "2", "from"]
+
+    def draw(name: str, edits: list[Edited]) -> None:
+        write(captioned_rows(rows_of(edits, pictures), captions, side=side), args.out / f"{name}.jpg")
 
     small = [np.asarray(Image.fromarray(p).resize((side // 2, side // 2), Image.Resampling.LANCZOS)) for p in pictures]
-    captions = ["known", "0", "1", "2", "from"]
-    write(captioned_rows(rows_of(upscale(args.model, small, 2, options), pictures), captions), args.out / "upscale.png")
-    write(
-        captioned_rows(rows_of(colorize(args.model, pictures, options), pictures), captions), args.out / "colorize.png"
-    )
-    box = (side // 4, side // 4, side // 2, side // 2)
-    filled = inpaint(args.model, pictures, box=box, options=options)
-    write(captioned_rows(rows_of(filled, pictures), captions), args.out / "inpaint.png")
-    begun = continue_(args.model, pictures, bands=2, options=options)
-    write(captioned_rows(rows_of(begun, pictures), captions), args.out / "continue.png")
+    draw("upscale", upscale(model, small, 2, options))
+    draw("colorize", colorize(model, pictures, options))
+    draw("inpaint", inpaint(model, pictures, box=(side // 2, side // 4, side // 4, side // 4), options=options))
+    draw("continue", continue_(model, pictures, bands=2, options=options))
 
-    # A picture four times the model's size, upscaled twice: tile after tile, no seams.
-    once = upscale(args.model, pictures[:1], 2, Options(1, None, calm))[0].pixels()[0]
-    twice = upscale(args.model, [once], 2, Options(1, None, calm))[0].pixels()[0]
-    bicubic = np.asarray(Image.fromarray(pictures[0]).resize((4 * side, 4 * side), Image.Resampling.BICUBIC))
-    large = captioned_rows([[pictures[0], bicubic, twice]], [f"{side} px", "bicubic", "two times x2"], side=4 * side)
-    write(large, args.out / "tiles.png")
+    # A large picture from a small one: in one piece, without seams.
+    once = upscale(model, pictures[:1], 2, Options(1, None, calm))[0].pixels()[0]
+    twice = upscale(model, [once], 2, Options(1, None, calm))[0].pixels()[0]
+    lanczos = np.asarray(Image.fromarray(pictures[0]).resize((4 * side, 4 * side), Image.Resampling.LANCZOS))
+    enlarged = [[pictures[0], lanczos, twice]]
+    sheet = captioned_rows(enlarged, [f"{side} px", "Lanczos x4", "two times x2"], side=3 * side)
+    write(sheet, args.out / "large.jpg")
 
-    stages = [Codec(quality).decode(_whole(made, stage)).numpy() for stage in made.by_band()]
+    flowers = DCTransformer.from_pretrained(args.flowers)
+    labels = [
+        int(np.random.default_rng([args.seed, i, 1]).integers(flowers.config.num_labels)) for i in range(args.rows)
+    ]
+    drawn = sample(flowers, args.rows, calm, labels=labels)
+    codec = Codec(flowers.config.quality)
+    stages = [codec.decode(dataclasses.replace(drawn, mcus=stage).dct()).numpy() for stage in drawn.by_band()]
     strip = [[stage[i] for stage in stages] for i in range(args.rows)]
-    write(captioned_rows(strip, ["band 0", "1-3", "4-15", "16-63"]), args.out / "bands.png")
-
-
-def _whole(made, stage):
-    return dataclasses.replace(made, mcus=stage).dct()
+    write(
+        captioned_rows(strip, ["band 0", "1-3", "4-15", "16-63"], side=2 * flowers.config.size), args.out / "bands.jpg"
+    )
 
 
 if __name__ == "__main__":

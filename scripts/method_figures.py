@@ -2,7 +2,11 @@
 
 Every number shown is computed: blocks, coefficients and triples are the sample's, distributions are the model's.
 
-Example: python scripts/method_figures.py --out docs/images
+The figures show the list of triples to its end, so the model must decide all of it triple by triple. Those in docs
+are of the weights `flowers64` of commit 7bbb71c:
+
+    git worktree add before 7bbb71c
+    python scripts/method_figures.py before/src/dctransformer/weights/flowers64 --out docs/images
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ MARK = "#f1a340"
 class Args:
     """Figures of the method."""
 
-    model: str = "flowers64"
-    """Model."""
+    model: tyro.conf.Positional[Path]
+    """Folder of a model without texture (`texture_from = 4`)."""
     out: Path = Path("docs/images")
     """Folder."""
     seed: int = 1
@@ -589,6 +593,8 @@ def main(args: Args) -> None:
     """Draw."""
     model = DCTransformer.from_pretrained(args.model)
     config = model.config
+    if config.texture_from < len(order.BANDS):
+        raise SystemExit(f"{args.model} decides texture a channel at a time; give a model with texture_from = 4")
     grid = Grid.of_size(config.size, config.size)
     label = int(np.random.default_rng([args.seed, args.index, 1]).integers(config.num_labels))
     made = fill(model, [Request(args.index, label)], grid, SampleConfig(seed=args.seed, top_p=0.9))

@@ -73,7 +73,7 @@ class _Edit(abc.ABC):
     """What the tasks that start from pictures have in common."""
 
     model: tyro.conf.Positional[str]
-    """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
+    """Run folder, saved model's folder, hf:owner/name, or shipped weights (photos for photographs, flowers64)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files."""
     out: Path
@@ -124,7 +124,7 @@ _PERCENT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 class Upscale(_Edit):
     """Enlarge pictures: their content becomes the low frequencies, the high ones are generated.
 
-    Example: dctransformer upscale flowers64 small.png --factor 2 --num 4 --out large
+    Example: dctransformer upscale photos small.png --factor 2 --num 4 --out large
     """
 
     factor: int = 2
@@ -141,7 +141,7 @@ class Upscale(_Edit):
 class Colorize(_Edit):
     """Give pictures colours: brightness stays, colour is generated (a colour picture's own is ignored).
 
-    Example: dctransformer colorize flowers64 grey.jpg --num 4 --out coloured
+    Example: dctransformer colorize photos grey.jpg --num 4 --out coloured
     """
 
     def edited(self, options: Any) -> list[Any]:
@@ -155,7 +155,7 @@ class Colorize(_Edit):
 class Inpaint(_Edit):
     """Replace a part of pictures; all 16 × 16 squares that the mask does not touch stay as they are, exactly.
 
-    Example: dctransformer inpaint flowers64 photo.jpg --box 16,16,32,32 --num 4 --out filled
+    Example: dctransformer inpaint photos photo.jpg --box 16,16,32,32 --num 4 --out filled
     """
 
     mask: Path | None = None
@@ -183,7 +183,7 @@ class Inpaint(_Edit):
 class Continue(_Edit):
     """Keep the beginning of pictures, coarse to fine, and generate the rest.
 
-    Example: dctransformer continue flowers64 photo.jpg --bands 1 --num 4 --out continued
+    Example: dctransformer continue photos photo.jpg --bands 1 --num 4 --out continued
     """
 
     bands: int | None = None
