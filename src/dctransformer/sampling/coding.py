@@ -79,13 +79,11 @@ class PictureCoder:
         """Prepare a model.
 
         Args:
-            model: in eval mode, with legality; it is copied.
+            model: in eval mode; it is copied.
 
         Raises:
-            ValueError: the model can't exclude impossible outcomes, or its weights are not finite.
+            ValueError: its weights are not finite.
         """
-        if not model.config.legality:
-            raise ValueError("this model was trained with legality off: it can be scored, but nothing compressed by it")
         self.model, self.device = for_steps(model, "fp32"), model.device
         self.stacks = step_stacks(self.model)
 
