@@ -414,7 +414,7 @@ def test_looking_only_where_neighbours_can_be_changes_nothing(monkeypatch: pytes
     """The likelihood is that of a sum over all four neighbours of every place, on grids of any shape."""
 
     def everywhere(self, score, weight, rank, cursor, places, context):
-        near = context.neighbours[self.is_chroma[rank]]
+        near = context.neighbours[self.is_chroma[rank], :4]
         size = torch.nn.functional.pad(places.same, (0, 1)).abs().log1p()[places.of_triple]
         size = size[:, :, None].expand(-1, -1, 4, -1).gather(3, near)
         return score + (weight[..., None] * size * (near <= cursor[..., None, None])).sum(-2)
