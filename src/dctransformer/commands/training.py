@@ -78,7 +78,7 @@ class Train:
     config: Path | None = None
     """TOML file of settings, as in configs/paper; the command line takes precedence over it."""
     preset: str = "small"
-    """Shape of the model: tiny, small, base or paper."""
+    """Shape of the model: tiny, small, base or paper; that of the model of --init if there is one and none is given."""
     model: Architecture = dataclasses.field(default_factory=Architecture)
     """Changes to the preset."""
     options: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
@@ -114,6 +114,11 @@ def train_defaults(argv: list[str]) -> Train:
     path, name = _word_after("--config", argv), _word_after("--preset", argv)
     file = ConfigFile() if path is None else read_config_file(path)
     config, options = file.architecture(name), file.train
+    init = _word_after("--init", argv)
+    if init is not None and name is None and path is None:
+        from dctransformer.hub.pretrained import model_folder, read_config
+
+        config = read_config(model_folder(init))
     # A budget on the command line replaces the file's, whichever of the two it is counted in.
     if _word_after("--minutes", argv) is not None:
         options = dataclasses.replace(options, triples=None)
