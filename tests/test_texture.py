@@ -274,6 +274,30 @@ def test_guidance_and_temperature_reach_texture() -> None:
     assert not torch.equal(plain, draw(seed=1))
 
 
+def test_texture_has_settings_of_its_own() -> None:
+    """Structure is drawn by the general ones alone, texture by its own where they are given."""
+    model = make_model(5)
+    with torch.no_grad():
+        for table in (model.texture.label, model.texture.use_label, model.label):
+            table.weight.add_(torch.randn(table.weight.shape, generator=torch.Generator().manual_seed(1)))
+    structure = RANK_OF_SLOT.expand(GRID.mcus, 6, 64) < model.config.texture_rank
+
+    def draw(**settings) -> Tensor:
+        return fill(model, [Request(0, 1), Request(1, 0)], GRID, SampleConfig(workers=1, **settings)).mcus
+
+    plain = draw()
+    for name, value in (("temperature", 0.5), ("top_p", 0.5), ("guidance", 3.0)):
+        own = draw(**{f"texture_{name}": value})
+        assert torch.equal(own[:, structure], plain[:, structure]) and not torch.equal(own, plain), name
+        both = draw(**{name: value})
+        assert torch.equal(draw(**{name: value, f"texture_{name}": value}), both)
+        apart = draw(**{name: value, f"texture_{name}": 1.0})
+        assert torch.equal(apart[:, structure], both[:, structure])
+        assert not torch.equal(apart[:, structure], plain[:, structure]) and not torch.equal(apart, both)
+    with pytest.raises(ValueError, match="texture's top-p 0 must be"):
+        SampleConfig(texture_top_p=0)
+
+
 @torch.inference_mode()
 def test_likelihood_in_slices_and_by_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many places are computed together the bits agree; the coefficients' bits add up to the picture's."""

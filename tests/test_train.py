@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dctransformer import DCTransformer
+from dctransformer.commands.training import train_defaults
 from dctransformer.data import prepare
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
@@ -344,7 +345,7 @@ def test_the_run_says_what_it_was_trained_on(data: Path, tmp_path: Path) -> None
 
 def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     """Its weights are taken over, its classes by name; another shape is refused."""
-    train(data, tmp_path / "first", preset("tiny"), TrainConfig(triples=300, batch=2), progress=False)
+    train(data, tmp_path / "first", preset("tiny", texture_from=2), TrainConfig(triples=300, batch=2), progress=False)
     first = DCTransformer.from_pretrained(tmp_path / "first")
     config = TrainConfig(triples=300, batch=2, init=str(tmp_path / "first"))
     shape = dataclasses.replace(first.config, num_labels=2, label_names=(first.config.label_names[1], "new"))
@@ -354,8 +355,15 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     assert torch.equal(now[0], before[1]) and torch.equal(now[1], before[-1]) and torch.equal(now[2], before[-1])
     assert torch.equal(model.value_head.out.weight, first.value_head.out.weight)
     assert torch.equal(Trainer(model, config).ema.value_head.out.weight, first.value_head.out.weight)
+    names = ("texture.label", "texture.use_label")
+    for table, old in ((model.get_submodule(name), first.get_submodule(name)) for name in names):
+        assert torch.equal(table.weight[0], old.weight[1]) and torch.equal(table.weight[2], old.weight[-1])
+    start_from(new_model(dataclasses.replace(shape, windows=True, size=16), 1), str(tmp_path / "first"))
+    chosen = train_defaults(["train", "--data", "data", "--init", str(tmp_path / "first")]).model
+    assert chosen.width == first.config.width != train_defaults(["train"]).model.width
+    assert train_defaults(["--preset", "base", "--init", str(tmp_path / "first")]).model.width > 2 * chosen.width
     with pytest.raises(ValueError, match="width"):
-        train(data, tmp_path / "third", preset("tiny", width=48), config, progress=False)
+        train(data, tmp_path / "third", preset("tiny", width=48, texture_from=2), config, progress=False)
     assert not (tmp_path / "third").exists()
 
 

@@ -24,6 +24,12 @@ class SampleConfig:
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
+    texture_temperature: float | None = None
+    """Temperature of texture, where the model decides it a channel at a time; that of the structure if not given."""
+    texture_top_p: float | None = None
+    """Top-p of the values of texture, likewise."""
+    texture_guidance: float | None = None
+    """Guidance of texture, likewise; 1 guides the structure alone, for little more than the work without guidance."""
     batch: int = 16
     """Pictures at a time (in each process)."""
     workers: int | None = None
@@ -35,8 +41,23 @@ class SampleConfig:
     graphs: bool = True
     """On a GPU, replay steps as CUDA graphs."""
 
+    def of_texture(self) -> SampleConfig:
+        """The settings by which texture is drawn, as temperature, top-p and guidance."""
+        given = {
+            "temperature": self.texture_temperature, "top_p": self.texture_top_p, "guidance": self.texture_guidance,
+        }  # fmt: skip
+        return dataclasses.replace(
+            self, texture_temperature=None, texture_top_p=None, texture_guidance=None,
+            **{name: value for name, value in given.items() if value is not None},
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         """Check what no type can say."""
+        if (self.texture_temperature, self.texture_top_p, self.texture_guidance) != (None, None, None):
+            try:
+                self.of_texture()
+            except ValueError as error:
+                raise ValueError(f"texture's {error}") from None
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
         if not 0 <= self.temperature < float("inf"):

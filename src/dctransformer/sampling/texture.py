@@ -64,6 +64,7 @@ def fill_texture(
         ValueError: a prediction is not finite, or far too large.
     """
     grid, device, count = picture.grid, picture.labels.device, len(keys)
+    configs = [config.of_texture() for config in configs]
     coefficients = F.pad(picture.coefficients.flatten(1), (0, 1))  # one more, for places that don't exist
     before, decided = [model.config.texture_rank - 1] * count, [0] * count
     active = list(range(count))

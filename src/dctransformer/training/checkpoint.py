@@ -105,6 +105,7 @@ def start_from(model: DCTransformer, name: str) -> None:
         "size",
         "shape",
         "extent",
+        "windows",
         "chunk",
         "overlap",
         "memory",
@@ -117,7 +118,7 @@ def start_from(model: DCTransformer, name: str) -> None:
         )
     state = source.state_dict()
     rows = model_labels(source.config, model.config.label_names, range(len(model.config.label_names)))
-    state["label.weight"] = state["label.weight"][[*rows, source.config.null_label]]
     with torch.no_grad():
         for key, p in model.named_parameters():
-            p.copy_(state[key])
+            by_label = key.endswith("label.weight")  # the structure's, and the texture's two
+            p.copy_(state[key][[*rows, source.config.null_label]] if by_label else state[key])

@@ -1,0 +1,175 @@
+"""Which sampling settings give the pictures that are nearest to real ones? A scan, scored without looking.
+
+    python benchmarks/settings.py DATA --out FOLDER [--model flowers64] [--num 1000] [--only "as it is" "top-p 0.9"]
+
+DATA is a prepared data set of the model's size and quality. Each of `SETTINGS` generates ``--num`` pictures of the same
+classes and seed; what is compared with all training pictures (after the codec) is
+
+- the kernel distance of features (times 1,000; the mean over subsets);
+- triples per band, over those of real pictures (1 is right);
+- the spread of luma's DC coefficients, over that of real pictures: contrast;
+- the edge ratio: mean steps of brightness across block borders over steps inside blocks. What is blocky has more.
+
+Temperature and top-p can be set for structure (DC and band 1–3) and texture apart, and guidance, too. Pictures are kept
+in FOLDER as they are made, so the same command goes on; at the end stand a table (``table.md``) and a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dctransformer.codec import Codec, DCTImage, order
+from dctransformer.evaluate.cache import cached, extract
+from dctransformer.evaluate.features import open_extractor
+from dctransformer.evaluate.metrics import KID_SUBSET_SIZE, kernel_distance
+from dctransformer.evaluate.pictures import Pictures, open_reference
+from dctransformer.files import make_folder, write_tensors, write_text
+from dctransformer.hub.pretrained import load_model
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
+from measure import machine
+
+SETTINGS: dict[str, dict[str, float]] = {
+    "as it is": {},
+    "top-p 0.9": {"top_p": 0.9},
+    "texture top-p 0.9": {"texture_top_p": 0.9},
+    "texture temperature 0.9": {"texture_temperature": 0.9},
+    "structure temperature 0.9": {"temperature": 0.9, "texture_temperature": 1.0},
+    "temperature 0.9": {"temperature": 0.9},
+    "structure top-p 0.95, texture 0.9": {"top_p": 0.95, "texture_top_p": 0.9},
+    "guidance 1.5": {"guidance": 1.5},
+    "structure guidance 1.5": {"guidance": 1.5, "texture_guidance": 1.0},
+    "structure guidance 1.5, texture temperature 0.9": {
+        "guidance": 1.5, "texture_guidance": 1.0, "texture_temperature": 0.9,
+    },
+}  # fmt: skip
+"""What is tried, by name: fields of `SampleConfig`."""
+
+
+def triples_by_band(pictures: DCTImage) -> np.ndarray:
+    """Non-zero coefficients per picture: float64 ``[4]``."""
+    counts = sum((part != 0).double().sum((0, 1, 2)) for part in pictures.components)
+    assert isinstance(counts, Tensor)
+    return np.array([float(counts[low:high].sum()) for low, high in order.BANDS]) / len(pictures)
+
+
+def edge_ratio(pixels: Tensor) -> float:
+    """Mean absolute steps of brightness across block borders over those inside blocks.
+
+    Args:
+        pixels: uint8 ``[n, H, W, 3]``.
+    """
+    light = pixels.float().mean(3)
+    borders, inside = [], []
+    for axis in (1, 2):
+        steps = light.diff(dim=axis).abs().mean((0, 3 - axis))  # [size - 1]
+        is_border = torch.arange(1, len(steps) + 1) % order.BLOCK == 0
+        borders.append(steps[is_border])
+        inside.append(steps[~is_border])
+    return float(torch.cat(borders).mean() / torch.cat(inside).mean().clamp_min(1e-9))
+
+
+def contrast(pictures: DCTImage) -> float:
+    """Standard deviation of luma's DC coefficients."""
+    return float(pictures.luma[..., 0].float().std())
+
+
+def of(pictures: DCTImage, codec: Codec) -> dict[str, Any]:
+    """What is measured of a set of pictures without features."""
+    return {
+        "triples": triples_by_band(pictures).tolist(),
+        "contrast": contrast(pictures),
+        "edges": edge_ratio(codec.decode(pictures)),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; triples and contrast over those of real pictures."""
+    real = rows[0]
+    head = ["settings", "kernel distance × 1,000", *(f"triples {b}" for b in order.BAND_TITLES), "contrast"]
+    head += ["edge ratio", "s per picture"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        parts = [f"{a / b:.3f}" for a, b in zip(row["triples"], real["triples"], strict=True)]
+        kernel = "–" if row["kernel"] is None else f"{1000 * row['kernel']:.1f}"
+        seconds = "–" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        contrast = f"{row['contrast'] / real['contrast']:.3f}"
+        lines.append([row["name"], kernel, *parts, contrast, f"{row['edges']:.3f}", seconds])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def scan(data: Path, model: str, out: Path, num: int, names: list[str], features: str, batch: int) -> dict[str, Any]:
+    """Generate and score; returns the last line.
+
+    Raises:
+        ValueError: model or data is missing or doesn't fit, or a name is unknown.
+    """
+    unknown = [name for name in names if name not in SETTINGS]
+    if unknown or num < 2:
+        raise ValueError(f"there are no settings {unknown}" if unknown else f"num {num} must be at least 2")
+    network = load_model(model)
+    reference = open_reference(data, network.config, find_originals=False)
+    extractor, codec = open_extractor(features), Codec(network.config.quality)
+    known = cached(extractor, reference.round_trip)
+    labels = [reference.labels[i % len(reference)] for i in range(num)]
+    real = reference.dct(0, min(len(reference), max(num, KID_SUBSET_SIZE)))
+    rows: list[dict[str, Any]] = [{"name": "real pictures", "kernel": None, "seconds": None, **of(real, codec)}]
+    make_folder(out)
+    for name in names:
+        path = out / f"{name.replace(' ', '-')}-{num}.safetensors"
+        began, seconds = time.process_time(), None
+        if path.exists():
+            parts = load_file(path)
+        else:
+            config = SampleConfig(batch=batch, workers=1, **SETTINGS[name])
+            dct = sample(network, num, config, labels=labels, size=network.config.trained_shape).dct()
+            assert dct.cb is not None and dct.cr is not None
+            parts = {"luma": dct.luma.contiguous(), "cb": dct.cb.contiguous(), "cr": dct.cr.contiguous()}
+            seconds = (time.process_time() - began) / num
+            write_tensors(path, parts, {})
+        height, width = network.config.trained_shape
+        tables = codec.luma_table, codec.chroma_table
+        made = DCTImage(parts["luma"], parts["cb"], parts["cr"], *tables, height, width)
+        pixels = codec.decode(made)
+        found = extract(extractor, Pictures("generated", num, lambda a, b, pixels=pixels: pixels[a:b]))
+        subset = min(KID_SUBSET_SIZE, num, len(known))
+        kernel, _ = kernel_distance(known.features, found.features, subset_size=subset)
+        rows.append({"name": name, "kernel": kernel, "seconds": seconds, **of(made, codec)})
+        print(table([rows[0], rows[-1]]).splitlines()[-1], file=sys.stderr, flush=True)
+    write_text(out / "table.md", table(rows))
+    print(table(rows))
+    best = min(rows[1:], key=lambda row: row["kernel"])["name"]
+    facts = {"data": str(data), "model": model, "num": num, "features": extractor.name}
+    return {"benchmark": "settings", "best": best, "rows": rows, **facts, **machine(torch.device("cpu"))}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and table")
+    parser.add_argument("--model", default="flowers64", help="shipped weights, a run folder, …")
+    parser.add_argument("--num", type=int, default=1000, help="pictures for each of the settings")
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), help="names of settings; all if not given")
+    parser.add_argument("--features", default="small64", help="small64, inception, or a TorchScript or .onnx file")
+    parser.add_argument("--batch", type=int, default=64, help="pictures at a time")
+    a = parser.parse_args(argv)
+    try:
+        print(json.dumps(scan(a.data, a.model, a.out, a.num, a.only, a.features, a.batch)))
+    except ValueError as error:
+        print(f"settings: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
