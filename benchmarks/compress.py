@@ -1,0 +1,103 @@
+"""Compressed files: bytes and bytes per second, next to what likelihood counts and to classical coders.
+
+    python benchmarks/compress.py MODEL DATA [--num N] [--batch B]
+
+DATA is a prepared data set (its validation pictures) or a folder of pictures. Each is compressed and restored, in one
+thread, and must come back bit for bit. Coders that are not installed are left out. The headers of JPEG files don't
+count, those of compressed files do. Bytes per second are those of the JPEG files (optimised Huffman tables, with
+header) that are compressed or come back. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dctransformer.codec import Codec, DCTImage, write_jpeg_bytes
+from dctransformer.codec.order import GENERATION_ORDER
+from dctransformer.data.coefficients import Coefficients, Pictures
+from dctransformer.evaluate.coders import compare
+from dctransformer.likelihood import code_lengths
+from dctransformer.model.context import rank_planes
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.tasks.compress import Compressed, compress, decompress
+from dctransformer.tasks.dct_file import read_file
+from dctransformer.tasks.models import loaded
+from measure import machine, seconds
+
+CPU = torch.device("cpu")
+
+
+def image(picture: Coefficients, codec: Codec) -> DCTImage:
+    """A picture with its tables."""
+    mcus, grid = picture
+    return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, codec.luma_table, codec.chroma_table)
+
+
+def sequence(picture: Coefficients, label: int) -> Sequence:
+    """A picture as likelihood takes it."""
+    planes = rank_planes(picture.mcus[None], picture.grid)[0]
+    rank, position = planes.nonzero().unbind(1)
+    channel = torch.from_numpy(GENERATION_ORDER)[rank]
+    triples = torch.stack([channel, position, planes[rank, position].long()], 1)
+    return Sequence.from_triples(triples, picture.grid, label)
+
+
+def main() -> None:
+    """Compress, restore, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--num", type=int)
+    parser.add_argument("--batch", type=int, default=16)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    network = loaded(arguments.model, "cpu")
+    config, codec = network.config, Codec(network.config.quality)
+    with tempfile.TemporaryDirectory() as folder:
+        files, back = Path(folder, "files"), Path(folder, "back")
+        result = Compressed([], [])
+
+        def pack() -> None:
+            nonlocal result
+            data, batch = arguments.data, arguments.batch
+            result = compress(arguments.model, data, files, num=arguments.num, batch=batch, verify=False)
+
+        packing = seconds(pack, CPU)
+        restoring = seconds(lambda: decompress(files, back, model=arguments.model), CPU)
+        headers = {path.relative_to(files).with_suffix("").as_posix(): read_file(path)[0] for path in result.files}
+        listed = Pictures(arguments.data, "validation", config)
+        pictures = {name: listed.read(i) for i, name in enumerate(listed.names) if name in headers}
+        restored = Pictures(back, "validation", config)
+        for i, name in enumerate(restored.names):
+            assert torch.equal(restored.read(i).mcus, pictures[name].mcus), f"{name} came back otherwise"
+        assert len(restored) == len(pictures) == len(result.files)
+        size = result.bytes
+    count = len(pictures)
+    labels = [config.null_label if (label := headers[name].label) is None else label for name in pictures]
+    exact = code_lengths(network, [sequence(p, k) for p, k in zip(pictures.values(), labels, strict=True)]).bits.sum()
+    images = [image(picture, codec) for picture in pictures.values()]
+    jpeg = sum(len(write_jpeg_bytes(dct)) for dct in images)
+    rows = {"compressed files": size / count, "likelihood": float(exact) / 8 / count}
+    coders = compare(images)
+    rows |= {row["coder"]: row["bytes_per_image"] for row in coders if row["bytes_per_image"] is not None}
+    print(f"{count} pictures; bytes per picture:")
+    for name, each in rows.items():
+        print(f"  {name:28s}{each:9.1f}")
+    speed = {"compressing": jpeg / packing, "restoring": jpeg / restoring}
+    for name, each in speed.items():
+        print(f"  {name:28s}{each:9.1f} bytes per second")
+    facts = {"pictures": count, "bytes_per_picture": rows, "bytes_per_second": speed, "batch": arguments.batch}
+    print(json.dumps({"benchmark": "compress", "model": arguments.model, **facts, **machine(CPU)}))
+    for row in coders:
+        if row["missing"]:
+            print(f"{row['coder']} is not installed: {row['missing']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
