@@ -19,11 +19,10 @@ from pathlib import Path
 import torch
 
 from dctransformer.codec import Codec, DCTImage, write_jpeg_bytes
-from dctransformer.codec.order import GENERATION_ORDER
+from dctransformer.codec.triples import gather, public
 from dctransformer.data.coefficients import Coefficients, Pictures
 from dctransformer.evaluate.coders import compare
 from dctransformer.likelihood import code_lengths
-from dctransformer.model.context import rank_planes
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks.compress import Compressed, compress, decompress
 from dctransformer.tasks.dct_file import read_file
@@ -41,10 +40,9 @@ def image(picture: Coefficients, codec: Codec) -> DCTImage:
 
 def sequence(picture: Coefficients, label: int) -> Sequence:
     """A picture as likelihood takes it."""
-    planes = rank_planes(picture.mcus[None], picture.grid)[0]
+    planes = gather(picture.mcus[None], picture.grid)[0].long()
     rank, position = planes.nonzero().unbind(1)
-    channel = torch.from_numpy(GENERATION_ORDER)[rank]
-    triples = torch.stack([channel, position, planes[rank, position].long()], 1)
+    triples = public(rank, position, planes[rank, position])
     return Sequence.from_triples(triples, picture.grid, label)
 
 

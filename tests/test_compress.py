@@ -20,12 +20,12 @@ from dctransformer.data.images import prepare_image
 from dctransformer.data.shapes import Shape
 from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
-from dctransformer.model.dctransformer import DCTransformer as Network
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
 from dctransformer.sampling import bits
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
 from dctransformer.sampling.coding import PictureCoder, Task
+from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.texture import next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks import compress as compress_module
@@ -154,11 +154,11 @@ def test_the_next_channel_is_coded_by_the_distribution_it_is_drawn_from() -> Non
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model with texture and two classes, of 32 × 48 pixels."""
+    """A saved model with texture and two classes, of pictures 32 pixels wide and 16 high."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     settings = {
-        "num_labels": 2, "label_names": ("rose", "lily"), "quality": QUALITY, "size": 48, "shape": (32, 48),
+        "num_labels": 2, "label_names": ("rose", "lily"), "quality": QUALITY, "size": 32, "shape": (16, 32),
         "chunk": 16, "overlap": 0, "texture_from": 2, **SMALL,
     }  # fmt: skip
     network = lively(DCTransformer(preset("tiny", **settings)))
@@ -174,8 +174,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(photo(40, 50, i)).save(path)
-    (folder / "Lily" / "tall.jpg").write_bytes(pillow_jpeg(photo(48, 16), QUALITY, subsampling="4:2:0"))
-    (folder / "Lily" / "other.jpg").write_bytes(pillow_jpeg(photo(48, 16), 50, subsampling="4:2:0"))
+    (folder / "Lily" / "tall.jpg").write_bytes(pillow_jpeg(photo(32, 16), QUALITY, subsampling="4:2:0"))
+    (folder / "Lily" / "other.jpg").write_bytes(pillow_jpeg(photo(32, 16), 50, subsampling="4:2:0"))
     return folder
 
 
@@ -212,21 +212,20 @@ def test_there_and_back(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files and bytes are listed; the model is found by its name; JPEG files of its tables keep their coefficients."""
-    facts = run(capsys, "compress", model, photos, "--out", tmp_path / "out")
-    assert {Path(f).relative_to(tmp_path / "out").as_posix() for f in facts["files"]} == {
+    facts = run(capsys, "compress", model, photos, "--out", packed)  # which is there
+    assert {Path(f).relative_to(packed).as_posix() for f in facts["files"]} == {
         "rose/a.dct", "rose/b.v2.dct", "Lily/a.dct", "Lily/tall.dct", "Lily/other.dct",
     }  # fmt: skip
     assert facts["bytes"] == sum(Path(f).stat().st_size for f in facts["files"]) and facts["skipped"] == 0
-    assert contents(tmp_path / "out") == contents(packed)
-    back = run(capsys, "decompress", tmp_path / "out", "--out", tmp_path / "back")
+    back = run(capsys, "decompress", packed, "--out", tmp_path / "back")
     assert len(back["files"]) == 5
     tall, wanted = read_jpeg(tmp_path / "back/Lily/tall.jpg"), read_jpeg(photos / "Lily/tall.jpg")
-    assert (tall.height, tall.width) == (48, 16)
+    assert (tall.height, tall.width) == (32, 16)
     for part, other in zip((*tall.components, *tall.tables), (*wanted.components, *wanted.tables), strict=True):
         assert torch.equal(part, other)
     other = read_jpeg(tmp_path / "back/Lily/other.jpg")
-    assert (other.height, other.width) == (32, 48)
-    (tmp_path / "prepared.jpg").write_bytes(prepare_image(photos / "rose/b.v2.png", Shape.of((48, 32)), QUALITY))
+    assert (other.height, other.width) == (16, 32)
+    (tmp_path / "prepared.jpg").write_bytes(prepare_image(photos / "rose/b.v2.png", Shape.of((32, 16)), QUALITY))
     prepared = read_jpeg(tmp_path / "prepared.jpg")
     assert torch.equal(read_jpeg(tmp_path / "back/rose/b.v2.jpg").luma, prepared.luma)
 
@@ -261,7 +260,7 @@ def test_shipped_weights_are_found_by_their_number(
         (shipped / "tiny" / path.name).write_bytes(path.read_bytes())
     for module in ("dctransformer.hub.pretrained", "dctransformer.tasks.compress"):
         monkeypatch.setattr(f"{module}.SHIPPED", shipped)
-    Image.fromarray(photo(32, 48)).save(tmp_path / "one.png")
+    Image.fromarray(photo(16, 32)).save(tmp_path / "one.png")
     facts = run(capsys, "compress", "tiny", tmp_path / "one.png", "--out", tmp_path / "out")
     header, data = Header.parse(Path(facts["files"][0]).read_bytes())
     assert header.name == "" and header.grid is None and facts["bytes"] == len(data) + 8
@@ -343,14 +342,14 @@ def test_a_machine_that_computes_otherwise_gets_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Logits that are not repeated: neither a wrong picture nor a file that can't be decoded."""
-    logits = Network.position_logits
+    logits = Decoding.position
     draw = torch.Generator().manual_seed(0)
 
-    def other(self: Network, *arguments: Tensor) -> Tensor:
-        right = logits(self, *arguments)
+    def other(self: Decoding, rank: Tensor) -> Tensor:
+        right = logits(self, rank)
         return right + torch.where(right > NEVER / 2, 1e-2 * torch.randn(right.shape, generator=draw), 0.0)
 
-    monkeypatch.setattr(Network, "position_logits", other)
+    monkeypatch.setattr(Decoding, "position", other)
     assert "this machine" in refusal(capsys, "decompress", packed, "--out", tmp_path / "back")
     assert not contents(tmp_path / "back")
     assert "this machine" in refusal(capsys, "compress", model, photos, "--out", tmp_path / "out")
