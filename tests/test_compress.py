@@ -183,7 +183,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their files."""
     out = tmp_path_factory.mktemp("packed")
-    compress(model, photos, out)
+    compress(model, photos, out, verify=False)
     return out
 
 
@@ -280,10 +280,10 @@ def test_the_same_command_makes_what_is_missing(
 
     monkeypatch.setattr(compress_module._Compression, "_write", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        compress(model, photos, out)
+        compress(model, photos, out, verify=False)
     assert len(contents(out)) == 1
     monkeypatch.setattr(compress_module._Compression, "_write", written)
-    compress(model, photos, out)
+    compress(model, photos, out, verify=False)
     files = contents(out)
     assert files.keys() == contents(packed).keys()
     (out / "Lily/tall.dct").write_bytes(files["rose/a.dct"])
@@ -326,7 +326,7 @@ def test_refusals(
     DCTransformer(config).save_pretrained(elsewhere)
     assert "other weights" in refusal(capsys, "decompress", packed, *out, "--model", elsewhere)
     network = DCTransformer.from_pretrained(elsewhere).eval()
-    compress(network, photos / "rose/a.png", tmp_path / "nameless")
+    compress(network, photos / "rose/a.png", tmp_path / "nameless", verify=False)
     assert "--model" in refusal(capsys, "decompress", tmp_path / "nameless", *out)
     decompress(tmp_path / "nameless", tmp_path / "out", model=elsewhere)
     hub = tmp_path / "hub.dct"
@@ -358,8 +358,8 @@ def test_a_machine_that_computes_otherwise_gets_a_sentence(
 
 def test_mutated_files_never_give_a_wrong_picture(tmp_path: Path) -> None:
     """Refused, or exactly the picture of the original; a sound file among them is restored."""
-    outcome = fuzz_compress.fuzz(100, 0, tmp_path, pictures=8)
-    assert outcome["refused"] > 80 and outcome["refused"] + outcome["same picture"] == 100
+    outcome = fuzz_compress.fuzz(40, 0, tmp_path, pictures=8)
+    assert outcome["refused"] > 30 and outcome["refused"] + outcome["same picture"] == 40
 
 
 def test_names_stay_inside_the_folder() -> None:

@@ -6,7 +6,9 @@ listed, by arithmetic that is the same on every machine. What it writes is cut t
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +42,7 @@ class SymbolCoder:
 
     def __init__(self, data: bytes | None = None):
         """Args: data: the bits to decode, from `finish`; None to encode."""
-        import constriction
-
-        stream = constriction.stream
+        stream: Any = importlib.import_module("constriction").stream
         self._categorical, self._bernoulli = stream.model.Categorical, stream.model.Bernoulli(perfect=False)
         self._family = self._categorical(perfect=False)
         self._encoder = stream.queue.RangeEncoder()

@@ -275,18 +275,19 @@ class _Row:
         self.coefficients = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
         self.planes: Tensor | None = None
         if task is not None and task.coefficients is not None:
-            self.planes = gather(task.coefficients[None], grid)[0].long()
-            rank, position = self.planes[: self.first].nonzero().unbind(1)
-            triples = torch.stack([rank, position, self.planes[rank, position]], 1).tolist()
+            self.planes = planes = gather(task.coefficients[None], grid)[0].long()
+            rank, position = planes[: self.first].nonzero().unbind(1)
+            triples = torch.stack([rank, position, planes[rank, position]], 1).tolist()
             self.triples = [*map(tuple, triples), (order.STOP, 0, 0)]
-            self.used = self.planes.any(-1).nonzero()[:, 0].tolist()
+            self.used = planes.any(-1).nonzero()[:, 0].tolist()
 
     # -- what is known ------------------------------------------------------------------------------------------
 
     def sequence(self) -> chunks.Sequence:
         """The structure so far, without a stop; nothing for an idle row."""
         listed = torch.tensor(self.listed if self.active else [], dtype=torch.int64).view(-1, 3)
-        return chunks.Sequence(*listed.unbind(1), None, None, self.label, self.grid)
+        rank, position, value = listed.unbind(1)
+        return chunks.Sequence(rank, position, value, None, None, self.label, self.grid)
 
     def end_structure(self) -> None:
         """Take the structure's triples over into the coefficients; the texture follows."""

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -419,7 +420,7 @@ def _find(number: bytes, name: str, device: str) -> tuple[DCTransformer, bytes]:
     where = resolve_device(device)
     for candidate in [name] if name else shipped_names():
         try:
-            options = {"local_files_only": True} if candidate.startswith(HUB) else {}
+            options: dict[str, Any] = {"local_files_only": True} if candidate.startswith(HUB) else {}
             network = load_model(candidate, where, **options)
         except ValueError:
             continue
