@@ -4,8 +4,8 @@
 
 DATA is a prepared data set (its validation pictures) or a folder of pictures. Each is compressed and restored, in one
 thread, and must come back bit for bit. Coders that are not installed are left out. The headers of JPEG files don't
-count, those of compressed files do. Bytes per second are those of the JPEG files (optimised Huffman tables, with
-header) that are compressed or come back, per second of processor time, the model's loading included. The last line is JSON.
+count, those of compressed files do. Speeds are bytes of JPEG files (optimised Huffman tables, with header) that are
+compressed or come back, per second of processor time, the model's loading included. The last line is JSON.
 """
 
 from __future__ import annotations
