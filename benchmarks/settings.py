@@ -39,7 +39,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from measure import machine
 
-SETTINGS: dict[str, dict[str, float]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "top-p 0.9": {"top_p": 0.9},
     "texture top-p 0.9": {"texture_top_p": 0.9},

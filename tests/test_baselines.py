@@ -396,6 +396,25 @@ def test_the_benchmark_refuses_with_a_sentence(
     assert stop.value.code == 2 and said.startswith("compare: ") and sentence in said
 
 
+def test_pictures_of_several_sizes_are_refused(tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
+    """By every benchmark that knows squares only, in the same sentence."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, size in enumerate([(40, 40), (40, 60), (60, 40)] * 2):
+        Image.fromarray(photo(*size, i)).save(photos / f"{i}.png")
+    prepare(photos, tmp_path / "set", long_side=48, quality=30, val_fraction=0.3, workers=1, progress=False)
+    import coders  # pyright: ignore[reportMissingImports]
+
+    words = [str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--num", "5", "--few"]
+    for run in (lambda: main(words), lambda: coders.main([words[0], "--model", "none"])):
+        with pytest.raises(SystemExit) as stop:
+            run()
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 2 and "squares of one size; prepare the pictures with --size" in said
+    for name in ("coders", "counted_tables"):
+        sys.modules.pop(name, None)
+
+
 def test_the_benchmark_needs_data(tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
     """A folder that is not there."""
     with pytest.raises(SystemExit) as stop:
