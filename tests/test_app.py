@@ -8,10 +8,10 @@ import os
 import re
 import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
 from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import Engine
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks.edit import Options, colorize, continue_, inpaint, upscale
 from dctransformer.tasks.generate import generate
@@ -138,26 +139,26 @@ def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
     assert f"needs {total:.0f} bytes" in last and "it is shown this one" not in last
 
 
-def test_two_users_at_once_get_what_they_get_alone(studio: Studio) -> None:
-    """One after the other behind the scenes."""
-    alone = {seed: list(studio.generate(Settings(seed=seed)))[-1] for seed in (1, 2)}
-    together: dict[int, str] = {}
-
-    def user(seed: int) -> None:
-        together[seed] = list(studio.generate(Settings(seed=seed)))[-1]
-
-    threads = [threading.Thread(target=user, args=(seed,)) for seed in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone and alone[1] != alone[2]
+def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same batches, each with settings of their own."""
+    batches: list[int] = []
+    run = Engine.run
+    monkeypatch.setattr(Engine, "run", lambda self, rows: (batches.append(len(rows)), run(self, rows))[1])
+    settings = [Settings(seed=1), Settings("rose", 2, temperature=0.5, top_p=1.0, guidance=2.0)]
+    alone = [list(studio.generate(s))[-1] for s in settings]
+    assert set(batches) == {1} and alone[0] != alone[1]
+    batches.clear()
+    with ThreadPoolExecutor(2) as users:
+        with studio.pool.paused():
+            together = [users.submit(lambda s=s: list(studio.generate(s))[-1]) for s in settings]
+            while len(studio.pool._waiting) < 2:
+                time.sleep(0.01)
+        assert [one.result() for one in together] == alone
+    assert batches[0] == 2
 
 
 def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next chunk: the engine does not go on to the end, and the next user's turn comes."""
-    from dctransformer.sampling.engine import Engine
-
     chunks = []
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self, rows: (chunks.append(1), run(self, rows))[1])

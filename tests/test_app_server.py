@@ -253,7 +253,8 @@ def test_the_page_under_a_path(tmp_path: Path) -> None:
     with running(save_tiny_model(tmp_path), Limits(), root_path="https://example.org/flowers/") as (url, _):
         client = Client(url)
         headers = {"Host": "example.org", "Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"}
-        assert client.ask("GET", "/", headers={**headers, "Host": "www.example.org"})[0] == 403
+        status, _, answer = client.ask("GET", "/", headers={**headers, "Host": "www.example.org:443"})
+        assert status == 403 and b"--root-path https://www.example.org (" in answer
         assert client.ask("GET", "/", headers={**headers, "Origin": "https://www.example.org"})[0] == 403
         assert client.ask("GET", "/", headers=headers)[0] == 200
         assert json.loads(client.ask("GET", "/config", headers=headers)[2])["root"] == "https://example.org/flowers"

@@ -119,7 +119,7 @@ class Studio:
                 kind, value = messages.get()
                 if kind == "error":
                     raise value
-                yield value
+                yield str(value)
                 if kind == "result":
                     return
         finally:

@@ -162,7 +162,7 @@ def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[.
 
     def safely(request: gr.Request, *args: Any) -> Iterator[str]:
         try:
-            yield from map(str, presence.pass_on(str(request.session_hash), run(*args)))
+            yield from presence.pass_on(str(request.session_hash), run(*args))
         except ValueError as error:
             yield str(parts.message(str(error)))
         except Exception:
