@@ -6,7 +6,7 @@ Shapes: B rows, K classes, G rows with guidance.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -120,14 +120,16 @@ class Draws:
 
     def repeated(self, times: int) -> Draws:
         """The settings of rows that each become ``times`` rows (without twins: their logits are mixed already)."""
-        parts = (self.temperature, self.top_p, self.greedy, self.guidance)
-        return Draws(*(x.repeat_interleave(times) for x in parts), self.twins[:0], self.any_cut, self.any_greedy)
+        return self._each(lambda x: x.repeat_interleave(times), self.twins[:0])
 
     def of_elements(self, row: Tensor) -> Draws:
         """The settings of elements that lie in the rows ``row``, int64 ``[n]`` in ascending order; on a CPU only."""
         twins = (torch.bincount(self.twins, minlength=len(self.greedy))[row] > 0).nonzero()[:, 0]
-        parts = (self.temperature, self.top_p, self.greedy, self.guidance)
-        return Draws(*(x[row] for x in parts), twins, self.any_cut, self.any_greedy)
+        return self._each(lambda x: x[row], twins)
+
+    def _each(self, change: Callable[[Tensor], Tensor], twins: Tensor) -> Draws:
+        settings = change(self.temperature), change(self.top_p), change(self.greedy), change(self.guidance)
+        return Draws(*settings, twins, self.any_cut, self.any_greedy)
 
     def both(self, x: Tensor) -> Tensor:
         """Append the twins to the rows: ``[B, …]`` becomes ``[B + G, …]``."""
