@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "texture top-p 0.9": {"texture_top_p": 0.9},
     "texture temperature 0.9": {"texture_temperature": 0.9},
     "structure temperature 0.9": {"temperature": 0.9, "texture_temperature": 1.0},
+    "structure temperature 0.8": {"temperature": 0.8, "texture_temperature": 1.0},
     "temperature 0.9": {"temperature": 0.9},
     "structure top-p 0.95, texture 0.9": {"top_p": 0.95, "texture_top_p": 0.9},
     "guidance 1.5": {"guidance": 1.5},
