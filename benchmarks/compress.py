@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 def image(picture: Coefficients, codec: Codec) -> DCTImage:
     """A picture with its tables."""
-    mcus, grid = picture
+    mcus, grid = picture.mcus, picture.grid
     return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, codec.luma_table, codec.chroma_table)
 
 

@@ -46,7 +46,7 @@ def test_it_holds_code_weights_and_extras(wheel: Path) -> None:
     core = {need.split(">")[0].lower() for need in fields.get_all("Requires-Dist", []) if "extra ==" not in need}
     assert core == {
         "torch", "numpy", "pillow", "jpeglib", "simplejpeg", "safetensors", "huggingface-hub", "pyarrow", "tyro",
-        "tqdm", "jinja2",
+        "tqdm", "jinja2", "pydantic", "annotated-types",
     }  # fmt: skip
 
 

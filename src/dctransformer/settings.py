@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
@@ -41,8 +40,8 @@ def validated(cls: type[T], fields: dict[str, Any], where: str) -> T:
         raise ValueError(_sentence(error, cls, where)) from None
 
 
-def check_ranges(settings: DataclassInstance) -> None:
-    """Check types and ranges of settings that were made in Python or from options.
+def check_ranges(settings: Any) -> None:
+    """Check types and ranges of a dataclass of settings that was made in Python or from options.
 
     Raises:
         ValueError: a field is of another type, or out of its range.

@@ -5,9 +5,9 @@ Shapes: N MCUs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from dctransformer.data.sources.arrange import is_picture
 from dctransformer.files import check_regular
 
 
-class Coefficients(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coefficients:
     """A picture.
 
     Attributes:

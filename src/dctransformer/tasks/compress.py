@@ -199,7 +199,7 @@ class _Compression:
             self._write(self.groups.popitem()[1])
 
     def _header(self, item: _Waiting, place: tuple[int, int]) -> Header:
-        mcus, grid = item.picture
+        mcus, grid = item.picture.mcus, item.picture.grid
         return Header.of(mcus, grid, item.label, place, self.network.config, self.model, self.name)
 
     def _is_written(self, item: _Waiting) -> bool:
