@@ -135,7 +135,13 @@ def main(args: Args) -> None:
     small = shrunk(truth, 2, args.shrink) if args.shrink == "lanczos" else [shrunk([t], 2, "dct")[0] for t in truth]
     ours = [edit.pixels()[0] for edit in upscale(model, small, 2, Options(1, None, sampling))]
     extractor = open_extractor(SHIPPED_NAME)
-    wanted = extractor(windows(truth))
+
+    def features_of(pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+        features, spatial = extractor(windows(pictures))
+        assert spatial is not None  # this extractor has both
+        return features, spatial
+
+    wanted = features_of(truth)
     energy = sum(high_energy(t, 4) for t in truth)
     rows: dict[str, list[float]] = {}
     frechet: dict[str, float] = {}
@@ -145,7 +151,7 @@ def main(args: Args) -> None:
         "Lanczos": [enlarged(s, Image.Resampling.LANCZOS) for s in small],
         "DCTransformer": ours,
     }.items():
-        features = extractor(windows(pictures))
+        features = features_of(pictures)
         distances = [float((a - b).norm(dim=1).mean()) for a, b in zip(features, wanted, strict=True)]
         rows[name] = [
             sum(high_energy(p, 4) for p in pictures) / energy, *distances, mean(block_noise, pictures),
