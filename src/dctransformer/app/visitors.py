@@ -11,7 +11,7 @@ from typing import Any
 GRACE = 5
 """Seconds for which a job goes on while no browser listens to it."""
 
-START = 2
+START = 5
 """Seconds after which a job is not begun to which no browser has listened; the page's own script listens at once."""
 
 UNREAD = 20
