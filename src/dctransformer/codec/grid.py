@@ -104,6 +104,16 @@ class Grid:
         """MCU of each position: int64 ``[P]``."""
         return (self.row // 2) * self.cols + self.col // 2
 
+    @functools.cached_property
+    @outside_inference
+    def luma_of_mcus(self) -> Tensor:
+        """Index into the ``N·4`` luma blocks of the one at each position: int64 ``[P]``."""
+        return self.mcu * 4 + (self.row % 2) * 2 + self.col % 2
+
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """One of the tables above on a device, copied there once: a copy makes the host wait."""
+        return _grid_table(self, name, device)
+
     def mcu_at(self, position: Tensor) -> Tensor:
         """MCU of positions on any device: int64, any shape."""
         return position // (2 * self.width) * self.cols + position % self.width // 2
@@ -166,6 +176,12 @@ def rank_slots(grid: Grid, device: torch.device) -> Tensor:
     return torch.where(exists, slots, grid.mcus * order.BLOCKS_PER_MCU * 64).to(device)
 
 
+@functools.lru_cache(maxsize=64)
+@outside_inference
+def _grid_table(grid: Grid, name: str, device: torch.device) -> Tensor:
+    return getattr(grid, name).to(device)
+
+
 CHANNEL_OF_RANK = torch.from_numpy(order.GENERATION_ORDER)
 """Channel id of each rank: int64 ``[192]``."""
 
@@ -177,6 +193,21 @@ RANK_OF_SLOT = RANK_OF_CHANNEL[torch.tensor([order.LUMA] * 4 + [order.CB, order.
 
 IS_CHROMA_RANK = order.CB <= CHANNEL_OF_RANK
 """Whether a rank's channel is chroma: bool ``[192]``."""
+
+
+@functools.cache
+@outside_inference
+def rank_of_slot(device: torch.device) -> Tensor:
+    """`RANK_OF_SLOT` on a device, copied there once: a copy makes the host wait."""
+    return RANK_OF_SLOT.to(device)
+
+
+@functools.cache
+@outside_inference
+def is_chroma_rank(device: torch.device) -> Tensor:
+    """`IS_CHROMA_RANK` on a device, copied there once."""
+    return IS_CHROMA_RANK.to(device)
+
 
 BAND_OF_RANK = torch.tensor([*order.BAND_OF_CHANNEL[order.GENERATION_ORDER], len(order.BANDS)])
 """Index into `order.BANDS` of each rank, and their number for the stop: int64 ``[193]``."""

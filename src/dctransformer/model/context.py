@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
+from dctransformer.codec.grid import IS_CHROMA_RANK, Grid, outside_inference, rank_of_slot
 from dctransformer.model.config import ModelConfig
+from dctransformer.sequence.runs import Runs
 
 VALUE_FEATURES = 4
 """K: signed log, non-zero flag, log magnitude, and four times the value over the channel's limit."""
@@ -134,9 +135,9 @@ class LocalContext(nn.Module):
             grid: the MCU grid.
         """
         device = coefficients.device
-        ranks = RANK_OF_SLOT.to(device)
+        ranks = rank_of_slot(device)
         features = value_features(coefficients, self.limits[ranks])
-        luma_block = grid.luma_block.to(device)
+        luma_block = grid.table("luma_block", device)
         luma = features.flatten(1, 2)[:, luma_block].flatten(2) @ self.table[ranks[0]].flatten(0, 1)
         chroma = features[:, :, 4:].flatten(2) @ self.table[ranks[4:]].flatten(0, 2)
         for mask, table in ((closed, self.given_table), (closed & ~settled, self.hidden_table)):
@@ -148,8 +149,7 @@ class LocalContext(nn.Module):
     def encoded_places(self, encoded: Tensor, grid: Grid) -> Tensor:
         """The encoder's share of the place features: ``[B, N, D]`` to ``[B, P, 2 W]``."""
         parts = self.encoded(encoded).unflatten(-1, (4, -1)).flatten(1, 2)
-        quarter = (grid.row % 2) * 2 + grid.col % 2
-        return parts[:, (grid.mcu * 4 + quarter).to(encoded.device)]
+        return parts[:, grid.table("luma_of_mcus", encoded.device)]
 
     def _given_around(self, given: Tensor, near: Tensor) -> Tensor:
         """Features of the given coefficients around each place: see `features`; ``[T, P, 8 · 4]``."""
@@ -188,33 +188,6 @@ class LocalContext(nn.Module):
         return self.norm(F.silu(gate) * up)
 
 
-@dataclasses.dataclass
-class Runs:
-    """Channel runs of a batch of chunks: maximal stretches of triples of one channel.
-
-    Attributes:
-        of_triple: int64 ``[B, L]``, the run of each triple.
-        row: int64 ``[T]``, the chunk of each run.
-        index: int64 ``[T]``, which run of its chunk it is.
-        rank: int64 ``[T]``, less than 192 (stops and padding get the last rank: their features are never used).
-    """
-
-    of_triple: Tensor
-    row: Tensor
-    index: Tensor
-    rank: Tensor
-
-    @classmethod
-    def find(cls, ranks: Tensor) -> Runs:
-        """Runs of the triples' ranks, int64 ``[B, L]``."""
-        fresh = torch.ones_like(ranks, dtype=torch.bool)
-        fresh[:, 1:] = ranks[:, 1:] != ranks[:, :-1]
-        of_triple = fresh.flatten().cumsum(0).view_as(ranks) - 1
-        row, column = fresh.nonzero().unbind(1)
-        index = (fresh.cumsum(1) - 1)[row, column]
-        return cls(of_triple, row, index, ranks[row, column].clamp(max=order.NUM_CHANNELS - 1))
-
-
 def states_by_run(
     local: LocalContext, start: States, runs: Runs, ranks: Tensor, positions: Tensor, values: Tensor,
     counted: Tensor, grid: Grid,
@@ -234,7 +207,7 @@ def states_by_run(
     Returns:
         luma ``[T, P, S]`` and chroma ``[T, N, S]``.
     """
-    batch, most = ranks.shape[0], int(runs.index.max()) + 1
+    batch, most = ranks.shape[0], runs.most
     listed = ranks.clamp(max=order.NUM_CHANNELS - 1)
     added, is_chroma = local.contribution(listed, values), local.is_chroma[listed]
     run = runs.index[runs.of_triple] + 1  # a triple shows from the next run on

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import CHANNEL_OF_RANK, RANK_OF_SLOT, Grid
+from dctransformer.codec.grid import CHANNEL_OF_RANK, Grid, rank_of_slot
 from dctransformer.codec.tables import value_limits
 from dctransformer.codec.triples import gather
 from dctransformer.model.chunk_state import Context, Places
@@ -29,7 +29,6 @@ from dctransformer.model.config import ModelConfig
 from dctransformer.model.context import (
     VALUE_FEATURES,
     LocalContext,
-    Runs,
     States,
     neighbour_table,
     states_by_run,
@@ -41,6 +40,7 @@ from dctransformer.model.legality import ValueAlphabet, last_open_place, open_pl
 from dctransformer.model.ops import coarse, nll, position_embeddings
 from dctransformer.model.texture import Texture
 from dctransformer.sequence.chunks import START, ChunkBatch
+from dctransformer.sequence.runs import Runs
 
 
 class DCTransformer(nn.Module):
@@ -163,10 +163,10 @@ class DCTransformer(nn.Module):
         if max(grid.rows + offset[0], grid.cols + offset[1]) * 2 > self.config.max_grid:
             side = self.config.max_grid * order.BLOCK
             raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
-        features = value_features(coefficients, self.limits[RANK_OF_SLOT.to(coefficients.device)])
+        features = value_features(coefficients, self.limits[rank_of_slot(coefficients.device)])
         features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
         place = position_embeddings(self.row, self.col, grid, offset)
-        x = self.encoder_input(features) + place[grid.chroma_position.to(place.device)]
+        x = self.encoder_input(features) + place[grid.table("chroma_position", place.device)]
         label = self.label(labels)[:, None]
         x = torch.cat([label, x + label], dim=1)
         x = self.encoder(x)
@@ -229,12 +229,14 @@ class DCTransformer(nn.Module):
         """The places at the beginning of each channel run of whole chunks."""
         grid = context.grid
         ranks, positions, values = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
-        runs = Runs.find(ranks)
+        runs = Runs.find(ranks) if batch.runs is None else batch.runs
         index = torch.arange(ranks.shape[1], device=ranks.device)
         counted = batch.predicted & (ranks < order.NUM_CHANNELS)
         listed = (index < batch.lengths[:, None]) & (ranks < order.NUM_CHANNELS)
         same = context.planes[runs.row, runs.rank].float()
-        same = same.index_put((runs.of_triple[listed], positions[listed]), values[listed].float())
+        slot = torch.where(listed, runs.of_triple * grid.positions + positions, same.numel())  # else a spare one
+        filled = F.pad(same.flatten(), (0, 1)).scatter(0, slot.flatten(), values.flatten().float())
+        same = filled[:-1].view_as(same)
         places = Places(runs.rank, same, runs.of_triple)
         if self.config.local_context:
             assert context.states is not None

@@ -113,7 +113,7 @@ class PositionHead(nn.Module):
     def keys(self, encoded: Tensor, grid: Grid) -> Tensor:
         """Pointer keys of every place, from the encoder: ``[B, N, D]`` to ``[B, P, POINTER]``."""
         keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
-        return keys[:, (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(keys.device)]
+        return keys[:, grid.table("luma_of_mcus", keys.device)]
 
     def local_scores(self, features: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
         """What the local context says of T channels about to be listed.

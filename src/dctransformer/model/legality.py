@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
+from dctransformer.codec.grid import Grid, is_chroma_rank
 
 NEVER = -1e9
 """Logit of an impossible outcome: its probability is exactly 0 in fp32, and no gradient becomes NaN."""
@@ -22,7 +22,7 @@ NEVER = -1e9
 def open_places(closed_planes: Tensor, grid: Grid) -> Tensor:
     """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is never listed, the same shape."""
     device = closed_planes.device
-    return ~closed_planes & (~IS_CHROMA_RANK.to(device)[:, None] | grid.is_chroma_place.to(device))
+    return ~closed_planes & (~is_chroma_rank(device)[:, None] | grid.table("is_chroma_place", device))
 
 
 def last_open_place(opened: Tensor) -> Tensor:

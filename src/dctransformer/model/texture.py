@@ -21,14 +21,12 @@ C = 192 ranks, S state width, W place width.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import BAND_OF_RANK, IS_CHROMA_RANK, RANK_OF_SLOT, Grid, outside_inference
+from dctransformer.codec.grid import BAND_OF_RANK, IS_CHROMA_RANK, Grid, rank_of_slot
 from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
@@ -203,7 +201,7 @@ class Texture(nn.Module):
 
     def _is_place(self, grid: Grid) -> Tensor:
         """Whether a channel has a coefficient at a position at all: bool ``[C, P]``."""
-        chroma_place = grid.is_chroma_place.to(self.is_chroma.device)
+        chroma_place = grid.table("is_chroma_place", self.is_chroma.device)
         return (self.is_chroma == 0)[:, None] | chroma_place
 
     def use_nats(self, picture: Picture) -> Tensor:
@@ -225,11 +223,11 @@ class Texture(nn.Module):
         grid = picture.grid
         device = rank.device
         hidden, given = picture.hidden[row], picture.given[row]
-        settled = ((RANK_OF_SLOT.to(device) < rank[:, None, None, None]) & ~hidden) | given
+        settled = ((rank_of_slot(device) < rank[:, None, None, None]) & ~hidden) | given
         values = torch.where(settled, picture.coefficients[row], 0)
-        limits = self.limits[RANK_OF_SLOT.to(device)]
+        limits = self.limits[rank_of_slot(device)]
         inputs = torch.cat([value_features(values, limits), settled[..., None].float()], dim=-1)
-        luma = self.luma_state(inputs[:, :, :4].flatten(1, 2)[:, _luma_index(grid, device)].flatten(2))
+        luma = self.luma_state(inputs[:, :, :4].flatten(1, 2)[:, grid.table("luma_of_mcus", device)].flatten(2))
         chroma = self.chroma_state(inputs[:, :, 4:].flatten(2))
         luma = self.luma_mix(luma.unflatten(1, (2 * grid.rows, grid.width)).permute(0, 3, 1, 2))
         chroma = self.chroma_mix(chroma.unflatten(1, (grid.rows, grid.cols)).permute(0, 3, 1, 2))
@@ -439,10 +437,3 @@ class Texture(nn.Module):
 
         self.decide(channels, grid, score_occupancy, score_values)
         return occupancy, values, saved
-
-
-@functools.lru_cache(maxsize=16)
-@outside_inference
-def _luma_index(grid: Grid, device: torch.device) -> Tensor:
-    """Index into the ``N·4`` luma blocks of the one at each position: int64 ``[P]``."""
-    return (grid.mcu * 4 + (grid.row % 2) * 2 + grid.col % 2).to(device)

@@ -29,7 +29,7 @@ def uniform_on(noise: np.ndarray, device: torch.device) -> Tensor:
         device: of the model.
     """
     dtype = draw_dtype(device)
-    return torch.from_numpy(noise).to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2).to(device)
+    return torch.from_numpy(noise).to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2).to(device, non_blocking=True)
 
 
 def overflow_error(precision: str, guided: bool) -> ValueError:
@@ -98,12 +98,15 @@ class Draws:
         dtype = draw_dtype(device)
         guidance = [c.guidance if guided else 1.0 for c in configs]
         twins = [i for i, strength in enumerate(guidance) if strength != 1 or (all_twins and set(guidance) != {1})]
+        tensors = (
+            torch.tensor([c.temperature or 1.0 for c in configs], dtype=dtype),
+            torch.tensor([c.top_p if c.top_p < 1 else torch.inf for c in configs], dtype=dtype),
+            torch.tensor([c.temperature == 0 for c in configs]),
+            torch.tensor(guidance, dtype=torch.float32),
+            torch.tensor(twins, dtype=torch.int64),
+        )
         return cls(
-            torch.tensor([c.temperature or 1.0 for c in configs], dtype=dtype).to(device),
-            torch.tensor([c.top_p if c.top_p < 1 else torch.inf for c in configs], dtype=dtype).to(device),
-            torch.tensor([c.temperature == 0 for c in configs]).to(device),
-            torch.tensor(guidance, dtype=torch.float32).to(device),
-            torch.tensor(twins, dtype=torch.int64).to(device),
+            *(tensor.to(device, non_blocking=True) for tensor in tensors),
             any(c.top_p < 1 for c in configs),
             any(c.temperature == 0 for c in configs),
         )

@@ -193,7 +193,7 @@ def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
     model = copy.deepcopy(model)
     if precision == "bf16":
         model = model.bfloat16()
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    if not bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all()):  # one read for all of them
         raise ValueError(f"the model's weights are not finite in {precision}; use other weights or another precision")
     if model.device.type == "cpu":
         for module in model.modules():
@@ -233,10 +233,10 @@ class Engine:
     def run_texture(self, rows: list[Row]) -> int:
         """Generate the texture of pictures whose structure is complete; returns how many channels were in use."""
         parts = [row.before_texture() for row in rows]
-        given = torch.stack([part[1] for part in parts]).to(self.device)
+        given = torch.stack([part[1] for part in parts]).to(self.device, non_blocking=True)
         picture = Picture(
-            torch.stack([part[0] for part in parts]).to(self.device), given, torch.zeros_like(given),
-            torch.tensor([row.request.label for row in rows], device=self.device), rows[0].grid,
+            torch.stack([part[0] for part in parts]).to(self.device, non_blocking=True), given, torch.zeros_like(given),
+            torch.tensor([row.request.label for row in rows]).to(self.device, non_blocking=True), rows[0].grid,
         )  # fmt: skip
         keys = [NoiseKey(row.config.seed, row.request.index, row.request.tile) for row in rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

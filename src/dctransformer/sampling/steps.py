@@ -143,7 +143,7 @@ class Place:
 
     def __init__(self, begun: int, capacity: int, device: torch.device, *, known: bool):
         """Args: begun: triples that are there; capacity: of the chunk; device; known: whether the host keeps count."""
-        self.index = torch.tensor([begun], device=device)
+        self.index = torch.full((1,), begun, device=device)
         self.capacity = capacity
         self.filled: int | None = begun + 1 if known else None
         """How much of the caches there is with this triple."""

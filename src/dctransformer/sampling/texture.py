@@ -1,7 +1,8 @@
 """Sampling of texture: whole channels of a batch of pictures, by the distributions of `model.texture`.
 
-Each turn decides on one channel of every picture that is not finished; pictures may be at different channels. The host
-reads which channels they are once per turn, and nothing inside a turn.
+Each turn decides on one channel of every picture that is not finished; pictures may be at different channels. On a CPU
+the host reads which channels they are once per turn; on other devices it reads once in `TURNS_PER_READ` turns whether
+pictures are finished, and nothing else.
 
 Shapes: B pictures, P positions, H = P / 2 places of one checkerboard colour, C = 192 ranks, V values.
 """
@@ -9,6 +10,7 @@ Shapes: B pictures, P positions, H = P / 2 places of one checkerboard colour, C 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.texture_state import Picture, settle
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
+
+TURNS_PER_READ = 8
+"""Turns between two reads of which pictures are finished, where a read makes the host wait: until then they idle."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,34 @@ class NoiseKey:
     def places(self, rank: int, positions: int) -> np.ndarray:
         """Uniform numbers for the places of a channel, fp64 ``[3, P]``: occupancy, first occupied place, value."""
         return np.random.default_rng([self.seed, self.index, self.tile, rank, 1]).random((3, positions))
+
+
+class _Noise:
+    """The uniform numbers of some pictures, by channel: on a CPU made when due, elsewhere all of them beforehand."""
+
+    def __init__(self, keys: list[NoiseKey], first: int, positions: int, device: torch.device):
+        self.keys, self.first, self.positions, self.device = keys, first, positions, device
+        if device.type != "cpu":
+            before, ranks = range(first - 1, order.NUM_CHANNELS), range(first, order.NUM_CHANNELS)
+            self.all_which = self._on_device([[key.which(rank) for rank in before] for key in keys])
+            self.all_places = self._on_device([[key.places(rank, positions) for rank in ranks] for key in keys])
+
+    def _on_device(self, noise: list) -> Tensor:
+        return uniform_on(np.array(noise), self.device)
+
+    def which(self, rows: Tensor, before: Tensor) -> Tensor:
+        """See `NoiseKey.which`; int64 ``[B]`` each to ``[B]``."""
+        if self.device.type == "cpu":
+            pairs = zip(rows.tolist(), before.tolist(), strict=True)
+            return self._on_device([self.keys[row].which(rank) for row, rank in pairs])
+        return self.all_which[rows, (before - self.first + 1).clamp(0, self.all_which.shape[1] - 1)]
+
+    def places(self, rows: Tensor, rank: Tensor) -> Tensor:
+        """See `NoiseKey.places`; int64 ``[B]`` each to ``[B, 3, P]``."""
+        if self.device.type == "cpu":
+            pairs = zip(rows.tolist(), rank.tolist(), strict=True)
+            return self._on_device([self.keys[row].places(r, self.positions) for row, r in pairs])
+        return self.all_places[rows, rank - self.first]
 
 
 def fill_texture(
@@ -63,46 +96,46 @@ def fill_texture(
     Raises:
         ValueError: a prediction is not finite, or far too large.
     """
-    grid, device, count = picture.grid, picture.labels.device, len(keys)
-    configs = [config.of_texture() for config in configs]
+    grid, device, first = picture.grid, picture.labels.device, model.config.texture_rank
+    configs, guided = [config.of_texture() for config in configs], model.config.num_labels > 0
     coefficients = F.pad(picture.coefficients.flatten(1), (0, 1))  # one more, for places that don't exist
-    before, decided = [model.config.texture_rank - 1] * count, [0] * count
-    active = list(range(count))
-    check = PredictionCheck(device)
-    while active:
-        draws = Draws.of([configs[i] for i in active], device, guided=model.config.num_labels > 0)
-        view = _view(model, picture, coefficients, active, draws)
-        uniform = uniform_on(np.array([keys[i].which(before[i]) for i in active]), device)
+    noise = _Noise(keys, first, grid.positions, device)
+    before = torch.full((len(keys),), first - 1, device=device)
+    decided = torch.zeros_like(before)
+    slots = rank_slots(grid, device)
+    active, check = list(range(len(keys))), PredictionCheck(device)
+    rows, draws = torch.arange(len(keys), device=device), Draws.of(configs, device, guided=guided)
+    for turn in itertools.count(1):
+        view = _view(model, picture, coefficients, rows, draws)
         rates = model.texture.use_rates(view)
         check.see(rates, limit=torch.inf)  # before they are mixed, which would hide NaN
-        following = next_channel(
-            _mixed_rates(rates, draws), torch.tensor([before[i] for i in active]).to(device), uniform
-        )
-        *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
-        if not sound:
-            raise overflow_error(precision, len(draws.twins) > 0)
-        going = [(i, rank) for i, rank in zip(active, ranks, strict=True) if rank < order.STOP]
-        if len(going) < len(active):
-            active = [i for i, _ in going]
-            if not active:
+        following = next_channel(_mixed_rates(rates, draws), before[rows], noise.which(rows, before[rows]))
+        if device.type == "cpu" or turn % TURNS_PER_READ == 0:
+            *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
+            if not sound:
+                raise overflow_error(precision, len(draws.twins) > 0)
+            staying = [k for k, rank in enumerate(ranks) if rank < order.STOP]
+            if not staying:
                 break
-            draws = Draws.of([configs[i] for i in active], device, guided=model.config.num_labels > 0)
-            view = _view(model, picture, coefficients, active, draws)
-        rank = torch.tensor([rank for _, rank in going]).to(device)
-        noise = np.stack([keys[i].places(rank, grid.positions) for i, rank in going])
-        values, opened = _draw_channels(model, view, rank, uniform_on(noise, device), draws, check)
-        rows, slots = torch.tensor(active).to(device), rank_slots(grid, device)[rank]
-        drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots))
-        coefficients[rows] = coefficients[rows].scatter(1, slots, drawn)
-        for i, chosen in going:
-            before[i] = chosen
-            decided[i] += 1
-    return coefficients[:, :-1].view_as(picture.coefficients), decided
+            if len(staying) < len(active):
+                active = [active[k] for k in staying]
+                rows = torch.tensor(active).to(device, non_blocking=True)
+                following = following[torch.tensor(staying).to(device, non_blocking=True)]
+                draws = Draws.of([configs[i] for i in active], device, guided=guided)
+                view = _view(model, picture, coefficients, rows, draws)
+        going = following < order.STOP  # finished pictures idle: nothing is open to them
+        rank = following.clamp(first, order.NUM_CHANNELS - 1)
+        values, opened = _draw_channels(model, view, rank, going, noise.places(rows, rank), draws, check)
+        drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots[rank]))
+        coefficients[rows] = coefficients[rows].scatter(1, slots[rank], drawn)
+        before[rows] = following
+        decided[rows] += going
+    return coefficients[:, :-1].view_as(picture.coefficients), decided.tolist()
 
 
-def _view(model: DCTransformer, picture: Picture, coefficients: Tensor, active: list[int], draws: Draws) -> Picture:
-    """The pictures that are not finished, and after them their twins without a label."""
-    rows = draws.both(torch.tensor(active).to(coefficients.device))
+def _view(model: DCTransformer, picture: Picture, coefficients: Tensor, active: Tensor, draws: Draws) -> Picture:
+    """Some pictures (int64 ``[B]``), and after them their twins without a label."""
+    rows = draws.both(active)
     now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
     labels = picture.labels[rows]
     labels[len(active) :] = model.config.null_label
@@ -139,7 +172,13 @@ def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _draw_channels(
-    model: DCTransformer, view: Picture, rank: Tensor, noise: Tensor, draws: Draws, check: PredictionCheck
+    model: DCTransformer,
+    view: Picture,
+    rank: Tensor,
+    going: Tensor,
+    noise: Tensor,
+    draws: Draws,
+    check: PredictionCheck,
 ) -> tuple[Tensor, Tensor]:
     """Draw what channels in use hold.
 
@@ -147,6 +186,7 @@ def _draw_channels(
         model: with texture.
         view: the B pictures, and after them their twins.
         rank: int64 ``[B]``, a channel of each.
+        going: bool ``[B]``, pictures of which this channel is drawn; of the others nothing is.
         noise: ``[B, 3, P]`` in [0, 1), by position.
         draws: temperature, top-p and guidance of each.
         check: sees all predictions.
@@ -157,6 +197,7 @@ def _draw_channels(
     """
     texture, grid, count = model.texture, view.grid, len(rank)
     channels = texture.begin(view, torch.arange(len(view.labels), device=rank.device), draws.both(rank))
+    channels = dataclasses.replace(channels, opened=channels.opened & draws.both(going)[:, None])
     for colour in (0, 1):
         scores, where, opened = texture.occupancy_logits(channels, colour, grid)
         must = texture.must_be_occupied(channels, colour, opened)[:count]

@@ -16,6 +16,7 @@ from torch import Tensor
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.triples import ranked, scatter
+from dctransformer.sequence.runs import Runs
 
 if TYPE_CHECKING:
     from dctransformer.sequence.texture import TextureBatch
@@ -135,6 +136,7 @@ class ChunkBatch:
         grid: the MCU grid, one for all.
         texture: textures that are trained in the same step, of some of the pictures; None for none.
         offset: the row and the column of MCUs in the model's position tables where the pictures lie.
+        runs: the chunks' channel runs; None where they are not known yet.
     """
 
     coefficients: Tensor
@@ -149,6 +151,7 @@ class ChunkBatch:
     grid: Grid
     texture: TextureBatch | None = None
     offset: tuple[int, int] = (0, 0)
+    runs: Runs | None = None
 
     @property
     def predicted(self) -> Tensor:
@@ -157,9 +160,13 @@ class ChunkBatch:
         return (index >= self.context[:, None]) & (index < self.lengths[:, None])
 
     def to(self, device: torch.device | str) -> ChunkBatch:
-        """The batch on another device."""
+        """The batch on another device, and with it the channel runs, which a GPU would make the host wait for."""
         texture = None if self.texture is None else self.texture.to(device)
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True), texture)
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True), texture)
+        runs = self.runs
+        if runs is None and self.ranks.device.type == "cpu" != torch.device(device).type and self.ranks.shape[1] > 1:
+            runs = Runs.find(self.ranks[:, 1:]).padded()
+        return dataclasses.replace(moved, runs=None if runs is None else runs.to(device))
 
     def rows(self, index: Tensor | slice) -> ChunkBatch:
         """Some of the chunks; of a slice, with its part of the textures (the parts of all slices are the whole)."""
@@ -171,7 +178,7 @@ class ChunkBatch:
         return self._each(lambda tensor: tensor[index], texture)
 
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
-        kept = ("grid", "texture", "offset")
+        kept = ("grid", "texture", "offset", "runs")
         changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
         return ChunkBatch(**changed, grid=self.grid, texture=texture, offset=self.offset)
 

@@ -1,0 +1,340 @@
+"""Every path that has a device, on devices that are not here: where tensors are, what the host waits for, fp64.
+
+Left to a real GPU (`test_gpu`) are CUDA graphs, compilation, the measurement of memory, and everything about speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dctransformer import DCTransformer
+from dctransformer.cli import main
+from dctransformer.codec.grid import Grid
+from dctransformer.evaluate.features import inception_extractor, open_extractor
+from dctransformer.likelihood import code_lengths, triple_bits
+from dctransformer.model.config import preset
+from dctransformer.model.texture_state import Picture
+from dctransformer.sampling import texture as texture_sampling
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
+from dctransformer.sampling.texture import NoiseKey, fill_texture
+from dctransformer.sampling.tiles import Job, complete
+from dctransformer.sequence import conditions
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.runs import Runs, rounded_up
+from dctransformer.sequence.texture import sampled_texture
+from dctransformer.tasks.edit import Options, colorize, continue_, inpaint, upscale
+from dctransformer.tasks.likelihood import likelihood
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.trainer import Trainer
+from pictures import photo
+from pretend_gpu import DeviceTensor, PretendDevice, on_host, pretend_device
+from test_model_distribution import triples_of
+from test_texture import SMALL, random_picture
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a device is here; it need not be pretended"
+)
+
+GRID = Grid(1, 2)
+CONFIG = SampleConfig(seed=3, graphs=False, precision="fp32", workers=1)
+
+
+def network(texture_from: int = 1, *, channels: float = -1.0, **changes: Any) -> DCTransformer:
+    """A tiny model whose weights are all alive; its pictures have few triples and channels (more with ``channels``)."""
+    torch.manual_seed(0)
+    settings = {"chunk": 8, "overlap": 0, "quality": 12, "size": 16, "num_labels": 2, **SMALL, **changes}
+    model = DCTransformer(preset("tiny", texture_from=texture_from, conditions=conditions.NAMES, **settings)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        if texture_from < 4:
+            model.channel_head.after.weight += 1
+            model.texture.use_bias.weight += channels
+        else:
+            model.channel_head.after.weight -= 2
+    return model
+
+
+def on_device(model: DCTransformer, pretended: PretendDevice) -> DCTransformer:
+    """The model on the device, everything of it."""
+    model = model.to(pretended.device)
+    assert model.device == pretended.device
+    assert all(isinstance(t, DeviceTensor) for t in [*model.parameters(), *model.buffers()])
+    pretended.forget()
+    return model
+
+
+def sequences(model: DCTransformer) -> list[Sequence]:
+    """Two pictures."""
+    return [Sequence.from_triples(triples_of(random_picture(k, 0.03, GRID), GRID), GRID, k) for k in range(2)]
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    ("texture_from", "settings"),
+    [(1, {}), (1, {"guidance": 1.5, "top_p": 0.9}), (4, {"guidance": 1.5}), (4, {"temperature": 0.0})],
+)
+def test_a_device_samples_what_a_cpu_does(kind: str, texture_from: int, settings: dict[str, float]) -> None:
+    """Guided or not, drawn in fp64 and in fp32."""
+    if kind == "mps" and settings and texture_from == 4:
+        pytest.skip("what is left are other settings of the same operations")
+    model, config = network(texture_from, overlap=2), dataclasses.replace(CONFIG, **settings)
+    expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
+    with pretend_device(kind) as pretended:
+        found = sample(on_device(model, pretended), 2, config, labels=[0, 1], size=(16, 32))
+    assert torch.equal(found.mcus, expected.mcus)
+    assert int(found.mcus.count_nonzero()) > 4
+
+
+def test_bf16_samples_on_a_device() -> None:
+    """Precision ``auto`` is bf16 on a GPU."""
+    with pretend_device() as pretended:
+        config = dataclasses.replace(CONFIG, precision="auto")
+        found = sample(on_device(network(), pretended), 1, config, size=(16, 32))
+    assert int(found.mcus.count_nonzero()) > 2
+
+
+@pytest.mark.parametrize("channels", [-2.0, 1.0])
+def test_the_host_does_not_wait_for_texture(channels: float) -> None:
+    """It reads once in some turns which pictures are finished, and at the end; nothing for a channel."""
+    model = network(channels=channels)
+    zeros = torch.zeros(2, GRID.mcus, 6, 64, dtype=torch.int16)
+    nothing, labels = torch.zeros_like(zeros, dtype=torch.bool), torch.tensor([0, 1])
+    keys, configs = [NoiseKey(0, i, 0) for i in range(2)], [SampleConfig(), SampleConfig()]
+    expected, counted = fill_texture(model, Picture(zeros, nothing, nothing, labels, GRID), keys, configs)
+    with pretend_device() as pretended:
+        device = pretended.device
+        picture = Picture(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
+        model = on_device(model, pretended)
+        fill_texture(model, picture, keys, configs)  # tables are copied once
+        pretended.forget()
+        found, decided = fill_texture(model, picture, keys, configs)
+        turns = rounded_up_to(max(decided) + 1, texture_sampling.TURNS_PER_READ)
+        assert pretended.reads.total() == turns // texture_sampling.TURNS_PER_READ + 1, pretended.reads
+        assert not pretended.copies
+    assert decided == counted and (max(decided) > 8) == (channels > 0)
+    assert torch.equal(on_host(found), expected)
+
+
+def rounded_up_to(count: int, step: int) -> int:
+    """The multiple of ``step`` that is not below."""
+    return -(-count // step) * step
+
+
+def test_a_chunk_is_read_once_it_is_decoded() -> None:
+    """Two reads for each chunk of all-triples models: whether predictions are sound, and the triples."""
+    model, keeps = network(4), []
+    with pretend_device() as pretended:
+        model = on_device(model, pretended)
+        sample(model, 1, CONFIG, size=(16, 16))
+        pretended.forget()
+        sample(model, 1, CONFIG, size=(16, 16), progress=lambda *done: keeps.append(done))
+    weights = 1  # that they are finite
+    assert pretended.reads.total() == 2 * len(keeps) + weights, pretended.reads
+    assert not pretended.copies
+
+
+# Tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def edit_options() -> Options:
+    return Options(sampling=dataclasses.replace(CONFIG, temperature=0.7))
+
+
+TASKS: dict[str, Callable[[DCTransformer, np.ndarray], list[Any]]] = {
+    "upscale": lambda model, picture: upscale(model, [picture[:8, :16]], 2, edit_options()),
+    "colorize": lambda model, picture: colorize(model, [picture], edit_options()),
+    "inpaint": lambda model, picture: inpaint(model, [picture], options=edit_options(), box=(16, 0, 32, 16)),
+    "continue": lambda model, picture: continue_(model, [picture], options=edit_options()),
+}
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_tasks_do_on_a_device_what_they_do_on_a_cpu(task: str) -> None:
+    """With texture; whole pictures, holes and kept triples."""
+    model, picture = network(channels=-3.0), photo(16, 32, seed=1)
+    expected = TASKS[task](model, picture)[0].results[0]
+    with pretend_device() as pretended:
+        found = TASKS[task](on_device(model, pretended), picture)[0].results[0]
+    assert found.equal(expected)
+
+
+def test_tiles_on_a_device() -> None:
+    """Two tiles of a model of 16 pixels."""
+    model = network(channels=-3.0)
+    given = torch.zeros(GRID.mcus, 6, 64, dtype=torch.bool)
+    given[:, :, 32:] = True
+    jobs = [Job(0, 1, random_picture(1, 0.05, GRID), given)]
+    expected = complete(model, jobs, GRID, CONFIG)
+    with pretend_device() as pretended:
+        found = complete(on_device(model, pretended), jobs, GRID, CONFIG)
+    assert torch.equal(found, expected)
+
+
+# Likelihood, coding, evaluation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "texture_from"), [("cuda", 1), ("cuda", 4), ("mps", 1)])
+def test_a_device_counts_the_bits_that_a_cpu_does(kind: str, texture_from: int) -> None:
+    """By picture and by triple."""
+    model = network(texture_from, overlap=2)
+    expected, by_triple = code_lengths(model, sequences(model)).bits, triple_bits(model, sequences(model)[0])
+    with pretend_device(kind) as pretended:
+        model = on_device(model, pretended)
+        torch.testing.assert_close(code_lengths(model, sequences(model)).bits, expected)
+        torch.testing.assert_close(triple_bits(model, sequences(model)[0]), by_triple)
+
+
+def test_likelihood_of_a_part_given_the_other(tmp_path: Path) -> None:
+    """What the command `likelihood --given` does, model and pictures from disk."""
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(photo(16, 16, seed=0)).save(tmp_path / "pictures" / "one.png")
+    network().save_pretrained(tmp_path / "model")
+    expected, found = {}, {}
+    for device, into in (("cpu", expected), ("cuda", found)):
+        with pretend_device() as pretended:
+            into.update(likelihood(tmp_path / "model", tmp_path / "pictures", given="colorize", device=device))
+            assert bool(pretended.reads) == (device == "cuda")
+    assert found["given"]["sum_bytes_per_image"] == pytest.approx(expected["given"]["sum_bytes_per_image"])
+
+
+@pytest.mark.parametrize("texture_from", [1, 4])
+def test_a_device_compresses(texture_from: int) -> None:
+    """The bits that a CPU makes where results are equal; they decode to the picture."""
+    pytest.importorskip("constriction", reason="constriction is not installed (pip install '.[compress]')")
+    from dctransformer.sampling.coding import PictureCoder, Task
+
+    grid = Grid(1, 1)
+    picture, model = random_picture(2, 0.02, grid, top=3), network(texture_from)
+    (expected,) = PictureCoder(model).run([Task(0, picture)], grid)
+    with pretend_device() as pretended:
+        coder = PictureCoder(on_device(model, pretended))
+        (coded,) = coder.run([Task(0, picture)], grid)
+        assert coded is not None and expected is not None and coded.data == expected.data
+        (decoded,) = coder.run([Task(0, data=coded.data)], grid)
+    assert decoded is not None and torch.equal(decoded.coefficients, picture)
+
+
+class TinyInception(nn.Module):
+    """As much of torch-fidelity's network as its extractor uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Mixed_6d = nn.Module()
+        self.Mixed_6d.branch1x1 = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.Mixed_6d.branch1x1(x.float() / 255).mean((2, 3)),)
+
+
+@pytest.mark.parametrize("name", ["small64", "inception"])
+def test_extractors_run_on_a_device(name: str) -> None:
+    """Their features come back to the CPU, where distances, recall and the two-sample test are computed."""
+    torch.manual_seed(0)
+    plain = TinyInception().eval()
+    pictures = torch.from_numpy(np.stack([photo(32, 32, k) for k in range(2)]))
+    expected = (open_extractor(name) if name == "small64" else inception_extractor(plain))(pictures)
+    with pretend_device() as pretended:
+        device = pretended.device
+        extractor = open_extractor(name, device) if name == "small64" else inception_extractor(plain.to(device))
+        found = extractor(pictures)
+        assert any("to cpu" in read for read in pretended.reads)
+    for one, two in zip(found, expected, strict=True):
+        assert not isinstance(one, DeviceTensor)
+        torch.testing.assert_close(one, two)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def training_batch(model: DCTransformer) -> ChunkBatch:
+    """Chunks of two pictures, with texture where the model has it."""
+    first, config = model.config.texture_rank, model.config
+    pictures = sequences(model)
+    chunks = cut_chunks([s.structure(first) for s in pictures], [0, 0], config.chunk, config.overlap)
+    if first < 192:
+        chunks.texture = sampled_texture(pictures, torch.tensor([0.3, 0.6]), 3, first)
+        chunks.texture.pictures, chunks.texture.first = 2, first
+    return chunks
+
+
+@pytest.mark.parametrize(
+    ("kind", "texture_from", "optimizer"), [("cuda", 1, "muon"), ("cuda", 4, "adamw"), ("mps", 1, "adamw")]
+)
+def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: str) -> None:
+    """No number and no size, so that the host runs ahead of the device and steps can be captured; as on a CPU."""
+    settings = {"batch": 2, "warmup": 2, "precision": "fp32", "compile": "off", "optimizer": optimizer}
+    settings |= {"micro_batch": None}
+    batch = training_batch(network(texture_from))
+    trainer = Trainer(network(texture_from).train(), TrainConfig(device="cpu", **settings))
+    expected = [trainer.step(batch, 16) for _ in range(3)]
+    with pretend_device(kind) as pretended:
+        trainer = Trainer(network(texture_from).train(), TrainConfig(device=kind, **settings))
+        found = [trainer.step(batch, 16)]  # the first step of all copies tables, and checks for divergence
+        pretended.forget()
+        found += [trainer.step(batch, 16) for _ in range(2)]
+        assert not pretended.reads and not pretended.copies
+    torch.testing.assert_close(torch.stack(list(map(on_host, found))), torch.stack(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_runs_are_padded_to_few_shapes() -> None:
+    """Padded runs belong to no triple, and the model's losses are the same with them."""
+    model = network(4)
+    batch = training_batch(model)
+    runs = Runs.find(batch.ranks[:, 1:])
+    padded = runs.padded()
+    assert len(padded.row) == 64 and padded.most == 8 and int(padded.of_triple.max()) < len(runs.row)
+    assert len({rounded_up(count, least=64) for count in range(1, 2049)}) < 40
+    assert all(count <= rounded_up(count, least=8) <= 1.125 * count + 8 for count in range(1, 2049))
+    expected = model(batch)
+    torch.testing.assert_close(model(dataclasses.replace(batch, runs=padded)), expected)
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "sample": ("dctransformer.tasks.generate.generate", ["model", "--out", "out"]),
+    "upscale": ("dctransformer.tasks.edit.upscale", ["model", "p.png", "--out", "out"]),
+    "colorize": ("dctransformer.tasks.edit.colorize", ["model", "p.png", "--out", "out"]),
+    "inpaint": ("dctransformer.tasks.edit.inpaint", ["model", "p.png", "--out", "out", "--box", "0,0,8,8"]),
+    "continue": ("dctransformer.tasks.edit.continue_", ["model", "p.png", "--out", "out"]),
+    "likelihood": ("dctransformer.tasks.likelihood.likelihood", ["model", "data"]),
+    "evaluate": ("dctransformer.evaluate.evaluation.evaluate", ["model", "--data", "data"]),
+    "report": ("dctransformer.evaluate.report.write_report", ["model", "--out", "report.html"]),
+    "compress": ("dctransformer.tasks.compress.compress", ["model", "data", "--out", "out"]),
+    "decompress": ("dctransformer.tasks.compress.decompress", ["data", "--out", "out"]),
+    "app": ("dctransformer.app.server.serve", ["model"]),
+    "train": ("dctransformer.training.loop.train", ["--data", "data", "--run", "run"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_device_arrives(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command passes ``--device`` on to the function that does its work."""
+    target, arguments = COMMANDS[command]
+    monkeypatch.chdir(tmp_path)
+    devices = []
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        settings = [x for x in (*args, *kwargs.values()) if hasattr(x, "device")]
+        devices.append(kwargs["device"] if "device" in kwargs else settings[0].device)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(target, work)
+    assert main([command, *arguments, "--device", "cuda:7"]) == 2
+    assert devices == ["cuda:7"], capsys.readouterr().err
