@@ -35,7 +35,8 @@ class SampleConfig:
     workers: int | None = None
     """Processes with a thread each, on a CPU under Linux; as many as there are threads if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way."""
+    """Arithmetic of the network; auto is bf16 on a GPU and fp32 on a CPU. Draws are made in fp64 either way (in fp32
+    on a device that has no fp64)."""
     compile: bool = False
     """Compile the steps (a CPU needs a C++ compiler): about half a minute at first, then faster; for many pictures."""
     graphs: bool = True

@@ -73,7 +73,8 @@ class Processes:
         if missing or not 0 <= rank < count:
             what = f"{', '.join(missing)} missing" if missing else f"RANK is {rank}"
             raise ValueError(f"WORLD_SIZE is {count}, but {what}; start the processes with torchrun")
-        # Small messages go between CPUs, so that they never wait for a GPU's queue.
+        # Small messages go between CPUs, so that they never wait for a GPU's queue. All tests of several processes are
+        # on CPUs with gloo: several GPUs, and so NCCL, have never run this.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = _meet(rank, count)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)

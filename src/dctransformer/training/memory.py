@@ -1,6 +1,8 @@
 """Memory: cutting a batch into micro-batches, and finding how large they may be.
 
-No GPU has run the measurement of peaks yet; what decides from them (`largest_fitting`) is tested apart.
+The measurement of peaks has run on one GPU (`tests/test_gpu.py`, on an H200), with a batch that fits as a whole; a
+smaller micro-batch has not been chosen on one, nor by several processes together. What decides from the peaks
+(`largest_fitting`) is tested apart.
 """
 
 from __future__ import annotations
