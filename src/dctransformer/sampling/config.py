@@ -29,7 +29,7 @@ class SampleConfig:
     texture_top_p: float | None = None
     """Top-p of the values of texture, likewise."""
     texture_guidance: float | None = None
-    """Guidance of texture, likewise; 1 guides the structure alone, for little more than the work without guidance."""
+    """Guidance of texture, likewise; 1 guides the structure alone."""
     batch: int = 16
     """Pictures at a time (in each process)."""
     workers: int | None = None
