@@ -19,7 +19,7 @@ from dctransformer.codec.grid import Grid
 from dctransformer.model import precision
 from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.decoder_state import Decoding
+from dctransformer.sampling.decoder_state import DecoderState, Decoding, for_steps
 from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.rows import Request, Snapshot
@@ -74,18 +74,44 @@ def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
         stepper = Stepper(one, torch.full((3, 16, 3), 0.5, dtype=torch.float64), draws)
         for _ in range(5):
             stepper.step()
-        kept = (one.place.index, one.places.same, one.previous_rank, one.caches[0][0].k)
-        places = [t.data_ptr() for t in kept]
-        one.load(other)
-        assert [
-            t.data_ptr() for t in (one.place.index, one.places.same, one.previous_rank, one.caches[0][0].k)
-        ] == places
+
+        def tensors(state: DecoderState) -> tuple[torch.Tensor, ...]:
+            context, cache = state.context, state.caches[2][0]
+            assert state.states is not None and state.places.features is not None
+            return state.index, state.previous_rank, state.run_rank, state.places.same, state.places.features, \
+                state.states.luma, context.planes, context.memory[1][0][0], cache.k, cache.v  # fmt: skip
+
+        kept, other_tensors = tensors(one.state), tensors(other.state)
+        assert not any(torch.equal(a, b) for a, b in zip(kept[3:], other_tensors[3:], strict=True))
+        one.state.copy_(other.state)
+        for before, now, source in zip(kept, tensors(one.state), other_tensors, strict=True):
+            assert now is before and now is not source and torch.equal(now, source)
         loaded = Stepper(one, stepper.noise, draws)
         fresh = Stepper(begun(model, 20), stepper.noise, draws)
         for _ in range(5):
             loaded.step()
             fresh.step()
     assert torch.equal(loaded.made, fresh.made)
+
+
+@pytest.mark.parametrize("block", ["modern", "paper"])
+def test_weights_prepared_for_steps_give_the_same_logits(block: str) -> None:
+    """Fused and stored by columns, in whole chunks (prefill) and in single steps, with and without a mask."""
+    torch.manual_seed(1)
+    plain = lively(DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8, block=block)).eval())
+    rank, positions = torch.arange(6) // 2, torch.tensor([0, 3, 1, 2, 5, 9])
+    sequences = [Sequence(rank, positions, torch.ones_like(rank), None, None, i, GRID) for i in range(2)]
+    batch = cut_chunks(sequences, [0, 0], 24, 8)
+    with torch.inference_mode():
+        decodings = [Decoding(plain, batch), Decoding(for_steps(plain, "fp32"), batch)]
+        decodings.append(Decoding(decodings[1].model, batch, static=True))
+        for k in range(3):
+            chosen, place = torch.full((2,), 4 + k), torch.full((2,), 2 * k)
+            logits = [(d.channel(), d.position(chosen), d.value(place)) for d in decodings]
+            for other in logits[1:]:
+                torch.testing.assert_close(other, logits[0], atol=1e-4, rtol=1e-5)
+            for d in decodings:
+                d.settle(torch.ones(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 16, 17, 33])

@@ -1,14 +1,13 @@
 """A causal Transformer over a square of tokens in raster order: palette colours (Image GPT) or codes (VQ-VAE's prior).
 
 It is GPT-2's layout, a decoder without cross-attention, made of the very layers that DCTransformer's decoders are made
-of, and it samples with the same caches and folded weights.
+of, and it samples with the same caches.
 
 Shapes: B rows, L = side² tokens, K kinds of tokens, D width.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from baselines.pictures import Batch
 from dctransformer.model.config import Architecture
-from dctransformer.model.layers import KVCache, Stack
+from dctransformer.model.layers import Stack, Step
 from dctransformer.model.precision import resolve_precision
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.decoder_state import for_steps
 from dctransformer.sampling.drawing import Draws, pick
-from dctransformer.sampling.steps import Place, StepStack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,21 +120,20 @@ class Steps:
     def __init__(self, model: RasterTransformer, labels: Tensor):
         """Args: model: in eval mode; labels: int64 ``[B]``, on its device."""
         self.model, self.labels = model, labels
-        self.stack = StepStack(model.stack)
-        self.caches: list[KVCache] = model.stack.new_cache(len(labels), model.out.weight)
-        known = model.device.type == "cpu"
-        self.place = Place(0, model.config.length, model.device, known=known)
+        self.caches = model.stack.new_cache(len(labels), model.out.weight)
+        self.index = torch.zeros(1, dtype=torch.int64, device=model.device)
         self.before = torch.full((len(labels), 1), model.config.kinds, device=model.device)
 
     def __call__(self) -> Tensor:
         """Logits of the next token, fp32 ``[B, K]``."""
-        x = self.model.embed(self.before, self.place.index, self.labels)
-        return self.model.out(self.stack(x, [], self.caches, self.place))[:, 0].float()
+        step = Step.at(self.index, self.model.config.length, static=self.index.device.type != "cpu")
+        x = self.model.embed(self.before, self.index, self.labels)
+        return self.model.out(self.model.stack(x, caches=self.caches, step=step))[:, 0].float()
 
     def take(self, token: Tensor) -> None:
         """Decide on it (int64 ``[B]``), and go on."""
         self.before = token[:, None]
-        self.place.advance()
+        self.index += 1
 
 
 @torch.inference_mode()
@@ -167,8 +165,7 @@ def sample_tokens(
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    if resolve_precision(precision, device) == "bf16":
-        model = copy.deepcopy(model).bfloat16()
+    model = for_steps(model, resolve_precision(precision, device))
     made: list[Tensor] = []
     for start in range(0, len(labels), config.batch):
         numbers = range(start, min(start + config.batch, len(labels)))

@@ -115,6 +115,11 @@ class DCTransformer(nn.Module):
         """Where the weights are."""
         return self.rank.weight.device
 
+    @property
+    def decoders(self) -> tuple[Stack, Stack, Stack]:
+        """The channel, position and value decoder."""
+        return self.channel_decoder, self.position_decoder, self.value_decoder
+
     def compile_stacks(self, *, by_layer: bool = False) -> None:
         """Let `torch.compile` fuse what surrounds the matrix products in whole chunks (in place).
 
@@ -123,7 +128,7 @@ class DCTransformer(nn.Module):
         Args:
             by_layer: compile each layer apart, as those must be that are gathered from several processes.
         """
-        for stack in (self.encoder, self.channel_decoder, self.position_decoder, self.value_decoder):
+        for stack in (self.encoder, *self.decoders):
             if by_layer:
                 for layer in cast(Iterable[Layer], stack.layers):
                     layer.run = torch.compile(layer.run)
@@ -178,7 +183,7 @@ class DCTransformer(nn.Module):
             grid=grid,
             labels=labels,
             encoded=encoded,
-            memory=[s.memory(memory) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)],
+            memory=[s.memory(memory) for s in self.decoders],
             at_place=self.value_head.encoder_at_place(encoded),
             place_keys=self.position_head.keys(encoded, grid),
             previous_place=place,
@@ -291,7 +296,7 @@ class DCTransformer(nn.Module):
 
     def new_caches(self, batch: int, like: Tensor) -> list[list[KVCache]]:
         """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
-        return [s.new_cache(batch, like) for s in (self.channel_decoder, self.position_decoder, self.value_decoder)]
+        return [s.new_cache(batch, like) for s in self.decoders]
 
     def forward(self, batch: ChunkBatch) -> Tensor | tuple[Tensor, Tensor]:
         """Negative log-likelihood of every triple of some chunks, by field, and of some textures.

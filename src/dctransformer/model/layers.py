@@ -5,6 +5,8 @@ Shapes: B batch, L sequence, M memory, H heads, E head size, D width.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,17 +16,58 @@ from dctransformer.model.attention import attention
 from dctransformer.model.config import Architecture
 
 
+@dataclasses.dataclass
+class Step:
+    """A decode step: where in the chunk its one element lies, and how much of the caches it reads."""
+
+    index: Tensor
+    """int64 ``[1]``, the element's place in the chunk."""
+    filled: int | None
+    """Places of the caches that are filled, this one included; None if the host does not know."""
+    seen: Tensor | None
+    """bool ``[capacity]``, the places that are filled, if the host does not know how many."""
+
+    @classmethod
+    def at(cls, index: Tensor, capacity: int, *, static: bool) -> Step:
+        """The step at ``index`` of a chunk of at most ``capacity`` elements.
+
+        Args:
+            index: int64 ``[1]``.
+            capacity: of the caches.
+            static: read whole caches under a mask, so that the host reads nothing and no shape changes, as a CUDA
+                graph needs; else the host reads the number, which costs nothing on a CPU.
+        """
+        if static:
+            return cls(index, None, torch.arange(capacity, device=index.device) <= index)
+        filled = int(index.item()) + 1
+        if torch.compiler.is_compiling():
+            torch._check(filled >= 1)
+            torch._check(filled <= capacity)
+        return cls(index, filled, None)
+
+
+@dataclasses.dataclass
 class KVCache:
     """Keys and values of one self-attention layer: ``[B, H, capacity, E]`` each, of one size from start to end."""
 
-    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, like: Tensor):
-        self.k = like.new_zeros(batch, heads, capacity, head_size)
-        self.v = like.new_zeros(batch, heads, capacity, head_size)
+    k: Tensor
+    v: Tensor
 
-    def put(self, k: Tensor, v: Tensor, index: Tensor) -> None:
-        """Store ``[B, H, L, E]`` each at ``index`` (int64 ``[L]``) of the capacity."""
-        self.k.index_copy_(2, index, k.to(self.k.dtype))
-        self.v.index_copy_(2, index, v.to(self.v.dtype))
+    def put(self, k: Tensor, v: Tensor, step: Step | None) -> tuple[Tensor, Tensor]:
+        """Store keys and values, and return all that the queries of the same elements may attend to.
+
+        Args:
+            k: ``[B, H, L, E]``.
+            v: likewise.
+            step: where they belong (L = 1); None for the beginning of the chunk.
+        """
+        if step is None:
+            self.k[:, :, : k.shape[2]] = k
+            self.v[:, :, : k.shape[2]] = v
+            return k, v
+        self.k.index_copy_(2, step.index, k)
+        self.v.index_copy_(2, step.index, v)
+        return self.k[:, :, : step.filled], self.v[:, :, : step.filled]
 
 
 def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
@@ -48,6 +91,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def make_norm(config: Architecture, width: int) -> nn.LayerNorm:
     """Layer normalisation, with a bias in the paper's blocks."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
+
+
+def normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """``norm(x)`` without a module call, which takes longer than the normalisation if there are few rows."""
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
@@ -79,14 +127,20 @@ class Attention(nn.Module):
         if self.modern:
             self.query_norm = make_norm(config, self.head_size)
             self.key_norm = make_norm(config, self.head_size)
+        else:
+            self.query_norm = self.key_norm = None
+        self.fused: Tensor | None = None
+        """Weights of queries, keys and values one below the other, ``[3 D, D]``; see `fuse`."""
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_size))
+    def fuse(self) -> None:
+        """Compute queries, keys and values with one product from now on; the weights must not change any more."""
+        weight = torch.cat([self.query.weight, self.key_value.weight])
+        self.fused = weight.t().contiguous().t() if weight.device.type == "cpu" else weight
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (normalised, not rotated) and values of ``source [B, M, D]``: ``[B, H, M, E]`` each."""
-        k, v = map(self._split, self.key_value(source).chunk(2, dim=-1))
-        k = self.key_norm(k) if self.modern else k
+        k, v = self.key_value(source).unflatten(-1, (2, self.heads, self.head_size)).unbind(2)
+        k = k if self.key_norm is None else self.key_norm(k)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
@@ -97,28 +151,35 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
             x: ``[B, L, D]``.
-            memory: keys and values to attend to instead of ``x``'s own.
-            causal: forbid looking ahead.
+            memory: keys and values to attend to instead of those of ``x``.
+            causal: forbid looking ahead (in a step there is nothing ahead).
             rotary: tables whose row 0 is the index of ``x[:, 0]``.
-            cache: where to leave the keys and values, from the left, for `dctransformer.sampling.steps`.
+            cache: where to store the keys and values of ``x``, and to read those before it.
+            step: where ``x`` (L = 1) belongs in the cache; None for its beginning.
 
         Returns:
             ``[B, L, D]``.
         """
-        q = self._split(self.query(x))
-        q = (self.query_norm(q) if self.modern else q).transpose(1, 2)
-        k, v = memory if memory is not None else self.keys_values(x)
+        if memory is None and self.fused is not None:
+            projected = F.linear(x, self.fused).unflatten(-1, (3, self.heads, self.head_size))
+            q, k, v = projected.permute(2, 0, 3, 1, 4).unbind()
+            k = k if self.key_norm is None else normalise(k, self.key_norm)
+        else:
+            q = F.linear(x, self.query.weight).unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+            k, v = memory if memory is not None else self.keys_values(x)
+        q = q if self.query_norm is None else normalise(q, self.query_norm)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
-            cache.put(k, v, torch.arange(k.shape[2], device=k.device))
-        y = attention(q, k, v, causal=causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+            k, v = cache.put(k, v, step)
+        y = attention(q, k, v, causal=causal and step is None, seen=step.seen if step is not None else None)
+        return F.linear(y.transpose(1, 2).flatten(2), self.out.weight)
 
 
 class FeedForward(nn.Module):
@@ -133,13 +194,17 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same."""
         if self.modern:
-            gate, up = self.up(x).chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up)
-        return self.down(F.relu(self.up(x)))
+            gate, up = F.linear(x, self.up.weight).chunk(2, dim=-1)
+            return F.linear(F.silu(gate) * up, self.down.weight)
+        return F.linear(F.relu(F.linear(x, self.up.weight, self.up.bias)), self.down.weight, self.down.bias)
 
 
 class Branch(nn.Module):
-    """Pre-normalised residual branch, with a ReZero gate (starting at 0) in the paper's style."""
+    """Pre-normalised residual branch, with a ReZero gate (starting at 0) in the paper's style.
+
+    Its parts are called by ``forward``, here and in `Layer`: with few rows a module call's hooks take longer than a
+    product, and there is nothing to hook into (sharding hooks into whole layers, and into `Attention.keys_values`).
+    """
 
     def __init__(self, config: Architecture, inner: nn.Module):
         super().__init__()
@@ -150,7 +215,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
         """``x + gate · inner(norm(x))``, shape ``[B, L, D]``."""
-        y = self.inner(cast_once(self.norm(x)), **kwargs)
+        y = self.inner.forward(cast_once(normalise(x, self.norm)), **kwargs)
         if self.dropout and self.training:
             y = dropout(y, self.dropout)
         return x + y if self.gate is None else x + self.gate * y
@@ -175,11 +240,11 @@ class Layer(nn.Module):
 
     def run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
         """The layer itself: see `forward`."""
-        x = self.attention(x, **attention)
+        x = self.attention.forward(x, **attention)
         if self.cross is not None:
-            x = self.cross(x, memory=memory)
+            x = self.cross.forward(x, memory=memory)
         for feed_forward in self.feed_forwards:
-            x = feed_forward(x)
+            x = feed_forward.forward(x)
         return x
 
 
@@ -212,28 +277,34 @@ class Stack(nn.Module):
         return [(k.contiguous(), v.contiguous()) for k, v in made]
 
     def new_cache(self, batch: int, like: Tensor) -> list[KVCache]:
-        """An empty key/value cache a layer, for one chunk of ``batch`` rows."""
+        """An empty KV cache for each layer, for one chunk of ``batch`` rows, of the dtype and device of ``like``."""
         c = self.config
-        return [KVCache(batch, c.heads, c.chunk, c.width // c.heads, like) for _ in self.layers]
+        shape = batch, c.heads, c.chunk, c.width // c.heads
+        return [KVCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
 
     def forward(
-        self, x: Tensor, memory: list[tuple[Tensor, Tensor]] | None = None, caches: list[KVCache] | None = None
+        self,
+        x: Tensor,
+        memory: list[tuple[Tensor, Tensor]] | None = None,
+        caches: list[KVCache] | None = None,
+        step: Step | None = None,
     ) -> Tensor:
-        """Run the stack.
+        """Run the stack over a chunk from its start (with caches: prefill), or over one more element of it.
 
         Args:
-            x: ``[B, L, D]``, from the start of the chunk.
+            x: ``[B, L, D]``.
             memory: from `memory`; None without cross-attention.
-            caches: from `new_cache`, to be filled with the keys and values of ``x``.
+            caches: from `new_cache`, to store the keys and values of ``x`` in.
+            step: where ``x`` (L = 1) continues the chunk in the caches; None for its start.
 
         Returns:
             The stream after the final norm, ``[B, L, D]``.
         """
         rotary = None
         if self.decoder and self.config.block == "modern":
-            rotary = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+            rotary = self._rows(self.cos, x, step), self._rows(self.sin, x, step)
         elif self.decoder:
-            x = x + self.index.weight[: x.shape[1]]
+            x = x + self._rows(self.index.weight, x, step)
         for i, layer in enumerate(self.layers):
             x = layer(
                 x,
@@ -241,5 +312,11 @@ class Stack(nn.Module):
                 causal=self.decoder,
                 rotary=rotary,
                 cache=caches[i] if caches is not None else None,
+                step=step,
             )
         return self.norm(x)
+
+    @staticmethod
+    def _rows(table: Tensor, x: Tensor, step: Step | None) -> Tensor:
+        """The rows of a table ``[chunk, ·]`` that belong to ``x``."""
+        return table[: x.shape[1]] if step is None else table.index_select(0, step.index)

@@ -29,9 +29,8 @@ from dctransformer.model.ops import next_channel_log_p
 from dctransformer.model.precision import full_fp32
 from dctransformer.model.texture_state import Occupancy, Picture, Values
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
-from dctransformer.sampling.decoder_state import Decoding, step_stacks
+from dctransformer.sampling.decoder_state import Decoding, for_steps
 from dctransformer.sampling.drawing import overflow_error
-from dctransformer.sampling.engine import for_steps
 from dctransformer.sequence import chunks
 from dctransformer.sequence.chunks import cut_chunks
 
@@ -85,7 +84,6 @@ class PictureCoder:
             ValueError: its weights are not finite.
         """
         self.model, self.device = for_steps(model, "fp32"), model.device
-        self.stacks = step_stacks(self.model)
 
     def batch(self, wanted: int, grid: Grid) -> int:
         """The number of rows that a batch may have; with overlap, chunks can't be begun row by row."""
@@ -126,7 +124,7 @@ class PictureCoder:
         while any(row.active for row in rows):
             sequences, index = [row.sequence() for row in rows], [k if row.active else 0 for row in rows]
             batch = cut_chunks(sequences, index, config.chunk, config.overlap)
-            decoding = Decoding(self.model, batch.to(self.device), stacks=self.stacks, separate=True)
+            decoding = Decoding(self.model, batch.to(self.device), separate=True)
             for _ in range(config.stride):
                 self._code_triples(rows, decoding)
                 if not any(row.active for row in rows):

@@ -8,22 +8,88 @@ Shapes: B rows in the batch, L triples, N MCUs, P positions, D width.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.model.chunk_state import PLACE_POINTER, Places
+from dctransformer.model.chunk_state import PLACE_POINTER, Context, Places
+from dctransformer.model.context import States
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.sampling.steps import Place, StepStack
+from dctransformer.model.layers import Attention, KVCache, Step
 from dctransformer.sequence.chunks import ChunkBatch
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def step_stacks(model: DCTransformer) -> tuple[StepStack, StepStack, StepStack]:
-    """The three decoders of a model as it is now, for steps."""
-    return StepStack(model.channel_decoder), StepStack(model.position_decoder), StepStack(model.value_decoder)
+
+@dataclasses.dataclass
+class DecoderState:
+    """What a batch of chunks is between two triples: tensors that keep their shapes, and their place in memory."""
+
+    context: Context
+    """What was settled before the chunks."""
+    caches: list[list[KVCache]]
+    """Of the channel, position and value decoder, one for each layer."""
+    index: Tensor
+    """int64 ``[1]``, triples of the chunk so far."""
+    previous_rank: Tensor
+    """int64 ``[B]``, the triple before the next; likewise its position and its value."""
+    previous_position: Tensor
+    previous_value: Tensor
+    run_rank: Tensor
+    """int64 ``[B]``, the channel of each row's current run; −1 before the first."""
+    places: Places
+    """The places as the decisions of that run see them."""
+    states: States | None
+    """Local-context states as they are now (None without local context)."""
+
+    def copy_(self, other: DecoderState) -> None:
+        """Copy another state of the same shapes into these tensors."""
+        for target, source in zip(_tensors(self), _tensors(other), strict=True):
+            target.copy_(source)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """The tensors of a dataclass, those of its lists and of dataclasses in it included, in the order of the fields."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from _tensors(getattr(part, field.name))
+
+
+def for_steps(model: Model, precision: str) -> Model:
+    """A copy of a model, in its precision, for steps with few rows; its weights must not change any more.
+
+    With few rows, reading the matrices and calling the kernels take most of the time. So on a CPU matrices are stored
+    by columns, which are read half as long again as fast; queries, keys and values come from one product; and weights
+    and submodules become plain attributes, so that `torch.nn.Module` need not look them up in Python.
+
+    Raises:
+        ValueError: a weight is not finite in that precision.
+    """
+    model = copy.deepcopy(model)
+    if precision == "bf16":
+        model = model.bfloat16()
+    if not bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all()):  # one read for all of them
+        raise ValueError(f"the model's weights are not finite in {precision}; use other weights or another precision")
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
+            module.weight.data = module.weight.data.t().contiguous().t()
+        elif isinstance(module, Attention):
+            module.fuse()
+    for module in model.modules():
+        vars(module).update(module._parameters, **module._modules, **module._buffers)
+    return model
 
 
 class Decoding:
@@ -32,23 +98,13 @@ class Decoding:
     Each of the first three returns fp32 logits ``[B, K]`` equal (up to rounding) to those of the whole-chunk forward.
     """
 
-    def __init__(
-        self,
-        model: DCTransformer,
-        batch: ChunkBatch,
-        *,
-        static: bool = False,
-        stacks: tuple[StepStack, StepStack, StepStack] | None = None,
-        separate: bool = False,
-    ):
+    def __init__(self, model: DCTransformer, batch: ChunkBatch, *, static: bool | None = None, separate: bool = False):
         """Encode what is settled, and fill the caches with the triples that the chunks begin with.
 
         Args:
             model: in eval mode.
             batch: chunks as far as they are known, all equally far; on the model's device.
-            static: every step has the same shapes and asks nothing of the host, as a captured or compiled one must;
-                else less is computed.
-            stacks: from `step_stacks`, where they are there already.
+            static: read whole caches under a mask (see `Step.at`); None: on every device but a CPU.
             separate: compute the place features of each row by themselves, so that a row's logits are the same, bit
                 for bit, whatever the other rows hold (where chunks begin with overlap, of a batch of 1 only).
         """
@@ -57,29 +113,32 @@ class Decoding:
         if device.type == "cpu":  # elsewhere the host would wait for it
             assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
         self.model, self.device, self.separate = model, device, separate
-        self.context = context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
-        self.stacks = stacks or step_stacks(model)
-        self.memory = [stack.memory(pairs) for stack, pairs in zip(self.stacks, context.memory, strict=True)]
-        self.caches = model.new_caches(rows, model.rank.weight)
+        self.static = device.type != "cpu" if static is None else static
         self.rows = torch.arange(rows, device=device)
-        self.place = Place(begun, model.config.chunk, device, known=not static)
-        self.previous_rank = batch.ranks[:, -1].clone()
-        self.previous_position = batch.positions[:, -1].clone()
-        self.previous_value = batch.values[:, -1].clone()
-        # The channel run in hand, a row each: its channel, and the places as its decisions see them.
-        self.run_rank = torch.full((rows,), -1, device=device)
-        self.states = None if context.states is None else context.states.copy()
-        self.places = self._new_places()
+        self.dtype = model.rank.weight.dtype
+        context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
+        context.memory = [[(k.to(self.dtype), v.to(self.dtype)) for k, v in pairs] for pairs in context.memory]
+        self.state = DecoderState(
+            context=context,
+            caches=model.new_caches(rows, model.rank.weight),
+            index=torch.full((1,), begun, device=device),
+            previous_rank=batch.ranks[:, -1].clone(),
+            previous_position=batch.positions[:, -1].clone(),
+            previous_value=batch.values[:, -1].clone(),
+            run_rank=torch.full((rows,), -1, device=device),
+            places=self._new_places(context),
+            states=None if context.states is None else context.states.copy(),
+        )
         if begun:
             self._prefill(batch)
-        # What has been decided of the triple in hand.
+        # What has been decided of the next triple.
         self.stream = context.encoded.new_zeros(rows, 1, model.config.width)
-        self.decided_rank = self.chosen_rank = self.chosen_position = self.run_rank
+        self.decided_rank = self.chosen_rank = self.chosen_position = self.state.run_rank
 
-    def _new_places(self) -> Places:
-        """Places of a run a row, to be filled in as channels are entered."""
-        m, positions, rows = self.model, self.context.grid.positions, self.rows
-        new = functools.partial(self.context.encoded.new_zeros, len(rows), positions)
+    def _new_places(self, context: Context) -> Places:
+        """Places of one run per row, to be filled in as channels are entered."""
+        m, positions, rows = self.model, context.grid.positions, self.rows
+        new = functools.partial(context.encoded.new_zeros, len(rows), positions)
         local = m.config.local_context
         return Places(
             rank=torch.zeros_like(rows),
@@ -93,30 +152,30 @@ class Decoding:
 
     def _prefill(self, batch: ChunkBatch) -> None:
         """Fill the caches with the batch's triples in one pass, and stand where step-by-step decoding would."""
-        model = self.model
-        places = model.places_of_chunk(batch, self.context)
-        model.streams(batch, self.context, places, self.caches)
+        s = self.state
+        places = self.model.places_of_chunk(batch, s.context)
+        self.model.streams(batch, s.context, places, s.caches)
         last = places.of_triple[:, -1]
-        self.run_rank.copy_(self.previous_rank)
+        s.run_rank.copy_(s.previous_rank)
         for target, source in self._pairs(places):
             target.copy_(source[last])
-        if self.states is not None:
+        if s.states is not None:
             listed = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
             self._add(*listed, batch.predicted)  # overlap is in the states already
 
     def _pairs(self, places: Places) -> list[tuple[Tensor, Tensor]]:
         """What changes with the run, here and in other places."""
         names = ("rank", "same", "features", "keys", "base")
-        pairs = [(getattr(self.places, name), getattr(places, name)) for name in names]
+        pairs = [(getattr(self.state.places, name), getattr(places, name)) for name in names]
         return [pair for pair in pairs if pair[0] is not None]
 
     def channel(self) -> Tensor:
         """Logits of the next channel, ``[B, 193]``."""
-        m = self.model
-        before = self.previous_rank[:, None], self.previous_position[:, None], self.previous_value[:, None]
-        x = m.embed_previous(*before, self.context)
+        m, s = self.model, self.state
+        rank, position = s.previous_rank[:, None], s.previous_position[:, None]
+        x = m.embed_previous(rank, position, s.previous_value[:, None], s.context)
         self.stream = self._run(0, x)
-        return m.channel_head(self.stream, before[0], before[1], self.context)[:, 0]
+        return m.channel_head(self.stream, rank, position, s.context)[:, 0]
 
     def enter(self, rank: Tensor) -> None:
         """Where a row's channel is new, make its place features from the states as they are now.
@@ -126,8 +185,8 @@ class Decoding:
         """
         self.decided_rank = rank
         rank = rank.clamp(max=order.NUM_CHANNELS - 1)
-        fresh = rank != self.run_rank
-        self.run_rank.copy_(rank)
+        fresh = rank != self.state.run_rank
+        self.state.run_rank.copy_(rank)
         self.chosen_rank = rank
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
             changed = fresh.nonzero()[:, 0]
@@ -142,72 +201,61 @@ class Decoding:
 
     def _made(self, rows: Tensor) -> Places:
         """Places of some rows' channels as they are when entered."""
-        m, context, rank = self.model, self.context, self.chosen_rank[rows]
+        m, context, rank = self.model, self.state.context, self.chosen_rank[rows]
         places = Places(rank, context.planes[rows, rank].float(), rows[:, None])
-        if self.states is not None:
-            places.features, places.keys, places.base = m.look_around(self.states[rows], context, rows, rank)
+        if self.state.states is not None:
+            made = m.look_around(self.state.states[rows], context, rows, rank)
+            places.features, places.keys, places.base = made
         return places
 
     def position(self, rank: Tensor, *, entered: bool = False) -> Tensor:
         """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
         if not entered:
             self.enter(rank)
-        m, rank = self.model, self.chosen_rank[:, None]
-        cursor = torch.where(self.previous_rank[:, None] == rank, self.previous_position[:, None], -1)
+        m, s, rank = self.model, self.state, self.chosen_rank[:, None]
+        cursor = torch.where(s.previous_rank[:, None] == rank, s.previous_position[:, None], -1)
         x = m.embed_channel(self.stream, rank)
         self.stream = self._run(1, x)
-        return m.position_head(self.stream, rank, cursor, self.places, self.context)[:, 0]
+        return m.position_head(self.stream, rank, cursor, s.places, s.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
         """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
         m, rank = self.model, self.chosen_rank[:, None]
         self.chosen_position = position
-        x = m.embed_position(self.stream, rank, position[:, None], self.places, self.context)
+        x = m.embed_position(self.stream, rank, position[:, None], self.state.places, self.state.context)
         self.stream = self._run(2, x)
         return m.value_head(self.stream, rank)[:, 0]
 
     def _run(self, decoder: int, x: Tensor) -> Tensor:
-        return self.stacks[decoder](x, self.memory[decoder], self.caches[decoder], self.place)
+        stack, state = self.model.decoders[decoder], self.state
+        step = Step.at(state.index, self.model.config.chunk, static=self.static)
+        # Everything has one dtype already, so that autocast would only add casts.
+        casts = torch.is_autocast_enabled(self.device.type)
+        with torch.autocast(self.device.type, enabled=False) if casts else contextlib.nullcontext():
+            return stack(x.to(self.dtype), state.context.memory[decoder], state.caches[decoder], step)
 
     def settle(self, value: Tensor) -> None:
         """Take the triple as decided (values, int64 ``[B]``) and go to the next."""
-        self.places.same[self.rows, self.chosen_position] = value.float()
-        if self.states is not None:
+        s = self.state
+        s.places.same[self.rows, self.chosen_position] = value.float()
+        if s.states is not None:
             self._add(self.chosen_rank[:, None], self.chosen_position[:, None], value[:, None])
-        self.previous_rank.copy_(self.decided_rank)
-        self.previous_position.copy_(self.chosen_position)
-        self.previous_value.copy_(value)
-        self.place.advance()
+        s.previous_rank.copy_(self.decided_rank)
+        s.previous_position.copy_(self.chosen_position)
+        s.previous_value.copy_(value)
+        s.index += 1
 
     def _add(self, rank: Tensor, position: Tensor, value: Tensor, counted: Tensor | None = None) -> None:
         """Add triples (int64 ``[B, L]`` each) to the states, where ``counted`` (bool ``[B, L]``)."""
-        assert self.states is not None
-        added = self.model.local.contribution(rank, value).to(self.states.luma.dtype)
+        sums, local = self.state.states, self.model.local
+        assert sums is not None
+        added = local.contribution(rank, value).to(sums.luma.dtype)
         if counted is not None:
             added = torch.where(counted[..., None], added, 0.0)
-        chroma, rows = self.model.local.is_chroma[rank][..., None].long(), self.rows[:, None]
-        mcu = self.context.grid.mcu_at(position)
+        chroma, rows = local.is_chroma[rank][..., None].long(), self.rows[:, None]
+        mcu = self.state.context.grid.mcu_at(position)
         for states, place, part in (
-            (self.states.luma, position, added * (1 - chroma)),
-            (self.states.chroma, mcu, added * chroma),
+            (sums.luma, position, added * (1 - chroma)),
+            (sums.chroma, mcu, added * chroma),
         ):
             states.flatten(0, 1).index_add_(0, (rows * states.shape[1] + place).flatten(), part.flatten(0, 1))
-
-    def load(self, other: Decoding) -> None:
-        """Take over another batch of chunks of the same shapes, keeping the tensors (a captured graph reads them)."""
-        for target, source in zip(_tensors(vars(self)), _tensors(vars(other)), strict=True):
-            target.copy_(source)
-
-
-def _tensors(thing: Any) -> list[Tensor]:
-    """All tensors in a nest of lists, dictionaries and plain objects, in a fixed order."""
-    if isinstance(thing, Tensor):
-        return [thing]
-    if isinstance(thing, (list, tuple)):
-        return [t for part in thing for t in _tensors(part)]
-    if isinstance(thing, dict):
-        return [t for key in sorted(thing) for t in _tensors(thing[key])]
-    ours = type(thing).__module__.startswith(("dctransformer.model", "dctransformer.sampling"))
-    if isinstance(thing, (torch.nn.Module, StepStack)) or not ours:
-        return []  # weights, the grid, numbers
-    return _tensors(vars(thing))

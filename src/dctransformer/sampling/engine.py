@@ -30,7 +30,7 @@ from dctransformer.model.texture import TEXTURE_PLACES
 from dctransformer.model.texture_state import Picture
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.decoder_state import Decoding, step_stacks
+from dctransformer.sampling.decoder_state import Decoding, for_steps
 from dctransformer.sampling.drawing import Draws, overflow_error, uniform_on
 from dctransformer.sampling.pool import Pool, Progress, Watch
 from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
@@ -182,26 +182,6 @@ def _spread_rows(
     return rows
 
 
-def for_steps(model: DCTransformer, precision: str) -> DCTransformer:
-    """A copy of a model for many small products: in its precision, and on a CPU with matrices stored by columns.
-
-    With few rows a product is bound by reading the matrix; by columns that is half as long again as fast.
-
-    Raises:
-        ValueError: a weight is not finite in that precision.
-    """
-    model = copy.deepcopy(model)
-    if precision == "bf16":
-        model = model.bfloat16()
-    if not bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all()):  # one read for all of them
-        raise ValueError(f"the model's weights are not finite in {precision}; use other weights or another precision")
-    if model.device.type == "cpu":
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.data = module.weight.data.t().contiguous().t()
-    return model
-
-
 class Engine:
     """Runs chunks of batches: encode once, then triple by triple, all rows in step."""
 
@@ -213,7 +193,6 @@ class Engine:
         own = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
         self.precision = resolve_precision(own, self.device)
         self.model = for_steps(model, self.precision)
-        self.stacks = step_stacks(self.model)
         self.steppers: dict[tuple, Stepper] = {}
 
     def with_batch(self, batch: int) -> Engine:
@@ -282,15 +261,14 @@ class Engine:
             batch = batch.rows(torch.cat([torch.arange(len(noise)), draws.twins.cpu()]))
             batch.labels[len(noise) :] = self.model.config.null_label
         grid, batch = batch.grid, batch.to(self.device)
-        static = self.device.type != "cpu" or self.config.compile
-        decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
+        decoding = Decoding(self.model, batch)
         key = (grid, draws.kind) if fixed else ()
         stepper = self.steppers.get(key)
         if stepper is None:
             stepper = self.steppers[key] = Stepper(decoding, noise.clone(), draws, compile=self.config.compile)
             if graphs:  # recording takes steps, so that the chunk has to begin anew
                 stepper.capture()
-                decoding = Decoding(self.model, batch, static=static, stacks=self.stacks)
+                decoding = Decoding(self.model, batch)
         stepper.load(decoding, noise, draws)
         with compilable_numbers() if self.config.compile else contextlib.nullcontext():
             for k in range(steps):

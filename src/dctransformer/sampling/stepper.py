@@ -20,7 +20,7 @@ from dctransformer.sampling.drawing import Draws, pick
 
 
 def compilable_numbers() -> AbstractContextManager[Any]:
-    """Where what is compiled may read a number from a tensor and have sizes depend on it (see `steps.Place`)."""
+    """Where what is compiled may read a number from a tensor and have sizes depend on it (see `Step.at`)."""
     return torch._dynamo.config.patch(capture_scalar_outputs=True)
 
 
@@ -65,7 +65,7 @@ class Stepper:
             # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
             self.peak = torch.zeros(len(noise), device=noise.device)
         else:
-            self.decoding.load(decoding)
+            self.decoding.state.copy_(decoding.state)
             self.noise.copy_(noise)
             self.draws.copy_(draws)
         self.turn.zero_()
