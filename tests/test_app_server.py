@@ -403,6 +403,41 @@ def test_a_visitor_gets_a_part_of_the_queue(client: Client) -> None:
     assert "Choose a picture first" in done[0]["output"]["data"][0]
 
 
+def test_a_burst_of_clicks_gets_no_larger_part_of_the_queue() -> None:
+    """Jobs count from when they are admitted, not from when Gradio has put them into its queue."""
+
+    class Messages(dict):
+        max_size = 0
+
+    queued: list[SimpleNamespace] = []
+    queue = SimpleNamespace(
+        pending_messages_per_session=Messages(), active_jobs=[None],
+        event_queue_per_concurrency_id={"model": SimpleNamespace(queue=queued)},
+    )  # fmt: skip
+    scope = {
+        "type": "http", "method": "POST", "path": "/gradio_api/queue/join", "client": ("192.0.2.1", 1), "headers": [
+            (b"host", b"localhost"), (b"content-length", b"26"), (b"content-type", b"application/json"),
+        ],
+    }  # fmt: skip
+
+    async def app(scope: dict, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.01)
+        queued.append(SimpleNamespace(request=SimpleNamespace(scope=scope)))
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b'{"session_hash": "session"}'}
+
+    async def send(message: dict) -> None:
+        pass
+
+    async def burst() -> None:
+        guarded = guard.Guard(app, Hosts("127.0.0.1"), 100, line=visitors.Line(queue, 4))
+        await asyncio.gather(*(guarded(scope, receive, send) for _ in range(8)))
+
+    asyncio.run(burst())
+    assert len(queued) == 3
+
+
 def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
     """One that listens and reads nothing is sent the end of its job only."""
     presence = Presence()

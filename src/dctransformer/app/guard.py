@@ -224,9 +224,12 @@ class Guard:
             await send(message)
 
         if scope["path"] != "/gradio_api/queue/data":
-            await self.app(scope, receive, send_on)
-            if scope["path"].endswith("/join") and self.line is not None:
-                self.line.take_turns()
+            if not scope["path"].endswith("/join") or self.line is None:
+                await self.app(scope, receive, send_on)
+                return
+            with self.line.arriving(visitor(scope)):
+                await self.app(scope, receive, send_on)
+            self.line.take_turns()
             return
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
         if not SESSION.fullmatch(session):

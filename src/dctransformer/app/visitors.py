@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections import Counter, OrderedDict
@@ -111,6 +112,7 @@ class Line:
             most: jobs that may wait.
         """
         self._queue, self.visitor_most = queue, max(1, 3 * most // 4)
+        self._arriving: Counter[str] = Counter()
         # Messages for tabs, read or not; Gradio would keep those of 2,000.
         self._queue.pending_messages_per_session.max_size = max(100, 6 * most)
 
@@ -122,9 +124,21 @@ class Line:
         lines = [line.queue for line in self._queue.event_queue_per_concurrency_id.values()]
         under_way = [events for events in self._queue.active_jobs if events is not None]
         of_visitor = sum(visitor(event.request.scope) == who for events in (*lines, *under_way) for event in events)
+        of_visitor += self._arriving[who]
         if of_visitor >= self.visitor_most:
             return f"{of_visitor} jobs from your address are under way or waiting already; wait until some are done"
         return None
+
+    @contextlib.contextmanager
+    def arriving(self, who: str) -> Iterator[None]:
+        """Count a job that was admitted, until the queue has it at the end of the block."""
+        self._arriving[who] += 1
+        try:
+            yield
+        finally:
+            self._arriving[who] -= 1
+            if not self._arriving[who]:
+                del self._arriving[who]
 
     def take_turns(self) -> None:
         """Sort the jobs that wait: everybody's first, then everybody's second, and so on."""
