@@ -96,13 +96,20 @@ def _inner(x: Any) -> Any:
     return x.inner if isinstance(x, DeviceTensor) else x
 
 
-def _tensors(x: Any) -> list[Tensor]:
+def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among some arguments."""
-    if isinstance(x, Tensor):
-        return [x]
-    if isinstance(x, dict):
-        x = list(x.values())
-    return [tensor for part in x for tensor in _tensors(part)] if isinstance(x, list | tuple) else []
+    found: list[Tensor] = []
+
+    def collect(parts: Any) -> None:
+        for x in parts:
+            if isinstance(x, Tensor):
+                found.append(x)
+            elif type(x) in (list, tuple):
+                collect(x)
+
+    collect(args)
+    collect(kwargs.values())
+    return found
 
 
 def _each(change: Callable[[Any], Any], x: Any) -> Any:
@@ -175,7 +182,7 @@ class PretendDevice:
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """An operation of which some tensors may be the device's."""
         name = func._schema.name
-        tensors = _tensors((args, kwargs))
+        tensors = _tensors(args, kwargs)
         here = [x for x in tensors if isinstance(x, DeviceTensor)]
         if not here and not self.busy:
             return func(*args, **kwargs)
@@ -230,8 +237,10 @@ class _Functions(TorchFunctionMode):
         self.pretended = pretended
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, pretended = dict(kwargs or {}), self.pretended
         name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute
+            return func(*args)
+        kwargs, pretended = dict(kwargs or {}), self.pretended
         if func in (Tensor.cpu, Tensor.cuda):
             device = "cpu" if func is Tensor.cpu else "cuda"
             return pretended.to(args[0], device, None, kwargs.get("non_blocking", False), False)
@@ -260,8 +269,7 @@ class _Functions(TorchFunctionMode):
             result = func(_inner(args[0]), *args[1:], **kwargs)
             return pretended.place(result) if here else result
         before = pretended.busy
-        taken = args[:1] if func is Tensor.__deepcopy__ else (args, kwargs)  # whose memo holds tensors of all kinds
-        pretended.busy = any(isinstance(x, DeviceTensor) for x in _tensors(taken))
+        pretended.busy = any(isinstance(x, DeviceTensor) for x in _tensors(args, kwargs))
         try:
             return func(*args, **kwargs)
         finally:
@@ -291,7 +299,8 @@ class _Operations(TorchDispatchMode):
         self.pretended = pretended
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.pretended.run(func, args, kwargs or {})
+        with torch._C.DisableTorchFunction():  # attributes of tensors are functions, too
+            return self.pretended.run(func, args, kwargs or {})
 
 
 class _Autocast(torch.amp.autocast_mode.autocast):

@@ -49,10 +49,16 @@ GRID = Grid(1, 2)
 CONFIG = SampleConfig(seed=3, graphs=False, precision="fp32", workers=1)
 
 
+@pytest.fixture(autouse=True)
+def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished pictures idle for less."""
+    monkeypatch.setattr(texture_sampling, "TURNS_PER_READ", 2)
+
+
 def network(texture_from: int = 1, *, channels: float = -1.0, **changes: Any) -> DCTransformer:
     """A tiny model whose weights are all alive; its pictures have few triples and channels (more with ``channels``)."""
     torch.manual_seed(0)
-    settings = {"chunk": 8, "overlap": 0, "quality": 12, "size": 16, "num_labels": 2, **SMALL, **changes}
+    settings = {"chunk": 4, "overlap": 0, "quality": 12, "size": 16, "num_labels": 2, **SMALL, **changes}
     model = DCTransformer(preset("tiny", texture_from=texture_from, conditions=conditions.NAMES, **settings)).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -94,7 +100,7 @@ def sequences(model: DCTransformer) -> list[Sequence]:
 )
 def test_a_device_samples_what_a_cpu_does(kind: str, texture_from: int, settings: dict[str, float]) -> None:
     """Guided or not, drawn in fp64 and in fp32."""
-    model, config = network(texture_from, overlap=2), dataclasses.replace(CONFIG, **settings)
+    model, config = network(texture_from, overlap=1), dataclasses.replace(CONFIG, **settings)
     expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
     with pretend_device(kind) as pretended:
         found = sample(on_device(model, pretended), 2, config, labels=[0, 1], size=(16, 32))
@@ -110,7 +116,7 @@ def test_bf16_samples_on_a_device() -> None:
     assert int(found.mcus.count_nonzero()) > 2
 
 
-@pytest.mark.parametrize("channels", [-2.0, 1.0])
+@pytest.mark.parametrize("channels", [-2.0, 0.3])
 def test_the_host_does_not_wait_for_texture(channels: float) -> None:
     """It reads once in some turns which pictures are finished, and at the end; nothing for a channel."""
     model = network(channels=channels)
@@ -122,13 +128,11 @@ def test_the_host_does_not_wait_for_texture(channels: float) -> None:
         device = pretended.device
         picture = Picture(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
         model = on_device(model, pretended)
-        fill_texture(model, picture, keys, configs)  # tables are copied once
-        pretended.forget()
         found, decided = fill_texture(model, picture, keys, configs)
         turns = rounded_up_to(max(decided) + 1, texture_sampling.TURNS_PER_READ)
         assert pretended.reads.total() == turns // texture_sampling.TURNS_PER_READ + 1, pretended.reads
-        assert not pretended.copies
-    assert decided == counted and (max(decided) > 8) == (channels > 0)
+        assert pretended.copies.total() <= 6, pretended.copies  # tables, once
+    assert decided == counted and (max(decided) >= texture_sampling.TURNS_PER_READ) == (channels > 0), decided
     assert torch.equal(on_host(found), expected)
 
 
@@ -193,7 +197,7 @@ def test_tiles_on_a_device() -> None:
 @pytest.mark.parametrize(("kind", "texture_from"), [("cuda", 1), ("cuda", 4), ("mps", 1)])
 def test_a_device_counts_the_bits_that_a_cpu_does(kind: str, texture_from: int) -> None:
     """By picture and by triple."""
-    model = network(texture_from, overlap=2)
+    model = network(texture_from, overlap=1)
     expected, by_triple = code_lengths(model, sequences(model)).bits, triple_bits(model, sequences(model)[0])
     with pretend_device(kind) as pretended:
         model = on_device(model, pretended)
@@ -275,13 +279,14 @@ def training_batch(model: DCTransformer) -> ChunkBatch:
 
 
 @pytest.mark.parametrize(
-    ("kind", "texture_from", "optimizer"), [("cuda", 1, "muon"), ("cuda", 4, "adamw"), ("mps", 1, "adamw")]
+    ("kind", "texture_from", "optimizer", "precision"),
+    [("cuda", 1, "muon", "fp32"), ("cuda", 4, "adamw", "bf16"), ("mps", 1, "adamw", "fp32")],
 )
-def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: str) -> None:
+def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: str, precision: str) -> None:
     """No number and no size, so that the host runs ahead of the device and steps can be captured; as on a CPU."""
-    settings = {"batch": 2, "warmup": 2, "precision": "fp32", "compile": "off", "optimizer": optimizer}
+    settings = {"batch": 2, "warmup": 2, "precision": precision, "compile": "off", "optimizer": optimizer}
     settings |= {"micro_batch": None}
-    batch = training_batch(network(texture_from))
+    batch, tolerance = training_batch(network(texture_from)), 1e-3 if precision == "fp32" else 0.1
     trainer = Trainer(network(texture_from).train(), TrainConfig(device="cpu", **settings))
     expected = [trainer.step(batch, 16) for _ in range(2)]
     with pretend_device(kind) as pretended:
@@ -290,7 +295,9 @@ def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: 
         pretended.forget()
         found.append(trainer.step(batch, 16))
         assert not pretended.reads and not pretended.copies
-    torch.testing.assert_close(torch.stack(list(map(on_host, found))), torch.stack(expected), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        torch.stack(list(map(on_host, found))), torch.stack(expected), rtol=tolerance, atol=tolerance
+    )
 
 
 def test_runs_are_padded_to_few_shapes() -> None:

@@ -1,6 +1,8 @@
 """On a real GPU: the same numbers as on a CPU, and the ways that only a GPU has. Skipped elsewhere.
 
-None of the tests takes a fixture, so that ``scripts/gpu_session.sh`` can run them without pytest.
+None of the tests takes a fixture, so that ``scripts/gpu_session.sh`` can run them without pytest. They passed on an
+H200 when they sampled from all-triples models without guidance only and did not test the reads of whole steps.
+`test_devices` runs the same paths, but for graphs, compilation and memory, on any machine.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.texture import sampled_texture
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
@@ -85,6 +88,25 @@ def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_the_host_reads_nothing_in_a_step() -> None:
+    """With either kind of model, on batches that come from the CPU."""
+    for texture_from in (1, 4):
+        model = new_model(preset("tiny", size=32, quality=30, texture_from=texture_from), 0)
+        batch, first = some_chunks(8), model.config.texture_rank
+        if texture_from < 4:
+            batch.texture = sampled_texture(some_sequences(8), torch.full((8,), 0.5), 2, first)
+            batch.texture.pictures, batch.texture.first = 8, first
+        settings = {"batch": 8, "precision": "bf16", "compile": "off", "optimizer": "adamw", "micro_batch": None}
+        trainer = Trainer(model, TrainConfig(device="cuda", **settings))
+        trainer.step(batch, 8)  # the first step of all copies tables, and checks for divergence
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                trainer.step(batch, 8)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_micro_batch_is_found_and_a_checkpoint_goes_round() -> None:
     """Memory is measured; what is saved on a GPU loads on a CPU."""
     settings = {"batch": 8, "precision": "fp32", "compile": "off", "optimizer": "muon"}
@@ -109,10 +131,11 @@ def test_a_gpu_counts_the_bits_a_cpu_does() -> None:
 
 
 def test_a_gpu_samples() -> None:
-    """Legal pictures, twice the same with the same seed."""
-    model = new_model(CONFIG, 0).eval().to("cuda")
-    first, second = (sample(model, 4, SampleConfig(seed=3)) for _ in range(2))
-    assert len(first.triples) == 4
-    assert all(
-        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first.triples, second.triples, strict=True)
-    )
+    """Twice the same pictures with the same seed: triples and texture, guided and not."""
+    for texture_from, guidance in ((4, 1.0), (4, 1.5), (1, 1.5)):
+        config = preset("tiny", size=32, quality=30, num_labels=2, texture_from=texture_from)
+        model = new_model(config, 0).eval().to("cuda")
+        settings = SampleConfig(seed=3, guidance=guidance)
+        first, second = (sample(model, 4, settings, labels=[0, 1, 0, 1]) for _ in range(2))
+        assert len(first.triples) == 4
+        assert all(torch.equal(a, b) for a, b in zip(first.triples, second.triples, strict=True))
