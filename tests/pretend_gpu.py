@@ -44,7 +44,7 @@ class DeviceTensor(torch.Tensor):
 
     inner: Tensor
     where: torch.device
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, inner: Tensor, where: torch.device) -> DeviceTensor:
@@ -174,9 +174,9 @@ class PretendDevice:
             raise TypeError("the MPS framework doesn't support float64")
         return DeviceTensor(x.detach(), self.device)
 
-    def group(self, tensors: list[list[Tensor]]) -> dict[tuple[torch.device, torch.dtype], Any]:
+    def group(self, tensors: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
         """Tensors by device and dtype, as PyTorch's optimisers and the clipping of gradients group them."""
-        groups = _group_tensors_by_device_and_dtype(tensors)
+        groups: dict[Any, Any] = _group_tensors_by_device_and_dtype(tensors)
         return {(lists[0][0].device, dtype): (lists, where) for (_, dtype), (lists, where) in groups.items()}
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -225,8 +225,7 @@ class PretendDevice:
             return self.place(x.to(dtype or x.dtype, copy=True))
         assert isinstance(x, DeviceTensor)
         self.read("to cpu")
-        inner = x.inner if not (x.requires_grad and torch.is_grad_enabled()) else x.detach().inner
-        return inner.to(dtype or x.dtype, copy=True)
+        return x.inner.to(dtype or x.dtype, copy=True)
 
 
 class _Functions(TorchFunctionMode):

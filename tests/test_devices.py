@@ -244,7 +244,8 @@ class TinyInception(nn.Module):
         self.Mixed_6d.branch1x1 = nn.Conv2d(3, 8, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.Mixed_6d.branch1x1(x.float() / 255).mean((2, 3)),)
+        branch: Any = self.Mixed_6d.branch1x1
+        return (branch(x.float() / 255).mean((2, 3)),)
 
 
 @pytest.mark.parametrize("name", ["small64", "inception"])

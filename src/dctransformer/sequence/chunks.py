@@ -180,7 +180,7 @@ class ChunkBatch:
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
         kept = ("grid", "texture", "offset", "runs")
         changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
-        return ChunkBatch(**changed, grid=self.grid, texture=texture, offset=self.offset)
+        return ChunkBatch(**changed, grid=self.grid, texture=texture, offset=self.offset, runs=None)
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:

@@ -52,7 +52,8 @@ class Runs:
     def to(self, device: torch.device | str) -> Runs:
         """The runs on another device."""
         tensors = (self.of_triple, self.row, self.index, self.rank)
-        return Runs(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.most)
+        of_triple, row, index, rank = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Runs(of_triple, row, index, rank, self.most)
 
 
 def rounded_up(count: int, least: int) -> int:
