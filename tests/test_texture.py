@@ -18,14 +18,15 @@ from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
-from dctransformer.model.texture import MAGNITUDES
 from dctransformer.model.texture_state import Picture, checkerboard
+from dctransformer.model.texture_values import MAGNITUDES, value_log_p, value_logits
 from dctransformer.sampling import drawing, tiles
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.rows import Request
+from dctransformer.sampling.running_texture import RunningTexture
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch
@@ -164,12 +165,12 @@ def test_values_are_normalised(limit: int) -> None:
     """`value_logits` holds log-probabilities that sum to one, those of `value_log_p`; nothing beyond the limit."""
     model = make_model(quality=100)
     scores = torch.randn(3, MAGNITUDES + 2, generator=torch.Generator().manual_seed(0)) * 2
-    log_p = model.texture.value_logits(scores, torch.full((3,), limit), model.alphabet)
+    log_p = value_logits(scores, torch.full((3,), limit), model.alphabet)
     assert torch.allclose(log_p.double().exp().sum(-1), torch.ones(3).double(), atol=1e-5)
     possible = (model.alphabet.values.abs() <= limit) & (model.alphabet.values <= 1023)
     assert torch.equal(log_p[0] > NEVER / 2, possible)
     for value in (1, -1, min(limit, 1023), -limit, -min(limit, 9)):
-        here = model.texture.value_log_p(scores, torch.tensor(limit), torch.full((3,), value))
+        here = value_log_p(scores, torch.tensor(limit), torch.full((3,), value))
         index = int(model.alphabet.encode(torch.tensor(value)))
         torch.testing.assert_close(here, log_p[:, index], atol=1e-4, rtol=1e-4)
 
@@ -366,7 +367,8 @@ def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPat
 
 
 @torch.inference_mode()
-def test_texture_depends_on_what_is_near_alone() -> None:
+@pytest.mark.parametrize("rank", [20, 30], ids=["luma", "chroma"])
+def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
     """A window's place features are those of the picture, away from the border: so a large picture is no new case."""
     model = make_model(1)
     picture = random_picture(1, 0.1, Grid(7, 7))
@@ -376,9 +378,78 @@ def test_texture_depends_on_what_is_near_alone() -> None:
     for coefficients, grid in ((picture, Grid(7, 7)), (window, Grid(5, 5))):
         none = torch.zeros(1, grid.mcus, 6, 64, dtype=torch.bool)
         batch = Picture(coefficients[None], none, none, torch.tensor([1]), grid)
-        features = model.texture.begin(batch, torch.tensor([0]), torch.tensor([30])).features
-        parts.append(features.view(2 * grid.rows, 2 * grid.cols, -1))
-    torch.testing.assert_close(parts[0][6:8, 6:8], parts[1][4:6, 4:6], atol=1e-5, rtol=0)
+        channels = model.texture.begin(batch, torch.tensor([0]), torch.tensor([rank]))
+        per_mcu = 1 if channels.kind else 2
+        parts.append(channels.features.view(per_mcu * grid.rows, per_mcu * grid.cols, -1))
+    here, there = (slice(per_mcu * mcu, per_mcu * (mcu + 1)) for mcu in (3, 2))
+    torch.testing.assert_close(parts[0][here, here], parts[1][there, there], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("grid", [Grid(2, 3), Grid(3, 3)], ids=["even", "odd"])
+def test_channels_of_one_kind_cost_less_and_change_nothing(
+    grid: Grid, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Luma alone, chroma alone, and both in one batch, where chroma is computed at all places: the same nats."""
+    model = make_model(2, texture_blocks=blocks)
+    pictures = torch.stack([random_picture(k, 0.3, grid) for k in range(2)])
+    none = torch.zeros_like(pictures, dtype=torch.bool)
+    batch = Picture(pictures, none, none, torch.tensor([0, 2]), grid)
+    rows = torch.tensor([0, 1, 1])
+    for ranks, kind in ((torch.tensor([12, 20, 60]), 0), (torch.tensor([30, 130, 170]), 1)):
+        seen = model.texture.begin(batch, rows, ranks)
+        assert seen.kind == kind and seen.features.shape[1] == (grid.mcus if kind else grid.positions)
+        found = model.texture.channel_nats(batch, rows, ranks)
+        with monkeypatch.context() as patch:
+            patch.setattr(model.texture, "_kind", lambda rank: None)
+            expected = model.texture.channel_nats(batch, rows, ranks)
+        for a, b in zip(found, expected, strict=True):
+            assert bool((b != 0).any()) or a is found[2]
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("grid", [Grid(2, 3), Grid(3, 3)], ids=["even", "odd"])
+def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
+    """What is kept up to date from channel to channel, passing over some, is what a fresh look at the picture gives."""
+    model = make_model(3)
+    texture, first = model.texture, model.config.texture_rank
+    pictures = torch.stack([random_picture(k, 0.2, grid) for k in range(2)])
+    rank_of = RANK_OF_SLOT.expand_as(pictures)
+    given = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    given |= rank_of < first
+    hidden, labels = torch.zeros_like(given), torch.tensor([1, 2])
+
+    def as_of(ranks: list[int]) -> Picture:
+        known = given | (rank_of < torch.tensor(ranks)[:, None, None, None])
+        return Picture(torch.where(known, pictures, 0).to(torch.int16), given, hidden, labels, grid)
+
+    whole, rows = Picture(pictures, given, hidden, labels, grid), torch.arange(2)
+    running = RunningTexture(texture, as_of([first, first]))
+    path = [(first, first), (first + 7, first), (60, 61), (100, 191)]  # the second picture waits once
+    for ranks in path:
+        now, rank = as_of(list(ranks)), torch.tensor(ranks)
+        torch.testing.assert_close(running.rates(rows, labels), texture.use_rates(now), atol=1e-5, rtol=1e-4)
+        found, anew = running.begin(rows, rank, labels), texture.begin(now, rows, rank)
+        torch.testing.assert_close(found.features, anew.features, atol=2e-5, rtol=1e-4)
+        assert torch.equal(found.values, anew.values) and torch.equal(found.opened, anew.opened)
+        following = torch.tensor(path[min(path.index(ranks) + 1, len(path) - 1)])
+        for row in range(2):  # channels up to the next one become settled, in order
+            for r in range(int(rank[row]), int(following[row])):
+                running.settle(rows[row : row + 1], torch.tensor([r]), whole.planes[row, r][None])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_large_pictures_are_drawn_alike(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same picture whether sums are kept up to date or made anew."""
+    model = make_model(4)
+    config = SampleConfig(batch=2, workers=1, guidance=guidance)
+    few = sample(model, 2, config, labels=[0, 1], size=(32, 48))
+    monkeypatch.setattr(texture_sampling, "LARGE", 1)
+    running = sample(model, 2, config, labels=[0, 1], size=(32, 48))
+    assert torch.equal(few.mcus, running.mcus) and bool((few.mcus != 0).any())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -30,21 +30,16 @@ from dctransformer.codec.grid import BAND_OF_RANK, IS_CHROMA_RANK, Grid, rank_of
 from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
-from dctransformer.model.legality import NEVER, ValueAlphabet
 from dctransformer.model.ops import log_at_least_one
-from dctransformer.model.texture_state import Channels, Occupancy, Picture, Values, checkerboard, settle
+from dctransformer.model.texture_layers import Block, GatedMLP
+from dctransformer.model.texture_state import Channels, Occupancy, Picture, Values, checkerboard, chroma_half, settle
+from dctransformer.model.texture_values import MAGNITUDES, VALUE_OUTPUTS, value_log_p
 from dctransformer.sequence.texture import TextureBatch
 
 TEXTURE_PLACES = 1 << 16
 """Most places whose features are computed together where nothing is trained: they fill the memory."""
 
-MAGNITUDES = 8
-"""Magnitudes with a hazard of their own; beyond, the hazard is constant."""
-
-_VALUE_OUTPUTS = MAGNITUDES + 2
-"""Hazards of the magnitudes; the sign's log-odds, and their slope over the log magnitude."""
-
-_PLACE_INPUTS = 5
+PLACE_INPUTS = 5
 """Inputs per coefficient: `value_features`, and whether the coefficient is settled."""
 
 _AROUND = 4
@@ -52,33 +47,6 @@ _AROUND = 4
 
 _SUMMARY = 4
 """Statistics per channel: two of the density, the mean log magnitude, the settled part."""
-
-
-class GatedMLP(nn.Module):
-    """Pre-normalised gated feed-forward layer with a residual: ``[..., W]`` to the same."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, bias=False)
-        self.up = nn.Linear(width, 2 * hidden)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(self.norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
-
-
-class _Block(nn.Module):
-    """Depthwise 3×3 convolution over places, then a gated feed-forward layer, both with residuals."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.mlp = GatedMLP(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, rows, cols, W]`` to the same."""
-        return self.mlp(x + self.around(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class Texture(nn.Module):
@@ -106,13 +74,13 @@ class Texture(nn.Module):
         self.register_buffer("is_chroma", IS_CHROMA_RANK.long(), persistent=False)
         self.register_buffer("band", BAND_OF_RANK[:-1].clone(), persistent=False)
 
-        self.luma_state = nn.Linear(64 * _PLACE_INPUTS, s)
-        self.chroma_state = nn.Linear(2 * 64 * _PLACE_INPUTS, s)
+        self.luma_state = nn.Linear(64 * PLACE_INPUTS, s)
+        self.chroma_state = nn.Linear(2 * 64 * PLACE_INPUTS, s)
         self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.channel = nn.Embedding(order.NUM_CHANNELS, 2 * w)
         self.label = nn.Embedding(num_labels + 1, 2 * w)
-        self.blocks = nn.ModuleList(_Block(w, hidden) for _ in range(config.texture_blocks))
+        self.blocks = nn.ModuleList(Block(w, hidden) for _ in range(config.texture_blocks))
 
         # Luma channels see 5 × 5 blocks of themselves, chroma channels 5 × 5 MCUs.
         self.occupancy_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
@@ -123,8 +91,8 @@ class Texture(nn.Module):
         self.value_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
         self.occupancy_out = nn.Embedding(order.NUM_CHANNELS, w)
         self.occupancy_bias = nn.Embedding(order.NUM_CHANNELS, 1)
-        self.value_out = nn.Linear(w, _VALUE_OUTPUTS, bias=False)
-        self.value_bias = nn.Embedding(order.NUM_CHANNELS, _VALUE_OUTPUTS)
+        self.value_out = nn.Linear(w, VALUE_OUTPUTS, bias=False)
+        self.value_bias = nn.Embedding(order.NUM_CHANNELS, VALUE_OUTPUTS)
 
         self.summary = nn.Parameter(torch.empty(order.NUM_CHANNELS, _SUMMARY, w))
         self.use_channel = nn.Embedding(order.NUM_CHANNELS, w)
@@ -143,7 +111,7 @@ class Texture(nn.Module):
             nn.init.zeros_(table.weight)
         nn.init.normal_(self.summary, std=0.3)
         for block in self.blocks:
-            assert isinstance(block, _Block)
+            assert isinstance(block, Block)
             nn.init.normal_(block.around.weight, std=0.1)
             assert block.around.bias is not None
             nn.init.zeros_(block.around.bias)
@@ -170,13 +138,23 @@ class Texture(nn.Module):
             fp32 ``[B, C]``, rates λ of p(channel in use) = 1 − exp(−λ); 0 where no place is open and for structure;
             NaN where the network overflows.
         """
-        open_count = picture.opened.sum(-1)
-        known = self._statistics(picture, picture.given_planes)
-        all_of = self._statistics(picture, ~self._hidden_planes(picture))
+        return self.rates(*self.statistics(picture), picture.opened.sum(-1), picture.labels)
+
+    def statistics(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """What `rates` reads of pictures: of what is given, and of all that is not hidden, fp32 ``[B, C, 4]`` each."""
+        grid, rank = picture.grid, torch.arange(order.NUM_CHANNELS, device=picture.labels.device)
+        visible = ~gather(picture.hidden, grid)
+        return (
+            self.channel_statistics(picture.planes, picture.given_planes, rank, grid),
+            self.channel_statistics(picture.planes, visible, rank, grid),
+        )
+
+    def rates(self, known: Tensor, all_of: Tensor, open_count: Tensor, labels: Tensor) -> Tensor:
+        """`use_rates` from `statistics`, numbers of open places (int64 ``[B, C]``) and labels (int64 ``[B]``)."""
         known, all_of = (torch.einsum("bcf,cfw->bcw", x, self.summary) for x in (known, all_of))
         # Before rank c: everything of lower ranks, and of the others what is given.
         before = all_of.cumsum(1) - all_of + known.sum(1, keepdim=True) - known.cumsum(1) + known
-        x = before + self.use_channel.weight + self.use_label(picture.labels)[:, None]
+        x = before + self.use_channel.weight + self.use_label(labels)[:, None]
         x = self.use_norm(self.use_mlp(x))
         score = ((x * self.use_out.weight).sum(-1, dtype=torch.float32) + self.use_bias.weight[:, 0]).float()
         score = torch.where(score.isinf(), torch.nan, score)  # the clamp would hide an overflow
@@ -184,25 +162,27 @@ class Texture(nn.Module):
         index = torch.arange(order.NUM_CHANNELS, device=rate.device)
         return torch.where((open_count > 0) & (index >= self.first), rate, 0.0)
 
-    @staticmethod
-    def _hidden_planes(picture: Picture) -> Tensor:
-        return gather(picture.hidden, picture.grid)
+    def channel_statistics(self, planes: Tensor, settled: Tensor, rank: Tensor, grid: Grid) -> Tensor:
+        """What is known of channels as a whole.
 
-    def _statistics(self, picture: Picture, settled: Tensor) -> Tensor:
-        """What is known of every channel as a whole, where ``settled`` (bool ``[B, C, P]``): fp32 ``[B, C, 4]``."""
-        grid = picture.grid
-        places = torch.where(self.is_chroma > 0, float(grid.mcus), float(grid.positions))
-        size = torch.where(settled, picture.planes, 0).abs().float()
+        Args:
+            planes: int16 ``[B, K, P]``, coefficients.
+            settled: bool ``[B, K, P]``, which of them are known.
+            rank: int64 ``[K]``, the channels.
+            grid: the MCU grid.
+
+        Returns:
+            fp32 ``[B, K, 4]``.
+        """
+        chroma = self.is_chroma[rank] > 0
+        places = torch.where(chroma, float(grid.mcus), float(grid.positions))
+        exists = ~chroma[:, None] | grid.table("is_chroma_place", rank.device)
+        size = torch.where(settled, planes, 0).abs().float()
         density = (size > 0).sum(-1) / places
         return torch.stack(
             [density.sqrt(), torch.log1p(1000 * density) / 7, size.log1p().sum(-1) / places,
-             (settled & self._is_place(grid)).sum(-1) / places], dim=-1,
+             (settled & exists).sum(-1) / places], dim=-1,
         )  # fmt: skip
-
-    def _is_place(self, grid: Grid) -> Tensor:
-        """Whether a channel has a coefficient at a position at all: bool ``[C, P]``."""
-        chroma_place = grid.table("is_chroma_place", self.is_chroma.device)
-        return (self.is_chroma == 0)[:, None] | chroma_place
 
     def use_nats(self, picture: Picture) -> Tensor:
         """−log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
@@ -212,16 +192,45 @@ class Texture(nn.Module):
 
     # -- place features -----------------------------------------------------------------------------------------
 
-    def begin(self, picture: Picture, row: Tensor, rank: Tensor) -> Channels:
-        """Features of every place for channels about to be decided.
+    def begin(
+        self, picture: Picture, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None, labels: Tensor | None = None
+    ) -> Channels:
+        """Features of the places of channels about to be decided.
+
+        Args:
+            picture: the pictures.
+            row: int64 ``[T]``, which picture each channel belongs to.
+            rank: int64 ``[T]``, the channels.
+            mixed: what `mix` returns for them, if it is known already.
+            labels: int64 ``[T]``, if not those of the pictures.
+        """
+        kind = self._kind(rank)
+        x = self.mix(picture, row, rank) if mixed is None else mixed
+        labels = picture.labels[row] if labels is None else labels
+        x = x.permute(0, 2, 3, 1) + (self.channel(rank) + self.label(labels))[:, None, None]
+        gate, up = x.chunk(2, dim=-1)
+        x = F.silu(gate) * up
+        # Chroma has places in every other row and column alone: the last step leaves the others out.
+        last = 2 if kind == 1 else 1
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, last if i == len(self.blocks) else 1)
+        if not len(self.blocks):
+            x = x[:, ::last, ::last]
+        known = picture.given_planes[row, rank]
+        value = torch.where(known, picture.planes[row, rank], 0).float()
+        return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind)
+
+    def mix(self, picture: Picture, row: Tensor, rank: Tensor) -> Tensor:
+        """What is settled of all channels around every place, before a channel: ``[T, 2 W, rows, cols]``.
+
+        It is linear in the settled coefficients' features, so that sampling adds what has become settled to it.
 
         Args:
             picture: the pictures.
             row: int64 ``[T]``, which picture each channel belongs to.
             rank: int64 ``[T]``, the channels.
         """
-        grid = picture.grid
-        device = rank.device
+        grid, device = picture.grid, rank.device
         hidden, given = picture.hidden[row], picture.given[row]
         settled = ((rank_of_slot(device) < rank[:, None, None, None]) & ~hidden) | given
         values = torch.where(settled, picture.coefficients[row], 0)
@@ -231,19 +240,23 @@ class Texture(nn.Module):
         chroma = self.chroma_state(inputs[:, :, 4:].flatten(2))
         luma = self.luma_mix(luma.unflatten(1, (2 * grid.rows, grid.width)).permute(0, 3, 1, 2))
         chroma = self.chroma_mix(chroma.unflatten(1, (grid.rows, grid.cols)).permute(0, 3, 1, 2))
-        x = luma + F.interpolate(chroma, scale_factor=2, mode="nearest")
-        x = x.permute(0, 2, 3, 1) + (self.channel(rank) + self.label(picture.labels[row]))[:, None, None]
-        gate, up = x.chunk(2, dim=-1)
-        x = F.silu(gate) * up
-        for block in self.blocks:
-            x = block(x)
-        known = picture.given_planes[row, rank]
-        value = torch.where(known, picture.planes[row, rank], 0).float()
-        return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0)
+        return luma + F.interpolate(chroma, scale_factor=2, mode="nearest")
+
+    def _kind(self, rank: Tensor) -> int | None:
+        """0 where all channels (int64 ``[T]``) are luma, 1 where all are chroma; None if it is mixed or unknown.
+
+        Only on a CPU it is known without waiting for the device.
+        """
+        if rank.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        kinds = self.is_chroma[rank].unique()
+        return int(kinds) if len(kinds) == 1 else None
 
     def _half(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor]:
         """Positions of one colour for each channel, int64 ``[T, H]``, and which of them are open, bool ``[T, H]``."""
         where = checkerboard(grid, channels.rank.device)[self.is_chroma[channels.rank], colour]
+        if channels.kind == 1:
+            where = where[:, : chroma_half(grid, colour)]
         return where, channels.opened.gather(1, where)
 
     def _look_around(self, channels: Channels, convolutions: nn.ModuleList, where: Tensor, grid: Grid) -> Tensor:
@@ -252,12 +265,17 @@ class Texture(nn.Module):
         planes = torch.stack(
             [channels.settled.float(), channels.occupied.float(), size, size * channels.values.sign()], dim=1
         ).unflatten(2, (2 * grid.rows, grid.width))
-        kind = self.is_chroma[channels.rank]
-        around = torch.where(
-            (kind == 0)[:, None, None, None], convolutions[0](planes), convolutions[1](planes)
-        ).flatten(2).transpose(1, 2)  # fmt: skip
+        if channels.kind == 1:  # every other row and column
+            conv = convolutions[1]
+            around = F.conv2d(planes[:, :, ::2, ::2], conv.weight, conv.bias, padding=2)
+            where = where // (2 * grid.width) * grid.cols + where % grid.width // 2
+        elif channels.kind == 0:
+            around = convolutions[0](planes)
+        else:
+            chroma = (self.is_chroma[channels.rank] == 1)[:, None, None, None]
+            around = torch.where(chroma, convolutions[1](planes), convolutions[0](planes))
         index = where[..., None].expand(-1, -1, channels.features.shape[-1])
-        return (channels.features + around).gather(1, index)
+        return (channels.features + around.flatten(2).transpose(1, 2)).gather(1, index)
 
     # -- occupancy ----------------------------------------------------------------------------------------------
 
@@ -302,53 +320,18 @@ class Texture(nn.Module):
             grid: the MCU grid.
 
         Returns:
-            fp32 ``[T, H, MAGNITUDES + 2]``, int64 ``[T, H]`` positions and bool ``[T, H]``: where a value is due.
+            fp32 ``[T, H, MAGNITUDES + 2]``; int64 ``[T, H]`` positions; and bool ``[T, H]``, where a value is due
+            (other scores mean nothing).
         """
         where, opened = self._half(channels, colour, grid)
+        due = opened & channels.occupied.gather(1, where)
         x = self._look_around(channels, self.value_around, where, grid)
-        x = self.value_norm(self.value_mlp(x))
-        scores = self.value_out(x).float() + self.value_bias(channels.rank)[:, None]
-        return scores, where, opened & channels.occupied.gather(1, where)
-
-    def value_log_p(self, scores: Tensor, limit: Tensor, value: Tensor) -> Tensor:
-        """Log p(value): scores fp32 ``[…, MAGNITUDES + 2]``; limit and value (not 0) int64 ``[…]``; fp32 ``[…]``."""
-        hazards = scores[..., :MAGNITUDES]
-        magnitude = value.abs()
-        capped = magnitude.clamp(1, MAGNITUDES)
-        passed = F.softplus(hazards)
-        before = F.pad(passed.cumsum(-1), (1, 0)).gather(-1, capped[..., None] - 1)[..., 0]
-        before = before + (magnitude - MAGNITUDES).clamp_min(0) * passed[..., -1]
-        here = hazards.gather(-1, capped[..., None] - 1)[..., 0]
-        log_p = -before + torch.where(magnitude < limit, F.logsigmoid(here), 0.0)
-        odds = scores[..., MAGNITUDES] + scores[..., MAGNITUDES + 1] * magnitude.float().log()
-        sign = F.logsigmoid(torch.where(value > 0, odds, -odds))
-        # A file holds −1,024 … 1,023: the sign of 1,024 is not free.
-        return log_p + torch.where(magnitude <= 1023, sign, 0.0)
-
-    def value_logits(self, scores: Tensor, limit: Tensor, alphabet: ValueAlphabet) -> Tensor:
-        """Log p of every value of the alphabet, `NEVER` where it is impossible.
-
-        Args:
-            scores: fp32 ``[…, MAGNITUDES + 2]``.
-            limit: int64 ``[…]``, largest magnitude.
-            alphabet: the V values.
-
-        Returns:
-            fp32 ``[…, V]``.
-        """
-        magnitude = torch.arange(1, alphabet.largest + 1, device=scores.device)
-        passed = F.softplus(scores[..., :MAGNITUDES])
-        capped = magnitude.clamp(max=MAGNITUDES) - 1
-        before = F.pad(passed.cumsum(-1), (1, 0))[..., capped]
-        before = before + (magnitude - MAGNITUDES).clamp_min(0) * passed[..., -1:]
-        last = magnitude == limit[..., None]
-        log_p = torch.where(last, 0.0, F.logsigmoid(scores[..., capped])) - before
-        log_p = log_p.masked_fill(magnitude > limit[..., None], NEVER)
-        odds = scores[..., MAGNITUDES, None] + scores[..., MAGNITUDES + 1, None] * magnitude.float().log()
-        free = magnitude <= 1023
-        negative = log_p + torch.where(free, F.logsigmoid(-odds), 0.0)
-        positive = (log_p + F.logsigmoid(odds)).masked_fill(~free, NEVER)
-        return torch.cat([negative.flip(-1), positive], dim=-1).clamp_min(NEVER)
+        bias = self.value_bias(channels.rank)[:, None].expand(-1, x.shape[1], -1)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.value_out(self.value_norm(self.value_mlp(x))).float() + bias, where, due
+        # Few places hold a coefficient, and finding them costs a CPU nothing.
+        scores = self.value_out(self.value_norm(self.value_mlp(x[due]))).float() + bias[due]
+        return bias.new_zeros(bias.shape).index_put((due.nonzero(as_tuple=True)), scores), where, due
 
     # -- all passes over a channel ------------------------------------------------------------------------------
 
@@ -431,7 +414,7 @@ class Texture(nn.Module):
         def score_values(scores: Tensor, where: Tensor, due: Tensor) -> Tensor:
             nonlocal values
             value = torch.where(due, open_truth.gather(1, where), 1.0)
-            log_p = self.value_log_p(scores, limit, value.long())
+            log_p = value_log_p(scores, limit, value.long())
             values = values.scatter_add(1, where, torch.where(due, -log_p, 0.0))
             return value
 

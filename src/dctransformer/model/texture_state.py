@@ -81,6 +81,8 @@ class Channels:
         settled: bool ``[T, P]``, places whose occupancy is known; it grows from pass to pass.
         values: fp32 ``[T, P]``, known values; 0 where a place is empty or its value is not known.
         occupied: bool ``[T, P]``, places known to hold a coefficient.
+        kind: 0 if all channels are known to be luma, 1 if all are chroma: then ``features`` has the N places of chroma
+            alone, and H is half of them.
     """
 
     rank: Tensor
@@ -89,6 +91,7 @@ class Channels:
     settled: Tensor
     values: Tensor
     occupied: Tensor
+    kind: int | None = None
 
 
 def settle(
@@ -136,3 +139,8 @@ def checkerboard(grid: Grid, device: torch.device) -> Tensor:
             places = (colour_of_place == colour).nonzero()[:, 0]
             index[kind, colour] = torch.cat([places, filling])[:half] if kind else places
     return index.to(device)
+
+
+def chroma_half(grid: Grid, colour: int) -> int:
+    """Number of chroma places of one colour of the checkerboard."""
+    return (grid.mcus + (grid.rows * grid.cols) % 2 * (1 - 2 * colour)) // 2

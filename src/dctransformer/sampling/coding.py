@@ -28,6 +28,7 @@ from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
 from dctransformer.model.precision import full_fp32
 from dctransformer.model.texture_state import Occupancy, Picture, Values
+from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
 from dctransformer.sampling.decoder_state import Decoding, for_steps
 from dctransformer.sampling.drawing import overflow_error
@@ -210,7 +211,7 @@ class PictureCoder:
             for i, (row, truth) in enumerate(zip(rows, truths, strict=True)):
                 at = due[i]
                 if row.active and bool(at.any()):
-                    log_p = texture.value_logits(scores[i][at], limits[i].expand(int(at.sum())), alphabet)
+                    log_p = value_logits(scores[i][at], limits[i].expand(int(at.sum())), alphabet)
                     legal = (log_p[0] > NEVER / 2).nonzero()[:, 0]  # the same at all places of a channel
                     known = None
                     if truth is not None:

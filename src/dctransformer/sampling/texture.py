@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import rank_slots
+from dctransformer.codec.grid import Grid, rank_slots
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.texture_state import Picture, settle
+from dctransformer.model.texture_state import Channels, Picture, settle
+from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
+from dctransformer.sampling.running_texture import LARGE, RunningTexture
 
 TURNS_PER_READ = 8
 """Turns between two reads of which pictures are finished, where a read makes the host wait: until then they idle."""
@@ -104,10 +106,17 @@ def fill_texture(
     decided = torch.zeros_like(before)
     slots = rank_slots(grid, device)
     active, check = list(range(len(keys))), PredictionCheck(device)
+    running = None
+    if device.type == "cpu" and grid.positions >= LARGE:
+        running = RunningTexture(model.texture, picture)
     rows, draws = torch.arange(len(keys), device=device), Draws.of(configs, device, guided=guided)
     for turn in itertools.count(1):
-        view = _view(model, picture, coefficients, rows, draws)
-        rates = model.texture.use_rates(view)
+        labels = _labels(model, picture, rows, draws)
+        if running is None:
+            view = _view(picture, coefficients, draws.both(rows), labels)
+            rates = model.texture.use_rates(view)
+        else:
+            rates = running.rates(draws.both(rows), labels)
         check.see(rates, limit=torch.inf)  # before they are mixed, which would hide NaN
         following = next_channel(_mixed_rates(rates, draws), before[rows], noise.which(rows, before[rows]))
         if device.type == "cpu" or turn % TURNS_PER_READ == 0:
@@ -122,23 +131,35 @@ def fill_texture(
                 rows = torch.tensor(active).to(device, non_blocking=True)
                 following = following[torch.tensor(staying).to(device, non_blocking=True)]
                 draws = Draws.of([configs[i] for i in active], device, guided=guided)
-                view = _view(model, picture, coefficients, rows, draws)
+                labels = _labels(model, picture, rows, draws)
+                if running is None:
+                    view = _view(picture, coefficients, draws.both(rows), labels)
         going = following < order.STOP  # finished pictures idle: nothing is open to them
         rank = following.clamp(first, order.NUM_CHANNELS - 1)
-        values, opened = _draw_channels(model, view, rank, going, noise.places(rows, rank), draws, check)
+        if running is None:
+            channels = model.texture.begin(view, torch.arange(len(labels), device=device), draws.both(rank))
+        else:
+            channels = running.begin(draws.both(rows), draws.both(rank), labels)
+        values, opened = _draw_channels(model, channels, going, noise.places(rows, rank), grid, draws, check)
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots[rank]))
+        if running is not None:
+            running.settle(rows, rank, drawn)
         coefficients[rows] = coefficients[rows].scatter(1, slots[rank], drawn)
         before[rows] = following
         decided[rows] += going
     return coefficients[:, :-1].view_as(picture.coefficients), decided.tolist()
 
 
-def _view(model: DCTransformer, picture: Picture, coefficients: Tensor, active: Tensor, draws: Draws) -> Picture:
-    """Some pictures (int64 ``[B]``), and after them their twins without a label."""
-    rows = draws.both(active)
+def _labels(model: DCTransformer, picture: Picture, rows: Tensor, draws: Draws) -> Tensor:
+    """The labels of some pictures (int64 ``[B]``), and after them the null label of their twins."""
+    labels = picture.labels[draws.both(rows)]
+    labels[len(rows) :] = model.config.null_label
+    return labels
+
+
+def _view(picture: Picture, coefficients: Tensor, rows: Tensor, labels: Tensor) -> Picture:
+    """Pictures as they are now, with labels (int64 ``[B + G]`` each)."""
     now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
-    labels = picture.labels[rows]
-    labels[len(active) :] = model.config.null_label
     return Picture(now, picture.given[rows], picture.hidden[rows], labels, picture.grid)
 
 
@@ -173,10 +194,10 @@ def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
 
 def _draw_channels(
     model: DCTransformer,
-    view: Picture,
-    rank: Tensor,
+    channels: Channels,
     going: Tensor,
     noise: Tensor,
+    grid: Grid,
     draws: Draws,
     check: PredictionCheck,
 ) -> tuple[Tensor, Tensor]:
@@ -184,10 +205,10 @@ def _draw_channels(
 
     Args:
         model: with texture.
-        view: the B pictures, and after them their twins.
-        rank: int64 ``[B]``, a channel of each.
+        channels: one of each of the B pictures, and after them those of their twins.
         going: bool ``[B]``, pictures of which this channel is drawn; of the others nothing is.
         noise: ``[B, 3, P]`` in [0, 1), by position.
+        grid: the MCU grid.
         draws: temperature, top-p and guidance of each.
         check: sees all predictions.
 
@@ -195,8 +216,7 @@ def _draw_channels(
         fp32 ``[B, P]``, the channels' values: what is given, what is drawn, and 0 where nothing is; and bool
         ``[B, P]``, places that were open.
     """
-    texture, grid, count = model.texture, view.grid, len(rank)
-    channels = texture.begin(view, torch.arange(len(view.labels), device=rank.device), draws.both(rank))
+    texture, count = model.texture, len(going)
     channels = dataclasses.replace(channels, opened=channels.opened & draws.both(going)[:, None])
     for colour in (0, 1):
         scores, where, opened = texture.occupancy_logits(channels, colour, grid)
@@ -209,7 +229,7 @@ def _draw_channels(
     for colour in (0, 1):
         scores, where, due = texture.value_scores(channels, colour, grid)
         uniform = noise[:, 2].gather(1, where[:count])
-        values = _draw_values(model, scores, draws.both(rank), due, uniform, draws, check)
+        values = _draw_values(model, scores, channels.rank, due, uniform, draws, check)
         channels = settle(channels, where, due, values=draws.both(values))
     return channels.values[:count], channels.opened[:count]
 
@@ -278,12 +298,12 @@ def _draw_values(
     limit, pictures_due = model.limits[rank][:, None].expand_as(due), due[: len(uniform)]
     check.see(scores, due)
     if due.device.type == "cpu":  # where finding the places costs nothing, only they are computed
-        logits = model.texture.value_logits(scores[due], limit[due], model.alphabet)
+        logits = value_logits(scores[due], limit[due], model.alphabet)
         draws, uniform = draws.of_elements(pictures_due.nonzero()[:, 0]), uniform[pictures_due]
         logits = draws.mix(logits)
         check.see(logits.amax(-1))
     else:
-        logits = draws.mix(model.texture.value_logits(scores, limit, model.alphabet))
+        logits = draws.mix(value_logits(scores, limit, model.alphabet))
         check.see(logits.amax(-1), pictures_due)
         draws = draws.repeated(uniform.shape[1])
     values = model.alphabet.decode(pick(logits.flatten(0, -2), uniform.flatten(), draws)).float()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dctransformer.model.context import LocalContext
 from dctransformer.model.layers import Attention, FeedForward, Stack
-from dctransformer.model.texture import GatedMLP, Texture
+from dctransformer.model.texture import Texture
+from dctransformer.model.texture_layers import GatedMLP
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.muon import Muon
 
