@@ -266,8 +266,9 @@ class Texture(nn.Module):
             [channels.settled.float(), channels.occupied.float(), size, size * channels.values.sign()], dim=1
         ).unflatten(2, (2 * grid.rows, grid.width))
         if channels.kind == 1:  # every other row and column
-            conv = convolutions[1]
-            around = F.conv2d(planes[:, :, ::2, ::2], conv.weight, conv.bias, padding=2)
+            dilated = convolutions[1]
+            assert isinstance(dilated, nn.Conv2d)
+            around = F.conv2d(planes[:, :, ::2, ::2], dilated.weight, dilated.bias, padding=2)
             where = where // (2 * grid.width) * grid.cols + where % grid.width // 2
         elif channels.kind == 0:
             around = convolutions[0](planes)

@@ -98,18 +98,16 @@ class Draws:
         dtype = draw_dtype(device)
         guidance = [c.guidance if guided else 1.0 for c in configs]
         twins = [i for i, strength in enumerate(guidance) if strength != 1 or (all_twins and set(guidance) != {1})]
-        tensors = (
+        tensors = [
             torch.tensor([c.temperature or 1.0 for c in configs], dtype=dtype),
             torch.tensor([c.top_p if c.top_p < 1 else torch.inf for c in configs], dtype=dtype),
             torch.tensor([c.temperature == 0 for c in configs]),
             torch.tensor(guidance, dtype=torch.float32),
             torch.tensor(twins, dtype=torch.int64),
-        )
-        return cls(
-            *(tensor.to(device, non_blocking=True) for tensor in tensors),
-            any(c.top_p < 1 for c in configs),
-            any(c.temperature == 0 for c in configs),
-        )
+        ]
+        temperature, top_p, greedy, strength, both = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        any_cut, any_greedy = any(c.top_p < 1 for c in configs), any(c.temperature == 0 for c in configs)
+        return cls(temperature, top_p, greedy, strength, both, any_cut, any_greedy)
 
     @property
     def kind(self) -> tuple[bool, bool, bool]:
