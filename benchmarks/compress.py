@@ -24,7 +24,7 @@ from dctransformer.codec import Codec, DCTImage, write_jpeg_bytes
 from dctransformer.codec.triples import gather, public
 from dctransformer.data.coefficients import Coefficients, Pictures
 from dctransformer.evaluate.coders import compare
-from dctransformer.likelihood import code_lengths
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks.compress import Compressed, compress, decompress
 from dctransformer.tasks.dct_file import read_file

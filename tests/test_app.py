@@ -28,9 +28,9 @@ from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.uploads import examples, read_for_inspection, read_upload
 from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
-from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Engine
+from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks.edit import Options, colorize, continue_, inpaint, upscale
 from dctransformer.tasks.generate import generate

@@ -14,7 +14,7 @@ from PIL import Image
 from dctransformer import read_jpeg
 from dctransformer.cli import main
 from dctransformer.commands.names import with_revision
-from dctransformer.terminal import printable
+from dctransformer.files import printable
 from pictures import photo_folder
 from tiny_model import prepare_small, save_plain_model, save_tiny_model
 

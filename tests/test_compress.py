@@ -18,7 +18,6 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.coefficients import _distinct, _name
 from dctransformer.data.images import prepare_image
 from dctransformer.data.shapes import Shape
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
@@ -26,6 +25,7 @@ from dctransformer.sampling import bits
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
 from dctransformer.sampling.coding import PictureCoder, Task
 from dctransformer.sampling.decoder_state import Decoding
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sampling.texture import next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks import compress as compress_module

@@ -20,12 +20,12 @@ from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.features import inception_extractor, open_extractor
-from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.model.config import preset
 from dctransformer.model.texture_state import Picture
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
+from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.texture import NoiseKey, fill_texture
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import conditions

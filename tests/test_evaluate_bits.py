@@ -17,8 +17,8 @@ from dctransformer.codec.jpeg import huffman_bytes, read_jpeg_bytes
 from dctransformer.evaluate import coders
 from dctransformer.evaluate.bits import exact_bits, surprise
 from dctransformer.evaluate.pictures import open_reference
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
+from dctransformer.sampling.likelihood import code_lengths
 from pictures import photo, photo_folder
 
 

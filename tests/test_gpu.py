@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from dctransformer.codec.grid import Grid
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import sampled_texture
 from dctransformer.training.config import TrainConfig

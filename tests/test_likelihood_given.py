@@ -15,8 +15,8 @@ from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.triples import gather, ranked
 from dctransformer.data import TripleStore, prepare
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import START, Sequence, cut_chunks
 from dctransformer.sequence.conditions import NAMES, named
 from dctransformer.tasks.likelihood import likelihood

@@ -13,7 +13,6 @@ from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.triples import ranked
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.context import States, neighbour_table
 from dctransformer.model.heads import PositionHead, hazard_logits
@@ -23,6 +22,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.drawing import Draws, pick
 from dctransformer.sampling.engine import fill, sample
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sampling.rows import Request
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from tiny_model import lively

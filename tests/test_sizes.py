@@ -19,9 +19,9 @@ from dctransformer.data.shapes import Shape
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import open_held_out, open_reference
 from dctransformer.hub.pretrained import load_model, save_model
-from dctransformer.likelihood import code_lengths
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence import Sequence
 from dctransformer.tasks.generate import generate
 from dctransformer.tasks.likelihood import likelihood

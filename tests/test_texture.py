@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dctransformer import DCTransformer, read_jpeg, write_jpeg
-from dctransformer import likelihood as likelihood_module
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
-from dctransformer.likelihood import code_lengths, triple_bits
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
 from dctransformer.model.texture_state import Picture, checkerboard
 from dctransformer.model.texture_values import MAGNITUDES, value_log_p, value_logits
 from dctransformer.sampling import drawing, tiles
+from dctransformer.sampling import likelihood as likelihood_module
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
+from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.rows import Request
 from dctransformer.sampling.running_texture import RunningTexture
 from dctransformer.sampling.texture import draw_occupancy, next_channel

@@ -14,8 +14,8 @@ from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.data import TripleStore, prepare
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import preset
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
 from dctransformer.training.setup import shape_for

@@ -26,11 +26,11 @@ from dctransformer.data.info import DatasetInfo
 from dctransformer.data.store import TripleStore
 from dctransformer.evaluate.pictures import open_reference
 from dctransformer.hub.pretrained import read_weights, write_weights
-from dctransformer.likelihood import code_lengths
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import fill
+from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sampling.rows import Request
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import Steps

@@ -21,8 +21,8 @@ import tyro
 from dctransformer import __version__
 from dctransformer.commands import compression, pictures, scores, sharing, training
 from dctransformer.commands.usage import check_numbers, usage_sentence
+from dctransformer.files import printable
 from dctransformer.model.config import PRESETS
-from dctransformer.terminal import printable
 
 COMMANDS: dict[str, type] = {
     "prepare": training.Prepare, "train": training.Train, "sample": pictures.Sample, "upscale": pictures.Upscale,

@@ -1,4 +1,7 @@
-"""Atomic writes, exclusive temporary files and folder locks: nothing is ever half-written or written twice at once."""
+"""Atomic writes, exclusive temporary files and folder locks: nothing is ever half-written or written twice at once.
+
+And names of files and other foreign text, made safe to print.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import secrets
 import socket
 import stat
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -289,3 +293,19 @@ def cache_folder() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dctransformer")
     except RuntimeError:
         return None
+
+
+def printable(text: object) -> str:
+    """Escape everything that could control a terminal or can't be encoded, such as in names that others chose.
+
+    Control characters, line ends, marks that change the direction of text and undecodable bytes become escapes.
+    """
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def printable_lines(text: str) -> str:
+    """Escape the same in each line of a text, such as a traceback, whose line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))

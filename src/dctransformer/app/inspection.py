@@ -11,8 +11,8 @@ from dctransformer.codec.adapt import own_coefficients, requantised
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import heat
-from dctransformer.likelihood import FIELDS, code_lengths, require_finite, triple_bits
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sampling.likelihood import FIELDS, code_lengths, require_finite, triple_bits
 from dctransformer.sequence.chunks import Sequence
 
 BAND_TITLES = order.BAND_TITLES

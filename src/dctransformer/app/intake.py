@@ -28,7 +28,7 @@ from dctransformer.app.render import canvas, parts, png_uri
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
 from dctransformer.app.visitors import visitor
-from dctransformer.terminal import printable_lines
+from dctransformer.files import printable_lines
 
 TASKS: dict[str, Kind] = {
     "upscale": "work", "colorize": "work", "inpaint": "work", "continue": "work", "inspect": "inspect"

@@ -23,7 +23,7 @@ from typing import Any
 from dctransformer.app.guard import Guard, Hosts, public_path
 from dctransformer.app.limits import Limits
 from dctransformer.app.visitors import Line, Presence, visitor
-from dctransformer.terminal import printable
+from dctransformer.files import printable
 
 CONNECTIONS = 300
 """Most connections at a time."""

@@ -10,7 +10,7 @@ import tyro
 
 from dctransformer.commands.names import with_revision
 from dctransformer.commands.printing import print_facts
-from dctransformer.terminal import printable
+from dctransformer.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

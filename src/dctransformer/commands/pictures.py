@@ -12,8 +12,8 @@ import tyro
 
 from dctransformer.commands.names import with_revision
 from dctransformer.commands.printing import print_facts
+from dctransformer.files import printable
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.terminal import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm

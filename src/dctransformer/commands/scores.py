@@ -11,8 +11,8 @@ import tyro
 from dctransformer.commands.names import with_revision
 from dctransformer.commands.printing import print_facts
 from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.files import printable
 from dctransformer.sequence.conditions import CONDITIONS
-from dctransformer.terminal import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm

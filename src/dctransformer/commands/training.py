@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dctransformer.files import printable
 from dctransformer.model.config import Architecture, ModelConfig
-from dctransformer.terminal import printable
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.config_file import ConfigFile, read_config_file
 

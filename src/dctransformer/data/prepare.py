@@ -27,8 +27,7 @@ from dctransformer.data.plan import Shard, contents, described, fingerprint, has
 from dctransformer.data.shapes import Shape
 from dctransformer.data.shards import Job, balance, keys_of, labels_of, make_shards, skipped_of
 from dctransformer.data.sources import Source, is_url, open_source, text
-from dctransformer.files import locked_folder, sweep, write_text
-from dctransformer.terminal import printable
+from dctransformer.files import locked_folder, printable, sweep, write_text
 
 PARTIAL = ".partial"
 """Folder of pieces, inside the output; gone when the data set is complete."""

@@ -17,9 +17,9 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
 from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
-from dctransformer.likelihood import code_lengths, place_nats, require_finite
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import full_fp32
+from dctransformer.sampling.likelihood import code_lengths, place_nats, require_finite
 from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.sequence.texture import channels_in_use
 
@@ -42,9 +42,9 @@ def exact_bits(
         progress: called with what is under way and the number of pictures done.
 
     Returns:
-        See `dctransformer.likelihood.CodeLengths.summary`; besides ``data``, ``split``, ``labelled`` (pictures whose
-        label the model knows) and ``table``: ``coder``, ``bytes_per_image``, ``bits_per_pixel``, ``bits_per_triple``,
-        ``missing`` of each coder, the model first.
+        See `dctransformer.sampling.likelihood.CodeLengths.summary`; besides ``data``, ``split``, ``labelled``
+        (pictures whose label the model knows) and ``table``: ``coder``, ``bytes_per_image``, ``bits_per_pixel``,
+        ``bits_per_triple``, ``missing`` of each coder, the model first.
 
     Raises:
         ValueError: the model gives NaN.

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from dctransformer.evaluate.features import Extractor
 from dctransformer.evaluate.metrics import Moments
 from dctransformer.evaluate.pictures import Pictures
-from dctransformer.files import cache_folder, write_tensors
-from dctransformer.terminal import printable
+from dctransformer.files import cache_folder, printable, write_tensors
 
 FORMAT = 1
 

@@ -32,11 +32,11 @@ from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_s
 from dctransformer.evaluate.two_sample import two_sample_test
 from dctransformer.files import write_text
 from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
-from dctransformer.likelihood import code_lengths, require_finite
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
+from dctransformer.sampling.likelihood import code_lengths, require_finite
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.settings import check_ranges

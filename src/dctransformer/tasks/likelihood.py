@@ -10,7 +10,7 @@ import numpy as np
 
 from dctransformer.codec.grid import Grid
 from dctransformer.data.opening import open_pictures
-from dctransformer.likelihood import code_lengths, require_finite
+from dctransformer.sampling.likelihood import code_lengths, require_finite
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.conditions import named
 from dctransformer.sequence.labels import model_labels
@@ -48,8 +48,8 @@ def likelihood(
         show: show a bar while pictures of a folder are read.
 
     Returns:
-        See `dctransformer.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's optimised
-        Huffman coding needs for the same coefficients, ``labelled``, how many pictures had a known label, and
+        See `dctransformer.sampling.likelihood.CodeLengths.summary`; and ``huffman_bytes_per_image``, what libjpeg's
+        optimised Huffman coding needs for the same coefficients, ``labelled``, how many pictures had a known label, and
         ``windows``, of how many only the window at the centre was scored. With a
         condition, ``given`` holds bytes per image: of the given part listed first (the rest unknown), of the rest when
         that part is given, their sum, and what the unconditional model spends on either's coefficients.

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from dctransformer.files import write_text
 from dctransformer.hub.curves import OVER_TRIPLES, shipped_curves
-from dctransformer.likelihood import FIELDS
 from dctransformer.model.config import ModelConfig
+from dctransformer.sampling.likelihood import FIELDS
 from dctransformer.training.bands import BANDS, PARTS, bits_per_triple
 from dctransformer.training.config import DEFAULT_TRIPLES
 from dctransformer.training.run_folder import RunFolder

@@ -15,9 +15,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dctransformer.data.store import TripleStore
-from dctransformer.files import check_place, explained, locked_folder
+from dctransformer.files import check_place, explained, locked_folder, printable
 from dctransformer.model.config import ModelConfig
-from dctransformer.terminal import printable
 from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig

@@ -13,9 +13,9 @@ from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
 from dctransformer.files import atomic_write
 from dctransformer.hub.pretrained import load_model, save_model
-from dctransformer.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sampling.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.windows import centred, huffman_bytes
 from dctransformer.training.bands import bits_per_triple
