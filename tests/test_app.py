@@ -37,7 +37,7 @@ from dctransformer.tasks.generate import generate
 from pictures import photo, pillow_jpeg
 from tiny_model import save_tiny_model
 
-QUICK = Settings(seed=3, top_p=1.0)
+QUICK = Settings(seed=3, temperature=1.0)
 SHAPE = ((32, 32), 30)
 """Shape and quality of the tiny model's pictures."""
 
@@ -71,11 +71,16 @@ def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command
     *stages, last = studio.generate(settings)
     assert len(stages) > 2 and all("<progress" in stage for stage in stages)
     assert stages[-1].count("chosen places") == 2 * 2  # two pictures: captions and descriptions
-    samples, names = generate(studio.model, 2, sampling=SampleConfig(seed=3, top_p=0.9, temperature=0.9))
+    samples, names = generate(
+        studio.model, 2, sampling=SampleConfig(seed=3, top_p=0.9, temperature=0.9, texture_temperature=1)
+    )
     for made, expected in zip(downloads(last), samples.dct(), strict=True):
         assert made.equal(expected)
     assert all(name in last for name in names) and "seed 3" in last
-    assert "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --top-p 0.9" in last
+    assert (
+        "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --texture-temperature 1 --top-p 0.9"
+        in last
+    )
 
 
 def test_places_of_an_unfinished_picture_are_those_of_its_triples(studio: Studio) -> None:
@@ -106,7 +111,7 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
     white = np.zeros((32, 32, 3), np.uint8)
     white[3:9, 3:9] = 255
     options = Options(2, "rose", SampleConfig(seed=3))
-    settings = Settings("rose", 3, 2, top_p=1.0)
+    settings = Settings("rose", 3, 2, temperature=1.0)
     small = read_upload(png(photo(16, 16, 0)), studio.limits)
     for run, expected in (
         (studio.upscale(small, 2, settings), upscale(studio.model, [small.pixels], 2, options)),

@@ -103,11 +103,11 @@ class _Form:
         )  # fmt: skip
         with gr.Accordion("More settings", open=False):
             self.temperature = gr.Slider(
-                0, 1.5, 1, step=0.05, label="Temperature", info="Below 1 is tamer, 0 takes the likeliest.",
-                elem_id=f"{task}-temperature",
+                0, 1.5, 0.9, step=0.05, label="Temperature",
+                info="Of the structure; below 1 is tamer, 0 takes the likeliest.", elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.top_p = gr.Slider(
-                0.5, 1, 0.9, step=0.01, label="Top-p", info="Leave out the unlikeliest; 1 leaves out nothing.",
+                0.5, 1, 1, step=0.01, label="Top-p", info="Leave out the unlikeliest; 1 leaves out nothing.",
                 elem_id=f"{task}-top-p",
             )  # fmt: skip
             self.guidance = gr.Slider(
@@ -204,11 +204,11 @@ def _connect(
 
 _PRESETS = {
     "Any flower, tame": (ANY, 0.9, 1.0),
-    "Sunflower": ("Sunflower", 0.9, 1.5),
-    "Rose": ("Rose", 0.9, 1.5),
-    "Oxeye daisy": ("Oxeye Daisy", 0.9, 1.5),
+    "Sunflower": ("Sunflower", 1.0, 1.5),
+    "Rose": ("Rose", 1.0, 1.5),
+    "Oxeye daisy": ("Oxeye Daisy", 1.0, 1.5),
 }
-"""One-click settings: class, top-p, guidance. Those whose class the model lacks are left out."""
+"""One-click settings: class, temperature, guidance. Those whose class the model lacks are left out."""
 
 
 def _generate(studio: Studio, presence: Presence) -> None:
@@ -238,8 +238,10 @@ def _generate(studio: Studio, presence: Presence) -> None:
         return studio.generate(Settings.of(*settings), size)
 
     _connect(form, presence, out, run, [size])
-    for button, label, top_p, guidance in buttons:
-        script = f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, 1, {top_p}, {guidance}]"
+    for button, label, temperature, guidance in buttons:
+        script = (
+            f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, {temperature}, 1, {guidance}]"
+        )
         chosen = _in_browser(button.click, script, [form.seed, form.fresh], form.inputs())
         job = _on(chosen.then, presence, run, [size, *form.inputs()], out)
         form.stop.click(None, None, None, cancels=[job])

@@ -21,16 +21,17 @@ class Settings:
         label: class name, or `ANY`.
         seed: decides, with the settings, what comes out.
         num: pictures, or alternatives of one.
-        temperature: see `dctransformer.sampling.config.SampleConfig`, as the next two.
-        top_p: likewise.
-        guidance: likewise.
+        temperature: of the structure; see `dctransformer.sampling.config.SampleConfig`, as the next two. Texture keeps
+            the model's own distribution, unless the temperature is 0. The default did well in docs/evaluation.md.
+        top_p: likewise, of both.
+        guidance: likewise, of the structure.
     """
 
     label: str = ANY
     seed: float | None = 1
     num: float | None = 1
-    temperature: float = 1.0
-    top_p: float = 0.9
+    temperature: float = 0.9
+    top_p: float = 1.0
     guidance: float = 1.0
 
     @classmethod
@@ -64,7 +65,10 @@ class Settings:
             ValueError: a setting is impossible.
         """
         seed = self.whole("seed", self.seed)
-        return SampleConfig(seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
+        return SampleConfig(
+            seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance,
+            texture_temperature=1.0 if self.temperature else None, texture_guidance=1.0,
+        )  # fmt: skip
 
     def words(self) -> str:
         """Return the options of the command line that do the same."""
@@ -74,6 +78,8 @@ class Settings:
         for name, value in (("temperature", self.temperature), ("guidance", self.guidance), ("top-p", self.top_p)):
             if value != 1:
                 words.append(f"--{name} {value:g}")
+                if value and name != "top-p":
+                    words.append(f"--texture-{name} 1")
         return " ".join(words)
 
 
