@@ -121,7 +121,8 @@ def options(command: type, prefix: str = "") -> Iterator[Option]:
             continue
         word = name if any("Positional" in mark for mark in marks) else f"--{prefix}{name}"
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        yield Option(word, typing.get_args(hint) if union else (hint,))
+        kinds = typing.get_args(hint) if union else (hint,)
+        yield Option(word, tuple(k.__origin__ if typing.get_origin(k) is typing.Annotated else k for k in kinds))
 
 
 def bad_values(option: Option) -> list[str]:

@@ -111,7 +111,7 @@ class Line:
             queue: of a `gradio.Blocks`.
             most: jobs that may wait.
         """
-        self._queue, self.visitor_most = queue, max(1, 3 * most // 4)
+        self._queue, self.visitor_most = queue, max(2, 3 * most // 4)  # one under way and one waiting
         self._arriving: Counter[str] = Counter()
         # Messages for tabs, read or not; Gradio would keep those of 2,000.
         self._queue.pending_messages_per_session.max_size = max(100, 6 * most)

@@ -193,8 +193,9 @@ class Texture(nn.Module):
     # -- place features -----------------------------------------------------------------------------------------
 
     def begin(
-        self, picture: Picture, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None, labels: Tensor | None = None
-    ) -> Channels:
+        self, picture: Picture, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None, labels: Tensor | None = None,
+        whole: bool = False,
+    ) -> Channels:  # fmt: skip
         """Features of the places of channels about to be decided.
 
         Args:
@@ -203,8 +204,10 @@ class Texture(nn.Module):
             rank: int64 ``[T]``, the channels.
             mixed: what `mix` returns for them, if it is known already.
             labels: int64 ``[T]``, if not those of the pictures.
+            whole: leave nothing out that is not needed, so that no channel's numbers depend on the others' to the
+                last bit (with the same T).
         """
-        kind = self._kind(rank)
+        kind = None if whole else self._kind(rank)
         x = self.mix(picture, row, rank) if mixed is None else mixed
         labels = picture.labels[row] if labels is None else labels
         x = x.permute(0, 2, 3, 1) + (self.channel(rank) + self.label(labels))[:, None, None]
@@ -218,7 +221,7 @@ class Texture(nn.Module):
             x = x[:, ::last, ::last]
         known = picture.given_planes[row, rank]
         value = torch.where(known, picture.planes[row, rank], 0).float()
-        return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind)
+        return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind, whole)
 
     def mix(self, picture: Picture, row: Tensor, rank: Tensor) -> Tensor:
         """What is settled of all channels around every place, before a channel: ``[T, 2 W, rows, cols]``.
@@ -328,7 +331,7 @@ class Texture(nn.Module):
         due = opened & channels.occupied.gather(1, where)
         x = self._look_around(channels, self.value_around, where, grid)
         bias = self.value_bias(channels.rank)[:, None].expand(-1, x.shape[1], -1)
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if channels.whole or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.value_out(self.value_norm(self.value_mlp(x))).float() + bias, where, due
         # Few places hold a coefficient, and finding them costs a CPU nothing.
         scores = self.value_out(self.value_norm(self.value_mlp(x[due]))).float() + bias[due]

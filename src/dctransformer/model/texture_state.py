@@ -83,6 +83,7 @@ class Channels:
         occupied: bool ``[T, P]``, places known to hold a coefficient.
         kind: 0 if all channels are known to be luma, 1 if all are chroma: then ``features`` has the N places of chroma
             alone, and H is half of them.
+        whole: everything is computed at all places, so that no channel's numbers depend on the others' to the last bit.
     """
 
     rank: Tensor
@@ -92,6 +93,7 @@ class Channels:
     values: Tensor
     occupied: Tensor
     kind: int | None = None
+    whole: bool = False
 
 
 def settle(
@@ -142,5 +144,5 @@ def checkerboard(grid: Grid, device: torch.device) -> Tensor:
 
 
 def chroma_half(grid: Grid, colour: int) -> int:
-    """Number of chroma places of one colour of the checkerboard."""
-    return (grid.mcus + (grid.rows * grid.cols) % 2 * (1 - 2 * colour)) // 2
+    """Number of chroma places of one colour of the checkerboard; at least 1, as no tensor may be empty."""
+    return max(1, (grid.mcus + grid.mcus % 2 * (1 - 2 * colour)) // 2)

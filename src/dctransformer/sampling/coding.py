@@ -172,7 +172,7 @@ class PictureCoder:
             if not any(row.active for row in rows):
                 break
             ranks = torch.tensor(before, device=device).clamp(max=order.NUM_CHANNELS - 1)
-            channels = texture.begin(view, index, ranks)
+            channels = texture.begin(view, index, ranks, whole=True)
             channels = texture.decide(channels, grid, self._occupancy(rows, ranks), self._values(rows, ranks))
             decided = channels.opened & torch.tensor([row.active for row in rows], device=device)[:, None]
             slots = rank_slots(grid, device)[ranks]
