@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
+from tqdm import tqdm
+
+# The lock of progress bars is shared with forked processes by default; a test that kills one could block all others.
+tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from dctransformer.cli import main
 from dctransformer.processes import deal, in_parallel
@@ -129,3 +131,18 @@ def test_tasks_are_done_in_order_and_a_killed_worker_is_reported() -> None:
 
     with pytest.raises(ValueError, match="a worker process was killed"):
         list(in_parallel(die, range(3), 2))
+
+
+def test_a_killed_worker_takes_no_lock_along() -> None:
+    """Progress bars go on after a worker was killed that held their lock."""
+    tqdm.set_lock(TqdmDefaultWriteLock())
+    with pytest.raises(ValueError, match="was killed"):
+        list(in_parallel(_die_with_the_lock, range(2), 2))
+    lock = tqdm.get_lock()
+    assert lock.acquire(timeout=5)
+    lock.release()
+
+
+def _die_with_the_lock(_: int) -> None:
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)

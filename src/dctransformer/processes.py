@@ -20,6 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
     import torch
 
@@ -160,6 +162,8 @@ def _work_and_send(
 @contextlib.contextmanager
 def _pool(workers: int, job: Callable[[Any], Any]) -> Iterator[tuple[ProcessPoolExecutor, Connection]]:
     """Yield a pool that does ``job``, and a connection on which any message ends its workers at once."""
+    # The bars' own lock is shared with forked workers; one that is killed while it holds it would stop this process.
+    tqdm.set_lock(threading.RLock())
     stopped, stop = _CONTEXT.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, _CONTEXT, _start, (job, stopped))
     try:
