@@ -70,7 +70,7 @@ def test_corruptions_are_recognised(real: DCTImage, known: dict[str, torch.Tenso
 
 
 def test_recognition_is_the_same_each_time_and_refuses_few() -> None:
-    """No chance is left in it; features that differ by a constant are told apart."""
+    """No chance is left in it; features that differ by a constant are distinguished."""
     a = torch.randn(FEWEST, 5, generator=torch.Generator().manual_seed(0))
     b = torch.randn(FEWEST, 5, generator=torch.Generator().manual_seed(1))
     first = recognition(a, b)

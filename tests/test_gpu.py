@@ -66,6 +66,16 @@ def test_a_compiled_step_is_the_eager_one() -> None:
     torch.testing.assert_close(eager, compiled, rtol=1e-2, atol=0.1)
 
 
+def step_without_reads(trainer: Trainer, batch: ChunkBatch) -> None:
+    """Take three steps in which any read by the host is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.step(batch, 8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
     """The trainer's own part of a step (clipping, optimiser, EMA, check for divergence) reads nothing."""
 
@@ -80,12 +90,7 @@ def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
     trainer = Trainer(Fixed(), TrainConfig(batch=8, device="cuda", compile="off", optimizer="adamw", micro_batch=None))
     batch = some_chunks(8).to("cuda")
     trainer.step(batch, 8)  # the first step of all allocates, and checks for divergence
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            trainer.step(batch, 8)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    step_without_reads(trainer, batch)
 
 
 def test_the_host_reads_nothing_in_a_step() -> None:
@@ -99,12 +104,7 @@ def test_the_host_reads_nothing_in_a_step() -> None:
         settings = {"batch": 8, "precision": "bf16", "compile": "off", "optimizer": "adamw", "micro_batch": None}
         trainer = Trainer(model, TrainConfig(device="cuda", **settings))
         trainer.step(batch, 8)  # the first step of all copies tables, and checks for divergence
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(3):
-                trainer.step(batch, 8)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        step_without_reads(trainer, batch)
 
 
 def test_a_micro_batch_is_found_and_a_checkpoint_goes_round() -> None:

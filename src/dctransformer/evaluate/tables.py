@@ -70,7 +70,7 @@ def two_sample_lines(result: dict[str, Any]) -> list[str]:
     count = next(iter(result["views"].values()))["generated"]["pictures"]
     return [
         f"classifier two-sample test: balanced accuracy (± standard error) with which {count:,} generated and as many "
-        f"real pictures (after the codec) are told apart; {result['chance']:g} is chance, and lower is better"
+        f"real pictures (after the codec) are distinguished; {result['chance']:g} is chance, and lower is better"
     ]
 
 

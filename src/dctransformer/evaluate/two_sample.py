@@ -1,7 +1,7 @@
 """Classifier two-sample test (Lopez-Paz and Oquab, 2017): how often is a generated picture recognised as such?
 
 A classifier is trained on pictures of two sets, in equal numbers, and its accuracy is measured on other pictures of
-them. 0.5 is chance: the sets can't be told apart. The same test of real pictures against other real ones shows what
+them. 0.5 is chance: the sets can't be distinguished. The same test of real pictures against other real ones shows what
 chance looks like at this number of pictures. No feature extractor is needed. What the classifier sees is one of:
 
 - ``dc``: the planes of the DC coefficients;
@@ -116,7 +116,7 @@ def describe(pictures: DCTImage, codec: Codec) -> dict[str, Tensor]:
 
     Args:
         pictures: any number, at 4:2:0.
-        codec: theirs.
+        codec: of the pictures' quality.
 
     Returns:
         By view, fp32 ``[n, D]``.
