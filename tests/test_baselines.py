@@ -28,7 +28,7 @@ from baselines.pictures import (
 )
 from baselines.raster import RasterConfig, RasterTransformer, Steps, sample_tokens
 from baselines.systems import Data, systems, with_parameters
-from baselines.vqvae import VQVAE, Codebook, VQVAEConfig
+from baselines.vqvae import VQVAE, VQVAEConfig
 from dctransformer.codec import Codec
 from dctransformer.data import prepare
 from dctransformer.model.config import preset
@@ -215,55 +215,39 @@ def test_batches_flip_hide_labels_and_visit_everything(opened: Data) -> None:
 
 
 def test_codes_go_there_and_back() -> None:
-    """A code's number is that of its vector; decoding numbers is decoding the nearest codes of the outputs."""
+    """Decoding the numbers of the codes is decoding the nearest codes of the encoder's outputs."""
     torch.manual_seed(0)
     model = VQVAE(VQVAEConfig(channels=16, codes=12, code_width=4)).eval()
-    assert torch.equal(model.codebook.nearest(model.codebook.codes), torch.arange(12))
-    model.codebook.codes.data *= 0.2
     pictures = torch.from_numpy(np.stack([photo(32, 32, i) for i in range(2)]))
     with torch.inference_mode():
+        outputs = model.encode(pictures)
         tokens = model.tokens(pictures)
-        quantised, _ = model.codebook(model.encode(pictures))
-        scaled = model.decode(quantised)
+        codes = model.quantiser.codebook
+        nearest = torch.cdist(outputs.permute(0, 2, 3, 1).flatten(1, 2), codes).argmin(-1)
+        scaled = model.decode(codes[nearest].unflatten(1, (8, 8)).permute(0, 3, 1, 2))
     assert tokens.shape == (2, 64) and len(tokens.unique()) > 2
+    assert torch.equal(tokens, nearest)
     made = model.pictures(tokens)
     assert made.shape == pictures.shape and made.dtype == torch.uint8
     assert (made.permute(0, 3, 1, 2).float() - (scaled * 64 + 127.5).clamp(0, 255)).abs().max() <= 0.51
 
 
-def test_gradients_pass_straight_through() -> None:
-    """The quantised outputs' gradient is the outputs'; the commitment pulls outputs to codes; codes get none."""
+def test_the_encoder_gets_gradients_through_the_codes_and_the_codes_follow() -> None:
+    """Gradients pass straight through; in training the codes move, and counting tokens leaves them where they are."""
     torch.manual_seed(0)
-    book = Codebook(VQVAEConfig(codes=12, code_width=4)).eval()
-    outputs = torch.randn(2, 3, 3, 4, requires_grad=True)
-    weight = torch.randn(2, 3, 3, 4)
-    quantised, commitment = book(outputs)
-    torch.testing.assert_close(quantised, book.codes[book.nearest(outputs)])
-    (straight,) = torch.autograd.grad((quantised * weight).sum(), outputs, retain_graph=True)
-    assert torch.equal(straight, weight)
-    (pull,) = torch.autograd.grad(commitment.sum(), outputs)
-    torch.testing.assert_close(pull, 2 * (outputs - book.codes[book.nearest(outputs)]) / 36)
-    assert book.codes.grad is None and not book.codes.requires_grad
-
-
-def test_the_codebook_follows_the_outputs_and_no_code_dies() -> None:
-    """On outputs around a few points, the codes come to lie there, and nearly all stay in use."""
-    torch.manual_seed(0)
-    book = Codebook(VQVAEConfig(codes=16, code_width=2)).train()
-    points = torch.randn(4, 2) * 5
-
-    def outputs() -> torch.Tensor:
-        return (points[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2)).view(1, 16, 16, 2)
-
-    for _ in range(5):
-        book(outputs())
-    book.codes.data[:8] = 100.0  # lost
-    book.sums[:8] = book.codes.data[:8] * book.usage[:8, None]
-    for _ in range(700):
-        book(outputs())
-    _, commitment = book.eval()(outputs())
-    assert float(commitment) < 0.02
-    assert len(book.nearest(outputs()).unique()) >= 12
+    model = VQVAE(VQVAEConfig(channels=16, codes=12, code_width=4)).train()
+    batch = flat_batch(torch.from_numpy(np.stack([photo(32, 32, i) for i in range(2)])), torch.zeros(2).long(), 32**2)
+    loss = model(batch)
+    error, commitment = loss[:, 0].unbind(-1)
+    for part in (error.sum(), commitment.sum()):
+        gradients = torch.autograd.grad(part, list(model.encoder.parameters()), retain_graph=True)
+        assert all(g.abs().max() > 0 for g in gradients)
+    before = model.quantiser.codebook.clone()
+    model.tokens(batch.inputs)
+    assert torch.equal(model.quantiser.codebook, before)
+    torch.nn.init.normal_(model.encoder[-1].bias)
+    model(batch)
+    assert not torch.equal(model.quantiser.codebook, before)
 
 
 # Training and matching ------------------------------------------------------------------------------------------------

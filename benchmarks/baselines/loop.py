@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from vector_quantize_pytorch import VectorQuantize
 
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.training.config import TrainConfig
@@ -119,6 +120,8 @@ def fit(
             log.write(state, {"train/loss": total / counted, "lr": trainer.rate})
             total, counted = 0.0, 0
     log.close()
+    for average, last in zip(trainer.ema.buffers(), trainer.model.buffers(), strict=True):
+        average.copy_(last)  # only parameters are averaged
     elapsed = time.perf_counter() - began
     images = state.triples / stage.per_image
     facts = {
@@ -180,8 +183,9 @@ def _trainer(stage: Stage, config: TrainConfig) -> Trainer:
 
 
 def parameters(network: nn.Module) -> int:
-    """Numbers of a network that training decides."""
-    return sum(p.numel() for p in network.parameters())
+    """Numbers of a network that training decides: parameters and codes."""
+    codes = sum(m.codebook.numel() for m in network.modules() if isinstance(m, VectorQuantize))
+    return codes + sum(p.numel() for p in network.parameters())
 
 
 @torch.inference_mode()

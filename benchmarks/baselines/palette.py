@@ -5,20 +5,22 @@ Shapes: K colours; pixels and colours are uint8 ``[..., 3]``.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 COLOURS = 512
 """Image GPT's palette: 9 bits per pixel."""
 
-_SAMPLE, _ROUNDS, _ROWS = 65_536, 20, 16_384
-"""Pixels that k-means looks at, its rounds, and rows of a distance matrix held at a time."""
+_SAMPLE, _ROWS = 65_536, 16_384
+"""Pixels that k-means looks at, and rows of a distance matrix held at a time."""
 
 
 def fit_palette(pixels: Tensor, colours: int = COLOURS, seed: int = 0) -> Tensor:
-    """k-means over colours (Lloyd's rounds from random pixels), on a sample of the pixels.
-
-    A colour that no pixel is nearest to moves to the pixel that is farthest from its own.
+    """k-means over colours, on a sample of the pixels.
 
     Args:
         pixels: uint8 ``[..., 3]``.
@@ -34,21 +36,15 @@ def fit_palette(pixels: Tensor, colours: int = COLOURS, seed: int = 0) -> Tensor
     flat = pixels.reshape(-1, 3)
     if len(flat) < colours:
         raise ValueError(f"a palette of {colours} colours needs as many pixels, not {len(flat)}; give more pictures")
-    draw = torch.Generator().manual_seed(seed)
     # With replacement where there are many, for a permutation of all would take longer than k-means.
-    few = len(flat) <= _SAMPLE
-    chosen = torch.randperm(len(flat), generator=draw) if few else torch.randint(len(flat), (_SAMPLE,), generator=draw)
-    x = flat[chosen].float()
-    centres = x[torch.randperm(len(x), generator=draw)[:colours]].clone()
-    for _ in range(_ROUNDS):
-        index, distance = _nearest(x, centres)
-        counts = torch.bincount(index, minlength=colours)
-        sums = torch.zeros_like(centres).index_add_(0, index, x)
-        centres = sums / counts.clamp(min=1)[:, None]
-        empty = (counts == 0).nonzero()[:, 0]
-        centres[empty] = x[distance.topk(len(empty)).indices]
-    centres = centres.round().clamp(0, 255)
-    light = centres @ torch.tensor([0.299, 0.587, 0.114])
+    draw = torch.Generator().manual_seed(seed)
+    if len(flat) > _SAMPLE:
+        flat = flat[torch.randint(len(flat), (_SAMPLE,), generator=draw)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different pixels than colours
+        means = KMeans(colours, max_iter=20, random_state=seed).fit(flat.double().numpy())
+    centres = torch.from_numpy(means.cluster_centers_).round().clamp(0, 255)
+    light = centres @ torch.tensor([0.299, 0.587, 0.114], dtype=centres.dtype)
     return centres[light.argsort(stable=True)].to(torch.uint8)
 
 
@@ -62,13 +58,7 @@ def nearest_colour(pixels: Tensor, palette: Tensor) -> Tensor:
     Returns:
         int64 ``[...]``.
     """
-    index, _ = _nearest(pixels.reshape(-1, 3).float(), palette.float())
-    return index.view(pixels.shape[:-1])
-
-
-def _nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the nearest centre of each row, and the squared distance; whole numbers up to 255 give exact ones."""
-    squares = centres.square().sum(1)
-    found = [torch.addmm(squares, rows, centres.T, alpha=-2).min(1) for rows in x.split(_ROWS)]
-    distance = torch.cat([part.values for part in found]) + x.square().sum(1)
-    return torch.cat([part.indices for part in found]), distance
+    x, colours = pixels.reshape(-1, 3).float(), palette.float()
+    squares = colours.square().sum(1)  # whole numbers up to 255 give exact distances
+    found = [torch.addmm(squares, rows, colours.T, alpha=-2).argmin(1) for rows in x.split(_ROWS)]
+    return torch.cat(found).view(pixels.shape[:-1])

@@ -132,7 +132,9 @@ class System(abc.ABC):
     def save(self, folder: Path) -> None:
         """Write the networks' weights, a folder a stage."""
         for name, network in self.networks.items():
-            write_weights(network.state_dict(), folder / name)
+            # Weight files hold no bool (the codebook's mark that it has begun).
+            state = {k: v.float() if v.dtype == torch.bool else v for k, v in network.state_dict().items()}
+            write_weights(state, folder / name)
 
     def load(self, folder: Path) -> None:
         """Take up networks that `save` wrote.
