@@ -1,35 +1,52 @@
-"""Texture a channel at a time against all triples: decisions, seconds per picture, training speed, bits.
+"""Texture a channel at a time against all triples: decisions, seconds per picture, training speed, bits, distances.
 
-    python benchmarks/texture.py DATA [--minutes 2] [--num 16] [--batch 16]
+    python benchmarks/texture.py DATA [--minutes 2] [--seeds 0] [--num 16] [--batch 16]
+    python benchmarks/texture.py DATA --minutes 40 --seeds 0 1 --samples 1000 --out FOLDER --clock processor
 
 DATA is a data set made by `dctransformer prepare`. Two models of the same preset, one with texture and one without, are
-trained on it for the same time, one after the other; each is scored on validation pictures and samples some. After a
-short training samples are shorter or longer than real pictures, so seconds are counted per decision and scaled to the
-decisions of a validation picture; models that were trained for seconds still give no meaningful ``seconds_ratio``. The
-last line is JSON: ``decisions`` and ``decisions_triples`` (per validation picture), ``seconds_ratio`` (per picture, all
-triples over texture), ``pictures_ratio`` (trained per second, texture over all triples), bytes per image of both.
+trained on it for generating alone, for the same time, with each seed; each is scored on validation pictures and samples
+some. After a short training samples are shorter or longer than real pictures, so seconds are counted per decision and
+scaled to the decisions of a validation picture; models that were trained for seconds still give no meaningful
+``seconds_ratio``. With ``--samples``, so many are compared with the training pictures after the codec, by features.
+``--shares`` adds models with texture that give it another part of the training.
+
+The last line is JSON: ``decisions`` and ``decisions_triples`` (per validation picture), ``seconds_ratio`` (per picture,
+all triples over texture), ``pictures_ratio`` (trained per second, texture over all triples), and every model's bytes
+per image, those of structure alone (DC and the first band) and distances. With ``--out``, weights and rows are kept
+there, and the same command goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from baselines.loop import CLOCKS, Stage, base_config, fit, step_seconds
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.data import TripleStore
-from dctransformer.model.config import preset
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.evaluation import evaluate
+from dctransformer.files import write_text
+from dctransformer.hub.pretrained import save_model
+from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
-from dctransformer.training.config import TrainConfig
-from dctransformer.training.loop import train
+from dctransformer.training.config import RATES, TrainConfig
+from dctransformer.training.setup import Steps
 from measure import machine
+
+Row = dict[str, float]
+
+STRUCTURE = order.BAND_NAMES[:2]
+"""The bands whose bytes are counted apart."""
 
 
 def decisions(store: TripleStore, texture: int) -> float:
@@ -41,52 +58,100 @@ def decisions(store: TripleStore, texture: int) -> float:
     return float(np.mean(counts))
 
 
-def measure(data: str, texture_from: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train, score and sample one kind."""
-    shape = preset(arguments.preset, texture_from=texture_from)
-    settings = TrainConfig(
-        minutes=arguments.minutes, batch=arguments.batch, sample_every=0, eval_every=1 << 60, seed=arguments.seed
+def train(store: TripleStore, shape: ModelConfig, share: float, seed: int, folder: Path, args: Any) -> Row:
+    """Train one model into a folder.
+
+    Returns:
+        Pictures per second, by the triples that its transformer is trained on.
+    """
+    base = dataclasses.replace(
+        base_config(seed=seed), optimizer=TrainConfig().optimizer, texture=share, batch=args.batch
     )
-    with tempfile.TemporaryDirectory() as folder:
-        scores: dict[str, Any] = train(data, Path(folder) / "run", shape, settings, progress=False)
-        model = DCTransformer.from_pretrained(Path(folder) / "run")
-    listed = TripleStore.open(data, "train", progress=False).listed(model.config.texture_rank)
-    began = time.perf_counter()
-    samples = sample(model, arguments.num, SampleConfig(batch=arguments.num, workers=1))
-    per_decision = (time.perf_counter() - began) / max(float(samples.decisions().sum()), 1.0)
-    real = decisions(TripleStore.open(data, "validation", progress=False), model.config.texture_rank)
-    return {
-        "bytes_per_image": scores["bytes_per_image"],
-        "pictures_per_second": scores["triples"] / float(listed.mean()) / (60 * arguments.minutes),
-        "seconds_per_picture": per_decision * real,
+    per_image = float(store.listed(shape.texture_rank).mean())
+    stage = Stage("model", lambda: DCTransformer(shape), lambda c: Steps(store, shape, c), lambda _: 0.0, args.batch,
+                  per_image)  # fmt: skip
+    rate = RATES[base.resolved(sharded=False).optimizer]
+    trained = fit(stage, args.minutes, rate, base, folder, step_seconds(stage, base, args.clock), args.clock)
+    network = trained.network
+    assert isinstance(network, DCTransformer)
+    save_model(network, folder)
+    return {"pictures_per_second": trained.facts["images_per_second"], "steps": trained.facts["steps"]}
+
+
+def measure(store: TripleStore, texture_from: int, share: float, seed: int, folder: Path, args: Any) -> Row:
+    """Train, score and sample one model."""
+    shape = dataclasses.replace(
+        preset(args.preset, texture_from=texture_from), quality=store.info.quality, size=store.info.side,
+        num_labels=len(store.info.labels), label_names=tuple(store.info.labels),
+    )  # fmt: skip
+    row = train(store, shape, share, seed, folder, args)
+    metrics = "fid,kid,precision,recall,bits" if args.samples else "bits"
+    config = EvaluateConfig(args.samples or 350, metrics, args.features, kid_subset=min(1000, args.samples or 1000))
+    scores = evaluate(folder, args.data, config)
+    bands = scores["bits"]["bits_per_image_by_band"]
+    row |= {
+        "bytes_per_image": scores["bits"]["bytes_per_image"],
+        "structure_bytes": sum(bands[name] for name in STRUCTURE) / 8,
+        **scores["scores"].get("generated, against the codec round trip", {}),
     }
+    model = DCTransformer.from_pretrained(folder)
+    clock = CLOCKS[args.clock]
+    began = clock()
+    samples = sample(model, args.num, SampleConfig(batch=args.num, workers=1))
+    per_decision = (clock() - began) / max(float(samples.decisions().sum()), 1.0)
+    held_out = TripleStore.open(args.data, "validation", progress=False)
+    return row | {"seconds_per_picture": per_decision * decisions(held_out, shape.texture_rank)}
 
 
 def main() -> None:
-    """Measure both kinds and print."""
+    """Measure all models and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--minutes", type=float, default=2.0, help="of training, each")
-    parser.add_argument("--num", type=int, default=16, help="pictures to sample")
+    parser.add_argument("--num", type=int, default=16, help="pictures to sample for the seconds per picture")
     parser.add_argument("--batch", type=int, default=16, help="chunks per training step")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    texture_from = preset(arguments.preset).texture_from
-    held_out = TripleStore.open(arguments.data, "validation", progress=False)
-    texture, triples = (measure(arguments.data, bands, arguments) for bands in (texture_from, len(order.BANDS)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each model is trained with each")
+    parser.add_argument("--shares", type=float, nargs="*", default=[], help="further settings of train's --texture")
+    parser.add_argument("--samples", type=int, default=0, help="pictures for distances; 0 for none")
+    parser.add_argument("--features", default="small64", help="the extractor of distances, see dctransformer evaluate")
+    parser.add_argument("--out", type=Path, help="folder for weights and rows, to go on from")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall",
+        help="processor counts this process's time, on a machine shared with other jobs (one thread)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    texture_from = preset(args.preset).texture_from
+    share = TrainConfig().texture
+    kinds = {"texture": (texture_from, share), "triples": (len(order.BANDS), share)}
+    kinds |= {f"texture, share {part:g}": (texture_from, part) for part in args.shares}
+    store = TripleStore.open(args.data, "train", progress=False)
+    rows: dict[str, list[Row]] = {name: [] for name in kinds}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = args.out or Path(temporary)
+        for seed in args.seeds:
+            for name, (bands, part) in kinds.items():
+                folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{args.minutes:g}min-{seed}"
+                known = folder / "row.json"
+                if not known.is_file():
+                    write_text(known, json.dumps(measure(store, bands, part, seed, folder, args)))
+                rows[name].append(json.loads(known.read_text()))
+                print(f"{name}, seed {seed}: {rows[name][-1]}", flush=True)
+    mean = {n: {k: statistics.fmean(row[k] for row in all_) for k in all_[0]} for n, all_ in rows.items()}
+    held_out = TripleStore.open(args.data, "validation", progress=False)
+    texture, triples = mean["texture"], mean["triples"]
     result = {
         "benchmark": "texture",
-        "decisions": decisions(held_out, preset(arguments.preset).texture_rank),
+        "decisions": decisions(held_out, preset(args.preset).texture_rank),
         "decisions_triples": decisions(held_out, order.NUM_CHANNELS),
         "seconds_ratio": triples["seconds_per_picture"] / texture["seconds_per_picture"],
         "pictures_ratio": texture["pictures_per_second"] / triples["pictures_per_second"],
-        "texture": texture,
-        "triples": triples,
-        "minutes": arguments.minutes,
+        **mean,
+        "minutes": args.minutes,
+        "seeds": args.seeds,
         **machine(DCTransformer(preset("tiny")).device),
     }
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+    print(json.dumps(result, default=float))
 
 
 if __name__ == "__main__":
