@@ -148,7 +148,7 @@ def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: 
     """In the same batches, each with settings of their own."""
     batches: list[int] = []
     run = Engine.run
-    monkeypatch.setattr(Engine, "run", lambda self, rows: (batches.append(len(rows)), run(self, rows))[1])
+    monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
     settings = [Settings(seed=1), Settings("rose", 2, temperature=0.5, top_p=1.0, guidance=2.0)]
     alone = [list(studio.generate(s))[-1] for s in settings]
     assert set(batches) == {1} and alone[0] != alone[1]
@@ -166,7 +166,7 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
     """At the next chunk: the engine does not go on to the end, and the next user's turn comes."""
     chunks = []
     run = Engine.run
-    monkeypatch.setattr(Engine, "run", lambda self, rows: (chunks.append(1), run(self, rows))[1])
+    monkeypatch.setattr(Engine, "run", lambda self, *given: (chunks.append(1), run(self, *given))[1])
     assert list(studio.generate(QUICK)) and len(chunks) > 2
     whole = len(chunks)
     running = studio.generate(QUICK)

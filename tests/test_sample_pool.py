@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Engine, fill
 from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request, Snapshot
+from dctransformer.sampling.stepper import Stepper
 from tiny_model import lively
 
 GRID, WIDE = Grid(1, 1), Grid(1, 2)
@@ -73,7 +77,7 @@ def test_pictures_of_several_jobs_share_their_steps(model: DCTransformer, monkey
     """Six jobs take about as many turns as one: each chunk is run once, for all of them."""
     batches: list[int] = []
     run = Engine.run
-    monkeypatch.setattr(Engine, "run", lambda self, rows: (batches.append(len(rows)), run(self, rows))[1])
+    monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
     pool = Pool(Engine(model, SampleConfig()))
 
     def user(number: int) -> list[tuple[int, int]]:
@@ -94,6 +98,35 @@ def test_pictures_of_several_jobs_share_their_steps(model: DCTransformer, monkey
     for done in steps:
         assert done == sorted(done) and done[-1][1] == 1 and done[-1][0] > 10
     assert len({done[-1][0] for done in steps}) > 1  # each its own progress
+
+
+@pytest.mark.parametrize(("arrival", "shared"), [(3, True), (10, False)])
+def test_who_arrives_just_after_a_turn_began_shares_it(
+    model: DCTransformer, monkeypatch: pytest.MonkeyPatch, arrival: int, shared: bool
+) -> None:
+    """The chunk begins again with both; later it is too much work to lose. Either way pictures are as if alone."""
+    configs = [SampleConfig(11, workers=1), SampleConfig(12, workers=1)]
+    expected = [fill(model, [Request(0, 0)], GRID, config).mcus for config in configs]
+    batches: list[int] = []
+    run, step, pool = Engine.run, Stepper.step, Pool(Engine(model, SampleConfig()))
+    steps, arrived = itertools.count(1), threading.Event()
+
+    def slow_step(self: Stepper) -> None:
+        if next(steps) == arrival:
+            arrived.set()
+            while not pool._waiting:
+                time.sleep(0.001)
+        step(self)
+
+    monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
+    monkeypatch.setattr(Stepper, "step", slow_step)
+    together = torch.inference_mode()(lambda config: fill(model, [Request(0, 0)], GRID, config, pool=pool).mcus)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(together, configs[0])
+        arrived.wait(10)
+        second = threads.submit(together, configs[1])
+        assert torch.equal(first.result(), expected[0]) and torch.equal(second.result(), expected[1])
+    assert batches[:2] == ([1, 2] if shared else [1, 1])
 
 
 def test_a_job_that_is_given_up_leaves_the_others_alone(model: DCTransformer) -> None:
@@ -155,10 +188,10 @@ def test_an_error_ends_the_job_that_it_belongs_to(monkeypatch: pytest.MonkeyPatc
     """The others in its batch are run again without it."""
     model, run = make_model(), Engine.run
 
-    def fail(self: Engine, rows: list) -> int:
+    def fail(self: Engine, rows: list, *more: Any) -> bool:
         if any(row.config.seed == 6 for row in rows):
             raise ValueError("this picture can't be")
-        return run(self, rows)
+        return run(self, rows, *more)
 
     monkeypatch.setattr(Engine, "run", fail)
     pool = Pool(Engine(model, SampleConfig()))

@@ -32,7 +32,7 @@ from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, for_steps
 from dctransformer.sampling.drawing import Draws, overflow_error, uniform_on
-from dctransformer.sampling.pool import Pool, Progress, Watch
+from dctransformer.sampling.pool import GiveWay, Pool, Progress, Watch
 from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
 from dctransformer.sampling.stepper import Stepper, compilable_numbers
 from dctransformer.sampling.texture import NoiseKey, fill_texture
@@ -225,8 +225,20 @@ class Engine:
             row.texture, row.channels = made, channels
         return sum(decided)
 
-    def run(self, rows: list[Row]) -> int:
-        """Generate to the end of the rows' chunks, or to their stops; returns how many triples there were."""
+    def run(self, rows: list[Row], give_way: GiveWay | None = None) -> bool:
+        """Generate to the end of the rows' chunks, or to their stops.
+
+        Args:
+            rows: pictures of one grid, equally far in their chunks.
+            give_way: called before each step with the number of steps so far; if it returns True, the steps are
+                dropped and the rows stay as they were.
+
+        Returns:
+            Whether the chunks were completed.
+
+        Raises:
+            ValueError: the predictions are not finite, or list more coefficients than a picture has.
+        """
         stride = self.model.config.stride
         sequences = [row.sequence() for row in rows]
         chunk = [len(row.listed) // stride for row in rows]
@@ -236,7 +248,10 @@ class Engine:
             own[:steps] = row.noise(k, stride)[-steps:]
         batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            decisions = self._decode(batch, uniform_on(noise, self.device), [row.config for row in rows], steps)
+            uniform = uniform_on(noise, self.device)
+            decisions = self._decode(batch, uniform, [row.config for row in rows], steps, give_way)
+        if decisions is None:
+            return False
         stops = (decisions[:, :, 0] == order.STOP).int()
         counts = torch.where(stops.any(1), stops.argmax(1), decisions.shape[1]).tolist()
         for row, count in zip(rows, counts, strict=True):
@@ -245,10 +260,15 @@ class Engine:
         for row, triples, count in zip(rows, decisions.unbind(0), counts, strict=True):
             row.stopped = count < len(triples)
             row.listed = torch.cat([row.listed, triples[:count]])
-        return sum(counts)
+        return True
 
-    def _decode(self, batch: ChunkBatch, noise: Tensor, configs: list[SampleConfig], steps: int) -> Tensor:
-        """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing."""
+    def _decode(
+        self, batch: ChunkBatch, noise: Tensor, configs: list[SampleConfig], steps: int, give_way: GiveWay | None
+    ) -> Tensor | None:
+        """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing.
+
+        None if ``give_way`` ended the steps early.
+        """
         rows = len(batch.labels)
         graphs = self.device.type == "cuda" and self.config.graphs
         fixed = graphs or self.config.compile
@@ -272,6 +292,8 @@ class Engine:
         stepper.load(decoding, noise, draws)
         with compilable_numbers() if self.config.compile else contextlib.nullcontext():
             for k in range(steps):
+                if give_way is not None and give_way(k):
+                    return None
                 stepper.step()
                 if self.device.type == "cpu" and k % 4 == 3 and bool((stepper.made[:, k, 0] == order.STOP).all()):
                     steps = k + 1
