@@ -7,7 +7,9 @@ import importlib
 import io
 import os
 import pickle
+import resource
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,6 @@ from dctransformer.data.images import prepare_image
 from pictures import photo, real_photographs
 
 store_module = importlib.import_module("dctransformer.data.store")
-cache_module = importlib.import_module("dctransformer.data.triple_cache")
 preparing = importlib.import_module("dctransformer.data.prepare")
 plan = importlib.import_module("dctransformer.data.plan")
 shards = importlib.import_module("dctransformer.data.shards")
@@ -105,7 +106,8 @@ def test_the_second_time_nothing_is_derived(data, monkeypatch):
     first = open_quietly(data)
     monkeypatch.setattr(store_module, "read_jpeg_bytes", None)
     again = open_quietly(data)
-    assert isinstance(again.values, np.memmap) and not again.values.flags.writeable
+    assert not any(getattr(again, name).flags.owndata for name in ("channels", "values", "offsets", "labels"))  # mapped
+    assert not again.values.flags.writeable
     assert np.array_equal(first.values, again.values) and np.array_equal(first.offsets, again.offsets)
 
 
@@ -214,47 +216,83 @@ def change(file: Path, place: int, by: int) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "offsets", "missing", "link"])
+def arrow_file(data: Path) -> Path:
+    """The cache of a data set's training split."""
+    (file,) = (data / ".cache").glob("train-*")
+    return file
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "offsets", "missing", "link", "folder"])
 def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
     expected = open_quietly(data)
-    (folder,) = (data / ".cache").iterdir()
+    file = arrow_file(data)
     wanted = [np.array(getattr(expected, name)) for name in ("values", "offsets")]
-    file = folder / "values.npy"
+    message = "does not hold what the shards give; the triples are derived anew"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-7])
+    elif damage == "empty":
+        file.write_bytes(b"")
     elif damage == "bit":
-        change(file, -1, 1)
+        change(file, file.stat().st_size // 2, 1)
     elif damage == "offsets":
-        change(folder / "offsets.npy", -9, 0x40)  # huge in the middle
+        place = file.read_bytes().index(wanted[1][1:4].tobytes())
+        change(file, place + 6, 0x40)  # huge in the middle
     elif damage == "missing":
         file.unlink()
     else:
-        file.rename(tmp_path / "values.npy")
-        file.symlink_to(tmp_path / "values.npy")
-        with pytest.warns(UserWarning, match="not a regular file"):
-            store = open_quietly(data)
-        assert file.is_symlink() and "user cache" in str(store.values.filename)  # left alone; the triples lie elsewhere
-        return
-    with pytest.warns(UserWarning, match="derived anew"):
+        file.rename(tmp_path / file.name)
+        if damage == "link":
+            file.symlink_to(tmp_path / file.name)
+        else:
+            file.mkdir()
+        message = "can't be used"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         store = open_quietly(data)
+    assert [message in str(warning.message) for warning in caught] == [True] * (damage != "missing")
     assert np.array_equal(store.values, wanted[0]) and np.array_equal(store.offsets, wanted[1])
-    open_quietly(data)
+    if message == "can't be used":  # left alone; the triples lie elsewhere
+        assert file.is_symlink() or file.is_dir()
+        assert (tmp_path / "user cache" / "triples" / file.name).is_file()
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            open_quietly(data)
 
 
 def test_a_cache_that_came_with_a_data_set_is_checked(data, tmp_path, monkeypatch):
     """A sound one is kept; one whose triples are not those of the shards is never used."""
     wanted = np.array(open_quietly(data).values)
-    (folder,) = (data / ".cache").iterdir()
+    file = arrow_file(data)
+    before = file.read_bytes()
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "another user"))
-    before = (folder / "values.npy").stat()
-    assert np.array_equal(open_quietly(data).values, wanted)
-    assert (folder / "values.npy").stat().st_ino == before.st_ino
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(open_quietly(data).values, wanted)
+    assert file.read_bytes() == before
 
-    change(folder / "values.npy", -1, 0x10)
+    change(file, len(before) // 2, 0x10)
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "a third"))
     with pytest.warns(UserWarning, match="does not hold what the shards give"):
         store = open_quietly(data)
-    assert np.array_equal(store.values, wanted)
+    assert np.array_equal(store.values, wanted) and file.read_bytes() == before
+
+    monkeypatch.setattr(store_module, "read_jpeg_bytes", None)  # once checked, it is trusted
+    assert np.array_equal(open_quietly(data).values, wanted)
+
+
+def test_a_cache_is_not_read_before_it_is_checked(data, tmp_path, monkeypatch):
+    open_quietly(data)
+    arrow_file(data).write_bytes(b"ARROW1 of somebody else")
+    opened: list[bytes] = []
+    read = pa.ipc.open_file
+    monkeypatch.setattr(pa.ipc, "open_file", lambda buffer: opened.append(bytes(buffer)) or read(buffer))
+    for user in ("user cache", "another user"):  # with a receipt and without
+        monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / user))
+        arrow_file(data).write_bytes(b"ARROW1 of somebody else")
+        with pytest.warns(UserWarning, match="does not hold what the shards give"):
+            open_quietly(data)
+    assert len(opened) == 2 and not any(b"somebody" in contents for contents in opened)
 
 
 def test_the_cache_follows_the_content_of_the_shards(data):
@@ -299,12 +337,32 @@ def test_only_what_was_derived_here_is_removed(data):
         (cache / name).mkdir(parents=True)
         (cache / name / "values.npy").write_text("x")
     (cache / kept[1] / "notes.txt").write_text("x")
-    stale = cache / ("train-" + "0" * 32)
-    stale.mkdir()
-    (stale / "values.npy").write_text("x")
+    kept += ["train-runs.arrow", "validation-" + "0" * 32 + ".arrow", "train-" + "0" * 16]
+    for name in kept[4:]:
+        (cache / name).write_text("x")
+    killed = ".dctransformer-0123456789abcdef.part"
+    stale = ["train-" + "0" * 32, killed]
+    for name in stale:
+        (cache / name).mkdir()
+        (cache / name / "values.npy").write_text("x")
+    os.utime(cache / killed, (0, 0))
+    stale.append("train-" + "0" * 32 + ".arrow")
+    (cache / stale[-1]).write_text("x")
     open_quietly(data)
-    assert {path.name for path in cache.iterdir()} >= set(kept) and not stale.exists()
+    names = {path.name for path in cache.iterdir()}
+    assert names >= set(kept) and not names & set(stale)
     assert (cache / kept[1] / "notes.txt").exists()
+
+
+def test_the_folder_of_an_earlier_version_is_removed(data):
+    """It has the name of the file, less its ending."""
+    open_quietly(data)
+    old = arrow_file(data).with_suffix("")
+    arrow_file(data).unlink()
+    old.mkdir()
+    for name in ("channels", "positions", "values", "offsets", "labels", "huffman_bytes", "heights", "widths"):
+        np.save(old / f"{name}.npy", np.zeros(3))
+    assert np.asarray(open_quietly(data).values).any() and not old.exists()
 
 
 def test_another_users_cache_folder_is_not_used(data, monkeypatch):
@@ -319,19 +377,22 @@ def test_another_users_cache_folder_is_not_used(data, monkeypatch):
     monkeypatch.setattr(Path, "lstat", foreign)
     with pytest.warns(UserWarning, match="can't be used"):
         store = open_quietly(data)
-    assert len(store) and not list((data / ".cache").iterdir()) and isinstance(store.values, np.memmap)
+    assert len(store) and not list((data / ".cache").iterdir()) and not store.values.flags.owndata
 
 
-def test_full_disk(data, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache_module._Column, "append", full)
+@pytest.mark.parametrize("limit", [1000, 30_000])
+def test_full_disk(data, limit):
+    """While the columns grow and while they are joined; a limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
         with pytest.raises(ValueError, match=r"the disk is full: .+ free some space"):
             open_quietly(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((data / ".cache").iterdir())
-    assert len(open_quietly(data)) > 0
+    open_quietly(data)
+    assert arrow_file(data).stat().st_size > 30_000
 
 
 def test_a_folder_that_can_only_be_read(data, monkeypatch):

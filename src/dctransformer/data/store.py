@@ -30,22 +30,11 @@ from dctransformer.data.images import check_quality, encode_jpeg, prepare_image
 from dctransformer.data.info import FORMAT, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import is_single_picture, open_source
-from dctransformer.data.triple_cache import cached_arrays, content_key, in_memory
+from dctransformer.data.triple_cache import DTYPES, cached_arrays, content_key, in_memory
 from dctransformer.processes import cores, in_parallel
 
 _BATCH = 32
 """Pictures whose coefficients are listed at a time."""
-
-_DTYPES = {
-    "channels": np.uint8,
-    "positions": np.int32,
-    "values": np.int16,
-    "offsets": np.int64,
-    "labels": np.int64,
-    "huffman_bytes": np.int32,
-    "heights": np.int32,
-    "widths": np.int32,
-}
 
 
 @dataclasses.dataclass
@@ -112,13 +101,6 @@ class TripleStore:
         return np.flatnonzero((self.heights == order.MCU * grid.rows) & (self.widths == order.MCU * grid.cols))
 
     @classmethod
-    def _of(
-        cls, info: DatasetInfo, arrays: dict[str, np.ndarray], skipped: list[tuple[str, str]] | None = None
-    ) -> TripleStore:
-        columns = {name: arrays[name] for name in _DTYPES}
-        return cls(info, **columns, skipped=skipped or [])  # pyright: ignore[reportArgumentType]
-
-    @classmethod
     def open(cls, folder: str | Path, split: str = "train", progress: bool = True) -> TripleStore:
         """Map the triples of a prepared data set, deriving them if that was not done before.
 
@@ -146,7 +128,7 @@ class TripleStore:
             return tqdm(groups.batches(), total=len(groups), desc=f"{split} {work}", unit="group", disable=hide)
 
         key = content_key([FORMAT, info.size, info.quality, bool(info.labels)], shards)
-        return cls._of(info, cached_arrays(Path(folder), split, key, _DTYPES, batches))
+        return cls(info, **cached_arrays(Path(folder), split, key, batches), skipped=[])
 
     @classmethod
     def from_images(
@@ -197,13 +179,13 @@ class TripleStore:
         info = DatasetInfo.of_shape(shape, quality=quality, splits={}, labels=labels, source=str(paths))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
-            arrays = in_memory(_DTYPES, (_columns(pairs, info) for pairs in _grouped(encoded(), 1024)))
+            arrays = in_memory(_columns(pairs, info) for pairs in _grouped(encoded(), 1024))
         count = len(arrays["labels"])
         if not count:
             why = f"; the first: {skipped[0][1]}" if skipped else ""
             raise ValueError(f"there are no pictures that can be read{why}")
         info = dataclasses.replace(info, splits={"all": count}, skipped=len(skipped))
-        return cls._of(info, arrays, skipped)
+        return cls(info, **arrays, skipped=skipped)
 
 
 def _read(read: Callable[[int], str | Path | bytes], index: int) -> str | Path | bytes | ValueError:
@@ -251,18 +233,19 @@ def _columns(pairs: list[tuple[bytes, int]], info: DatasetInfo) -> dict[str, np.
         sides += [(image.height, image.width) for image in images]
         triples += _listed(images)
     joined = torch.cat(triples).numpy() if triples else np.empty((0, 3), np.int32)
-    return {
-        "channels": joined[:, 0].astype(np.uint8),
-        "positions": joined[:, 1].astype(np.int32),
-        "values": joined[:, 2].astype(np.int16),
-        "lengths": np.array([len(t) for t in triples], np.int64),
-        "labels": np.array([label for _, label in pairs], np.int64),
-        "huffman_bytes": np.array(
-            [len(data) - _blank(*side, info.quality) for (data, _), side in zip(pairs, sides, strict=True)], np.int32
-        ),
-        "heights": np.array([height for height, _ in sides], np.int32),
-        "widths": np.array([width for _, width in sides], np.int32),
+    columns = {
+        "channels": joined[:, 0],
+        "positions": joined[:, 1],
+        "values": joined[:, 2],
+        "lengths": [len(t) for t in triples],
+        "labels": [label for _, label in pairs],
+        "huffman_bytes": [
+            len(data) - _blank(*side, info.quality) for (data, _), side in zip(pairs, sides, strict=True)
+        ],
+        "heights": [height for height, _ in sides],
+        "widths": [width for _, width in sides],
     }
+    return {name: np.array(columns[name], dtype) for name, dtype in DTYPES.items()}
 
 
 def _listed(images: list[DCTImage]) -> list[Tensor]:
