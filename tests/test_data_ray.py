@@ -54,7 +54,11 @@ def cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'dctransformer[ray]')")
     pytest.importorskip("ray.data")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000,
+        # Ray's workers are nice by default, and hardly get a core while other tests use them all.
+        _system_config={"worker_niceness": 0},
+    )  # fmt: skip
     yield ray
     ray.shutdown()
 
