@@ -444,6 +444,12 @@ def test_a_killed_run_leaves_no_workers_and_continues(tmp_path, small_units):
         (photos / f"{i}.png").write_bytes(large)
     script = """if True:
         import importlib, sys
+
+        class NoTorch:  # it takes seconds to import, and preparing does not need it
+            def find_spec(self, name, *_):
+                assert name != "torch"
+
+        sys.meta_path.insert(0, NoTorch())
         preparing = importlib.import_module("dctransformer.data.prepare")
         plan = importlib.import_module("dctransformer.data.plan")
         plan.UNIT, plan.pictures_per_shard = 4, lambda pixels: 12

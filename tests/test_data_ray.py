@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shards.Job, "keep", stop_half_way)
-        run(photos.as_uri(), tmp_path / "out", workers=2, engine="ray")
+        run(photos.as_uri(), tmp_path / "out", workers=1, engine="ray")
     assert not (tmp_path / "out" / "dctransformer.json").exists()
     again = []
     monkeypatch.setattr(shards.Job, "keep", lambda *args: again.append(args[1].piece) or keep(*args))
