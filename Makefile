@@ -27,9 +27,10 @@ demo: .venv/.core
 	$(BIN)/dctransformer sample cats128 --num 8 --seed 0 --out demo/cats
 	@echo "contact sheets: demo/sheet.png, demo/cats/sheet.png · places: demo/heat-map.png · JPEG files: demo/sample-0000.jpg … sample-0015.jpg"
 
-# A process a core, each with one thread, is faster than threads in every small product.
+# One process per core, each with one thread, is faster than threads in every small product. Each begins with a stretch
+# of files, so that few fixtures are made twice, and takes over tests from another when it has done its own.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: .venv/.dev
 	$(BIN)/ruff check src tests benchmarks scripts notebooks

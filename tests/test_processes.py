@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from tqdm.std import TqdmDefaultWriteLock
 
 from dctransformer.cli import main
 from dctransformer.processes import deal, in_parallel
+from forked import errors_of, forked
 from tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -53,34 +53,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"), chunk=2, overlap=1, size=512)
 
 
-def run_command(arguments: list[str], errors: Path) -> None:
-    """Run the command line in this (forked) process, with its standard error in a file."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup, or in the background of a
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # shell, both are ignored
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves a handler of its own behind
-    with errors.open("w") as sys.stderr:
-        main(arguments)
-
-
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGKILL", -9)])
 def test_workers_of_a_killed_sample_end_with_it(model: Path, tmp_path: Path, number: str, status: int) -> None:
     """The status is the shell's; nothing is printed but a sentence; no temporary files stay behind."""
-    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    out, printed = tmp_path / "out", tmp_path / "printed.txt"
     arguments = ["sample", str(model), "--out", str(out), "--num", "4", "--workers", "2", "--batch", "1"]
-    process = multiprocessing.get_context("fork").Process(target=run_command, args=(arguments, errors))
-    process.start()
-    assert process.pid is not None
-    try:
-        wait_for(lambda: len(children(process.pid or 0)) == 2)
-        workers = children(process.pid)
+    with forked(printed, main, arguments) as process:
+        pid = process.pid
+        assert pid is not None
+        wait_for(lambda: len(children(pid)) == 2)
+        workers = children(pid)
         time.sleep(0.2)
-        os.kill(process.pid, getattr(signal, number))
+        os.kill(pid, getattr(signal, number))
         process.join(30)
         assert process.exitcode == status
         wait_for(lambda: not any(map(running, workers)), 10)
-    finally:
-        process.kill()
-    assert "Traceback" not in errors.read_text()
+    assert "Traceback" not in errors_of(printed)
     assert not list(out.rglob(".*"))
 
 

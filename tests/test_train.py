@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dctransformer import DCTransformer
+from dctransformer.cli import main
 from dctransformer.commands.training import train_defaults
 from dctransformer.data import prepare
 from dctransformer.data.store import TripleStore
@@ -30,6 +32,7 @@ from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
 from dctransformer.training.setup import Steps, new_model
 from dctransformer.training.trainer import Trainer
+from forked import errors_of, forked
 from pictures import photo_folder
 
 QUICK = {"precision": "fp32", "batch": 8, "eval_images": 3, "eval_every": 4000, "sample_every": 0}
@@ -43,6 +46,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "set"
     prepare(folder, out, size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
     return out
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 1,000 triples."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
+    return run
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def metrics_of(run: Path) -> list[dict]:
@@ -73,21 +90,19 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
     settings += ["--precision", "fp32"]
 
     def command(run: Path) -> list[str]:
-        return [sys.executable, "-m", "dctransformer.cli", "train", "--data", str(data), "--run", str(run), *settings]
+        return ["train", "--data", str(data), "--run", str(run), *settings]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(whole), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(command(broken), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (broken / "checkpoint.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    main(command(whole))
+    with forked(tmp_path / "printed.txt", main, command(broken)) as process:
+        while not (broken / "checkpoint.safetensors").exists():
+            assert process.exitcode is None, errors_of(tmp_path / "printed.txt")
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.kill()
     done = json.loads(safe_progress(broken / "checkpoint.safetensors"))["triples"]
     assert 0 < done < 14_000, "the run was killed too late to show anything"
-    subprocess.run(command(broken), check=True, env=environment, capture_output=True)
+    main(command(broken))
     for name in ("model.safetensors", "checkpoint.safetensors"):
         a, b = load_file(whole / name), load_file(broken / name)
         assert a.keys() == b.keys()
@@ -133,25 +148,21 @@ def test_micro_batches_give_the_same_step(data: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-5)
 
 
-def test_a_run_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_config_is_refused(data: Path, finished: Path) -> None:
     """And nothing of it is changed."""
-    run = tmp_path / "run"
-    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
-    before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=r"another config .*width"):
-        train(data, run, preset("tiny", width=64), TrainConfig(triples=1000, **QUICK), progress=False)
+        train(data, finished, preset("tiny", width=64), TrainConfig(triples=1000, **QUICK), progress=False)
     with pytest.raises(ValueError, match=r"another config .*lr"):
-        train(data, run, preset("tiny"), TrainConfig(triples=1000, lr=1e-5, **QUICK), progress=False)
-    assert before == {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+        train(data, finished, preset("tiny"), TrainConfig(triples=1000, lr=1e-5, **QUICK), progress=False)
+    assert before == {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
 
 
-def test_a_damaged_checkpoint_and_foreign_folders_are_refused(data: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_and_foreign_folders_are_refused(data: Path, finished: Path, tmp_path: Path) -> None:
     """With a sentence each."""
-    run = tmp_path / "run"
-    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
-    (run / "checkpoint.safetensors").write_bytes((run / "checkpoint.safetensors").read_bytes()[:3000])
+    (finished / "checkpoint.safetensors").write_bytes((finished / "checkpoint.safetensors").read_bytes()[:3000])
     with pytest.raises(ValueError, match="damaged"):
-        train(data, run, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
+        train(data, finished, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "letter.txt").write_text("dear")
@@ -161,11 +172,9 @@ def test_a_damaged_checkpoint_and_foreign_folders_are_refused(data: Path, tmp_pa
         train(tmp_path / "nowhere", tmp_path / "new", preset("tiny"), TrainConfig(**QUICK), progress=False)
 
 
-def test_a_full_disk_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the checkpoint that was there stays whole."""
-    run = tmp_path / "run"
-    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
-    before = (run / "checkpoint.safetensors").read_bytes()
+    before = (finished / "checkpoint.safetensors").read_bytes()
 
     # What safetensors raises when the system can't write: not an OSError.
     def full(*_args, **_kwargs) -> None:
@@ -173,9 +182,9 @@ def test_a_full_disk_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(ValueError, match="disk is full"):
-        train(data, run, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
-    assert (run / "checkpoint.safetensors").read_bytes() == before
-    assert not list(run.glob(".*.part"))
+        train(data, finished, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
+    assert (finished / "checkpoint.safetensors").read_bytes() == before
+    assert not list(finished.glob(".*.part"))
 
 
 @pytest.mark.parametrize(
@@ -206,24 +215,20 @@ def test_a_saved_model_is_not_a_run(data: Path, tmp_path: Path) -> None:
     assert before == {p.name: p.read_bytes() for p in saved.iterdir()}
 
 
-def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
+def test_another_data_set_is_refused(finished: Path, tmp_path: Path) -> None:
     """A run goes on with the pictures it began with."""
     photo_folder(tmp_path / "pictures", 12, ("even", "odd"))
     prepare(tmp_path / "pictures", tmp_path / "set", size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
-    run = tmp_path / "run"
-    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
     with pytest.raises(ValueError, match="data"):
-        train(tmp_path / "set", run, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
+        train(tmp_path / "set", finished, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
 
 
-def test_a_finished_run_is_left_alone_and_can_go_on(data: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone_and_can_go_on(data: Path, finished: Path) -> None:
     """The same command again does nothing; a larger budget goes on."""
-    run = tmp_path / "run"
-    train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
-    before = (run / "metrics.jsonl").read_bytes()
-    assert train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)["finished"]
-    assert (run / "metrics.jsonl").read_bytes() == before
-    more = train(data, run, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert train(data, finished, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)["finished"]
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    more = train(data, finished, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
     assert more["triples"] >= 2000
 
 
@@ -235,10 +240,12 @@ def test_divergence_is_one_sentence(data: Path, tmp_path: Path) -> None:
 
 def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
     """SIGTERM ends the step in hand, writes the checkpoint and leaves with a hint and status 143; SIGINT with 130."""
-    command = [sys.executable, "-m", "dctransformer.cli", "train", "--data", str(data), "--run", str(tmp_path / "run")]
+    command = ["train", "--data", str(data), "--run", str(tmp_path / "run")]
     command += ["--preset", "tiny", "--minutes", "10", "--batch", "8", "--loaders", "1", "--checkpoint-every", "0.001"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dctransformer.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
     while not (tmp_path / "run/checkpoint.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -251,14 +258,15 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
     DCTransformer.from_pretrained(tmp_path / "run")  # though nothing was validated yet
     state = json.loads(safe_progress(tmp_path / "run/checkpoint.safetensors"))
     assert state["step"] == json.loads(out.splitlines()[-1])["step"]
-    again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = (tmp_path / "run/metrics.jsonl").read_text()
-    while (tmp_path / "run/metrics.jsonl").read_text() == lines:
-        assert again.poll() is None
-        time.sleep(0.05)
-    again.send_signal(signal.SIGINT)
-    again.communicate(timeout=120)
-    assert again.returncode == 130
+    with forked(tmp_path / "printed.txt", main, command) as again:
+        while (tmp_path / "run/metrics.jsonl").read_text() == lines:
+            assert again.exitcode is None, errors_of(tmp_path / "printed.txt")
+            time.sleep(0.05)
+        assert again.pid is not None
+        os.kill(again.pid, signal.SIGINT)
+        again.join(120)
+        assert again.exitcode == 130
 
 
 def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:

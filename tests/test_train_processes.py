@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import functools
 import json
 import os
 import signal
@@ -23,7 +23,9 @@ from dctransformer.model.config import preset
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
 from dctransformer.training.loop import train
+from forked import errors_of, forked
 from pictures import photo_folder
+from training_process import do_jobs, run_command
 
 SETTINGS = {
     "batch": 4, "eval_images": 3, "eval_every": 1500, "sample_every": 0, "precision": "fp32", "lr": 1e-3, "warmup": 5,
@@ -50,23 +52,19 @@ def alone(data: Path, run: Path, triples: int, **changes) -> dict:
 
 
 def by_two(folder: Path, jobs: list[dict]) -> list[list[dict]]:
-    """Do trainings by two processes; returns what each process said to each."""
-    command = [sys.executable, str(Path(__file__).with_name("training_process.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(folder / "meeting"), json.dumps(jobs)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = []
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        said.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
-        assert process is processes[0] or len(out.splitlines()) == len(jobs), "only the first process prints"
-    return said
+    """Do trainings by two processes; returns the results that each process printed."""
+    outputs = [folder / f"process-{rank}.txt" for rank in range(2)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(forked(output, do_jobs, rank, 2, folder / "meeting", jobs))
+            for rank, output in enumerate(outputs)
+        ]
+        for process in processes:
+            process.join(300)
+        assert [process.exitcode for process in processes] == [0, 0], list(map(errors_of, outputs))
+    printed = [output.read_text().splitlines() for output in outputs]
+    assert len(printed[1]) == len(jobs), "only the first process prints more than results"
+    return [[json.loads(line) for line in lines if line.startswith("{")] for lines in printed]
 
 
 def job(data: Path, run: Path, triples: int, **changes) -> dict:
@@ -127,23 +125,24 @@ def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "dctransformer.cli", "train", "--data", str(data), "--run", str(run), "--preset"]
-    command += ["tiny", "--minutes", "10", "--batch", "4", "--checkpoint-every", "0.001", "--sample-every", "0"]
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command, env={**os.environ, **meeting, "RANK": r, "LOCAL_RANK": r},
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )
-        for r in "01"
-    ]  # fmt: skip
-    while not (run / "checkpoint.safetensors").exists():
-        assert processes[0].poll() is None and processes[1].poll() is None
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    outs = [p.communicate(timeout=120)[0] for p in processes]
-    assert [p.returncode for p in processes] == [143, 143]
-    assert outs[0].count("run the same command again") == 1 and not outs[1]
+    command = ["train", "--data", str(data), "--run", str(run), "--preset", "tiny", "--minutes", "10", "--batch", "4"]
+    command += ["--checkpoint-every", "0.001", "--sample-every", "0"]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    outputs = [tmp_path / f"process-{rank}.txt" for rank in range(2)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(forked(output, run_command, {**meeting, "RANK": rank, "LOCAL_RANK": rank}, command))
+            for rank, output in zip("01", outputs, strict=True)
+        ]
+        while not (run / "checkpoint.safetensors").exists():
+            assert [process.exitcode for process in processes] == [None, None], list(map(errors_of, outputs))
+            time.sleep(0.05)
+        processes[1].terminate()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [143, 143], list(map(errors_of, outputs))
+    printed = [output.read_text() for output in outputs]
+    assert printed[0].count("run the same command again") == 1 and not printed[1]
 
 
 def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +189,18 @@ def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 def test_a_killed_process_ends_the_job_and_nothing_is_lost(data: Path, tmp_path: Path) -> None:
     """Sharded, under torchrun, each process with its share of the data: resumed, it equals a run that nobody killed."""
     shape, triples = {**SHAPE, "dropout": 0.1}, 1800
-    options = {"parallel": "fsdp", "shuffle": "stretches", "checkpoint_every": 1e-4}
+    options = {"parallel": "fsdp", "shuffle": "stretches"}
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     command += ["dctransformer.cli", "train", "--data", str(data), "--run", str(run), "--preset", "tiny"]
     settings = {**{f"model.{k}": v for k, v in shape.items()}, **SETTINGS, **options, "triples": triples}
     command += [word for k, v in settings.items() for word in (f"--{k.replace('_', '-')}", str(v))]
-    start = functools.partial(
-        subprocess.Popen, command, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+
+    def start(*further: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, *further], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def done() -> int:
         path = run / "checkpoint.safetensors"
@@ -208,7 +209,7 @@ def test_a_killed_process_ends_the_job_and_nothing_is_lost(data: Path, tmp_path:
         with safetensors.safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["progress"])["triples"]
 
-    process = start()
+    process = start("--checkpoint-every", "1e-4")  # at every step, which takes most of the time
     while done() < triples / 6:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

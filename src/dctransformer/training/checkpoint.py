@@ -17,7 +17,7 @@ from dctransformer.hub.compatibility import ADDED, current_name
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.labels import model_labels
-from dctransformer.training.distributed import full, placed_like
+from dctransformer.training.distributed import full_alike, placed_like
 from dctransformer.training.optimizer import Optimizers
 
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
@@ -43,10 +43,11 @@ def save_checkpoint(
     tensors: dict[str, Tensor] = {}
     for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
         states = {f"optimizer.{key}.{name}": value for key, value in optimizer.state_of(p).items()}
-        for key, value in {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}.items():
-            value = full(value)
-            if write:
-                tensors[key] = value.cpu().contiguous()
+        values = {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}
+        alike = [key for key, value in values.items() if value.shape == p.shape]  # all but the number of steps
+        values |= zip(alike, full_alike([values[key] for key in alike]), strict=True)
+        if write:
+            tensors |= {key: value.cpu().contiguous() for key, value in values.items()}
     if write:
         write_tensors(path, tensors, {"progress": json.dumps(progress)})
 

@@ -277,6 +277,19 @@ def full(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def full_alike(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The whole tensors of one shape that are sharded alike, gathered by one message; every process must call it."""
+    first = parts[0]
+    if not isinstance(first, DTensor):
+        return list(parts)
+    shape = torch.Size((*first.shape, len(parts)))
+    together = DTensor.from_local(
+        torch.stack([local(x) for x in parts], -1), first.device_mesh, first.placements, run_check=False,
+        shape=shape, stride=torch.empty(shape, device="meta").stride(),
+    )  # fmt: skip
+    return list(together.full_tensor().unbind(-1))
+
+
 def placed_like(whole: Tensor, x: Tensor) -> Tensor:
     """A whole tensor that every process has, sharded and placed as ``x`` is."""
     whole = whole.to(x.device, x.dtype)
