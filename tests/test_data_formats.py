@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from dctransformer.codec import read_jpeg_bytes
 from dctransformer.data import formats, prepare
 from dctransformer.data.images import encode_jpeg, load_image, prepare_image
+from dctransformer.tasks.info import describe
 from pictures import photo
 
 
@@ -124,6 +125,8 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
         with pytest.raises(ValueError, match="is not a regular file"):
             load_image(path)
+        with pytest.raises(ValueError, match="is not a regular file"):
+            describe(path)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,25 @@ def test_the_reason_names_the_cure(data, reason, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="can't be read") as caught:
             load_image(source, formats=("PNG", "JPEG"))  # without the plugins that are installed here
         assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "reason"),
+    [
+        ("pillow_heif", b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(200), "an HEIC picture that is damaged"),
+        ("pillow_jxl", b"\xff\x0a" + bytes(50), "a JPEG XL picture that is damaged"),
+    ],
+)
+def test_errors_of_optional_readers_are_passed_over(module, data, reason, monkeypatch):
+    """They advise developers of the reader, not whoever has a damaged file."""
+    monkeypatch.setattr(formats, "register_optional_readers", lambda: frozenset([module]))
+
+    def fail(*_, **__):
+        raise RuntimeError("Generic Error. Please build `libjxl` from source")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=f"can't be read \\({reason}\\)"):
+        load_image(data)
 
 
 def test_jpeg_xl_is_read_where_the_plugin_is_installed():

@@ -115,6 +115,7 @@ def test_folders_that_systems_make_are_left_out(tmp_path):
     source = open_source(photos)
     assert labelled(source) == {"cat/a.png": "cat", "dog/e.png": "dog"}
     assert "left out: 2 files in folders named @eaDir" in source.notes
+    assert "left out: 1 file in folders named __MACOSX" in source.notes
 
 
 def test_stylegan_labels(tmp_path):
@@ -209,7 +210,7 @@ def test_two_spellings_of_a_class(tmp_path):
     if len({item.key for item in source.items}) < 4:
         pytest.skip("this file system normalises names")
     assert source.labels == ["Café", "Rose", "rose"]
-    assert source.notes == ["the labels Rose and rose differ in case only: --label can't tell them apart"]
+    assert source.notes == ["the labels Rose and rose differ in case only: --label can't distinguish them"]
     assert Item(f"{nfc}/a.png", None, None).rank == Item(f"{nfd}/a.png", None, None).rank
 
 
@@ -274,7 +275,7 @@ def test_parquet_files_win_over_preview_pictures(tmp_path):
     table(tmp_path / "data" / "train-00000-of-00001.parquet", image=cells(5), label=[0, 1, 0, 1, 0])
     source = open_source(tmp_path)
     assert len(source.items) == 5 and source.labels == ["0", "1"]
-    assert source.notes == ["the Parquet files are taken, not the 1 picture files next to them"]
+    assert source.notes == ["the Parquet files are taken, not the 1 picture file next to them"]
     tree(tmp_path / "other", "a.png")
     table(tmp_path / "other" / "texts.parquet", text=["a"])
     source = open_source(tmp_path / "other")

@@ -9,6 +9,8 @@ import struct
 import zlib
 from pathlib import Path
 
+from PIL import UnidentifiedImageError
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of the text that stands for a file in a clone made without git-lfs."""
 
@@ -40,26 +42,41 @@ def register_optional_readers() -> frozenset[str]:
     return frozenset(found)
 
 
+def reason(source: str | Path | bytes, error: Exception) -> str:
+    """Why Pillow could not read a file, in one line.
+
+    Args:
+        source: the path, or the bytes.
+        error: what reading it raised. Its words count, unless Pillow does not know the format or an optional reader
+            failed, whose errors are for its developers.
+    """
+    try:
+        by_plugin = _plugin(_start(source)) is not None
+    except OSError:
+        by_plugin = False
+    if by_plugin or isinstance(error, UnidentifiedImageError):
+        return unknown_format(source)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown_format(source: str | Path | bytes) -> str:
     """Why Pillow does not know a file's format: a cure where there is one."""
-    if isinstance(source, bytes):
-        start = source[:64]
-    else:
-        try:
-            with open(source, "rb") as file:
-                start = file.read(64)
-        except OSError as error:
-            return error.strerror or "it can't be opened"
+    try:
+        start = _start(source)
+    except OSError as error:
+        return error.strerror or "it can't be opened"
     if not start:
         return "the file is empty"
     if start.startswith(LFS_POINTER):
         return NEEDS_LFS
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
-        return _needs("pillow_heif", "an HEIC picture")
+    plugin = _plugin(start)
+    if plugin:
+        module, what = plugin
+        if module in register_optional_readers():
+            return f"{what} that is damaged"
+        return f"{what}; to read it: pip install {_READERS[module]}"
     if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis"):
         return "an AVIF picture, which this Pillow does not read: pip install --upgrade pillow"
-    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
-        return _needs("pillow_jxl", "a JPEG XL picture")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page, not a picture"
@@ -68,10 +85,20 @@ def unknown_format(source: str | Path | bytes) -> str:
     return "not a picture in a format that Pillow knows"
 
 
-def _needs(module: str, what: str) -> str:
-    if module in register_optional_readers():
-        return f"{what} that is damaged"
-    return f"{what}; to read it: pip install {_READERS[module]}"
+def _start(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:64]
+    with open(source, "rb") as file:
+        return file.read(64)
+
+
+def _plugin(start: bytes) -> tuple[str, str] | None:
+    """The module that reads a file that begins like this, and what the file is; None if Pillow itself must know it."""
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "pillow_heif", "an HEIC picture"
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "pillow_jxl", "a JPEG XL picture"
+    return None
 
 
 def png_without_text(data: bytes) -> bytes:

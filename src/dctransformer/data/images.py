@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from dctransformer.codec import check_scans
 from dctransformer.codec.metadata import orientation
-from dctransformer.data.formats import png_without_text, register_optional_readers, unknown_format
+from dctransformer.data.formats import png_without_text, reason, register_optional_readers
 from dctransformer.data.rgb import as_rgb, to_rgb, upright
 from dctransformer.data.shapes import Shape
 from dctransformer.files import check_regular
@@ -66,10 +66,7 @@ def load_image(
         raise ValueError(str(error)) from None
     # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            what = unknown_format(source)
-        raise ValueError(f"{name} can't be read ({what}); replace or remove it") from error
+        raise ValueError(f"{name} can't be read ({reason(source, error)}); replace or remove it") from error
 
 
 class _TooLarge(Exception):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dctransformer.codec import DCTImage, order, read_jpeg
-from dctransformer.data.formats import register_optional_readers, unknown_format
+from dctransformer.data.formats import reason, register_optional_readers
 from dctransformer.data.info import INFO, DatasetInfo
+from dctransformer.files import check_regular
 from dctransformer.hub.pretrained import CONFIG, WEIGHTS, check_header, model_folder, read_config, shipped_names
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -30,6 +31,7 @@ def describe(thing: str | Path) -> dict[str, Any]:
         ValueError: it is none of them, or damaged.
     """
     path = Path(thing)
+    check_regular(path)
     if path.is_file():
         return describe_image(path)
     if (path / INFO).is_file():
@@ -54,10 +56,7 @@ def describe_image(path: Path) -> dict[str, Any]:
                 kind, width, height, mode = image.format, image.width, image.height, image.mode
     # Pillow's plugins answer damaged files with almost any exception (SyntaxError, IndexError, struct.error, …).
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            what = unknown_format(path)
-        raise ValueError(f"{path} can't be read as an image ({what}); give an image file") from error
+        raise ValueError(f"{path} can't be read as an image ({reason(path, error)}); give an image file") from error
     facts: dict[str, Any] = {"kind": "image", "format": kind, "width": width, "height": height, "mode": mode}
     if kind in ("JPEG", "MPO"):  # MPO: several JPEG pictures in one file, as phones write; the first is described.
         facts |= describe_coefficients(read_jpeg(path))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dctransformer.data.formats import register_optional_readers
-from dctransformer.data.sources.base import SPLIT_NAMES, Item, label_notes, number_labels
+from dctransformer.data.sources.base import SPLIT_NAMES, Item, counted, label_notes, number_labels
 from dctransformer.data.sources.metadata import METADATA, NoLabels, read_labels
 
 # Pictures that Pillow may not read: listed as skipped rather than passed over in silence.
@@ -89,7 +89,10 @@ def shown(paths: list[File]) -> tuple[list[File], list[str]]:
             left_out[rubbish] += 1
         elif rubbish is None and not name.startswith("."):
             kept.append(file)
-    return kept, [f"left out: {count:,} files in folders named {name}" for name, count in sorted(left_out.items())]
+    notes = []
+    for name, count in sorted(left_out.items()):
+        notes.append(f"left out: {counted(count, 'file')} in folders named {name}")
+    return kept, notes
 
 
 def arrange(files: list[File], read: Callable[[str], bytes], labels: str | None, skip: int = 0) -> Arrangement:

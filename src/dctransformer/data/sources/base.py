@@ -121,6 +121,11 @@ def _label_name(value: Any) -> str | None:
     return unicodedata.normalize("NFC", name)
 
 
+def counted(count: int, noun: str) -> str:
+    """Put a number before a noun that takes an s in the plural."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def label_notes(labels: Sequence[str], pictures: int, where: str) -> list[str]:
     """Warnings about labels that are alike, or so many that they may be something else."""
     notes = []
@@ -129,7 +134,7 @@ def label_notes(labels: Sequence[str], pictures: int, where: str) -> list[str]:
         alike[name.casefold()].append(name)
     for names in alike.values():
         if len(names) > 1:
-            notes.append(f"the labels {' and '.join(names)} differ in case only: --label can't tell them apart")
+            notes.append(f"the labels {' and '.join(names)} differ in case only: --label can't distinguish them")
     if len(labels) > max(100, pictures // 2):
         notes.append(
             f"{where}: {len(labels):,} labels for {pictures:,} pictures; if these are no classes, use --labels none"

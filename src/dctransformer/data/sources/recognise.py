@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from dctransformer.data.sources.archives import ArchiveSource, is_archive
 from dctransformer.data.sources.arrange import File, is_picture, shown
-from dctransformer.data.sources.base import Source
+from dctransformer.data.sources.base import Source, counted
 from dctransformer.data.sources.folders import FolderSource, UrlSource, walk
 from dctransformer.data.sources.hub import hub_source, loaded_source, saved_source
 from dctransformer.data.sources.parquet import NoPictures, ParquetSource
@@ -81,7 +81,7 @@ def _source_of(
         try:
             found = ParquetSource([root / p for p in tables], root, filesystem, labels)
             if pictures:
-                notes.append(f"the Parquet files are taken, not the {pictures:,} picture files next to them")
+                notes.append(f"the Parquet files are taken, not the {counted(pictures, 'picture file')} next to them")
             found.notes[:0] = notes
             return found
         except NoPictures:
