@@ -170,7 +170,7 @@ def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         settings = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**settings, "MASTER_PORT": ports["taken"]}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("dctransformer.training.distributed.MEETING", datetime.timedelta(seconds=1.5))
+        monkeypatch.setattr("dctransformer.training.distributed.MEETING", datetime.timedelta(seconds=0.6))
         with pytest.raises(
             ValueError, match=r"port of 127.0.0.1:\d+ is taken.*MASTER_PORT.*--rdzv-endpoint localhost:0"
         ):
@@ -180,7 +180,7 @@ def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         for rank in "10":
             monkeypatch.setenv("RANK", rank)
             with pytest.raises(
-                ValueError, match=r"the 2 processes did not meet at 127.0.0.1:\d+ within 2 s; .*MASTER_"
+                ValueError, match=r"the 2 processes did not meet at 127.0.0.1:\d+ within 1 s; .*MASTER_"
             ):
                 Processes.join()
 
