@@ -25,7 +25,7 @@ from dctransformer.app.handlers import Studio, places, read_squares
 from dctransformer.app.intake import log_error
 from dctransformer.app.limits import Limits
 from dctransformer.app.settings import ANY, Settings
-from dctransformer.app.uploads import examples, read_for_inspection, read_upload
+from dctransformer.app.uploads import examples, fitting_examples, read_for_inspection, read_upload
 from dctransformer.cli import main
 from dctransformer.codec import Codec, DCTImage, read_jpeg_bytes, write_jpeg_bytes
 from dctransformer.sampling.config import SampleConfig
@@ -366,11 +366,21 @@ def test_a_model_that_only_generates(tmp_path: Path) -> None:
 def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
     """Of its tables, too: they are its samples."""
     config = DCTransformer.from_pretrained("flowers64").config
-    pictures = examples()
+    pictures = {name: examples()[name] for name in fitting_examples(classes=True)}
     assert len(pictures) >= 3
     for data in pictures.values():
         assert read_for_inspection(data, Limits(), config.trained_shape, config.quality).own
         assert torch.equal(read_jpeg_bytes(data).luma_table, Codec(config.quality).luma_table)
+
+
+def test_models_without_classes_get_photographs_too() -> None:
+    """First in the list, in whole MCUs and small enough that every task is quick."""
+    samples, fitting, pictures = fitting_examples(classes=True), fitting_examples(classes=False), examples()
+    assert list(fitting) == ["Cat", "Coffee", *list(samples)[: len(fitting) - 2]] and 4 <= len(fitting) <= 5
+    assert {list(pictures)[number] for number in fitting.values()} == set(fitting)
+    for name in ("Cat", "Coffee"):
+        dct = read_jpeg_bytes(pictures[name])
+        assert dct.sampling == "4:2:0" and max(dct.height, dct.width) <= 144 and dct.height % 16 == dct.width % 16 == 0
 
 
 # The server -----------------------------------------------------------------------------------------------------------

@@ -18,11 +18,10 @@ from gradio.components import Component
 
 from dctransformer.app.handlers import Studio
 from dctransformer.app.intake import UNFORESEEN, log_error
-from dctransformer.app.limits import Limits
 from dctransformer.app.render import parts
 from dctransformer.app.settings import ANY, Settings
 from dctransformer.app.shelf import Shelf
-from dctransformer.app.uploads import examples
+from dctransformer.app.uploads import fitting_examples
 from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
@@ -127,24 +126,26 @@ class _Form:
 class _Picture:
     """Where a picture is brought: the box for a file, what became of it, the examples."""
 
-    def __init__(self, task: str, limits: Limits):
-        self.task = task
+    def __init__(self, task: str, studio: Studio):
+        self.task, limits = task, studio.limits
         gr.HTML(str(parts.file_box(task, int(limits.max_megabytes * 1e6), ",".join(ENDINGS))), elem_id=f"{task}-file")
         gr.HTML(str(parts.label("Or one of these examples, at once:")))
         with gr.Row():
             self.examples = [
-                gr.Button(name, size="sm", min_width=60, elem_id=f"{task}-example-{i}")
-                for i, name in enumerate(examples())
+                (gr.Button(name, size="sm", min_width=60, elem_id=f"{task}-example-{i}"), number)
+                for i, (name, number) in enumerate(fitting_examples(classes=studio.config.num_labels > 0).items())
             ]
         self.shown = gr.HTML("", elem_id=f"{task}-shown")
         self.held = gr.Textbox("", elem_id=f"{task}-held", elem_classes="dct-hidden")
         send = gr.Button("Send", elem_id=f"{task}-send", elem_classes="dct-hidden")
         _in_browser(send.click, f"() => window.dct.upload('{task}')", [], [self.held, self.shown])
 
-    def clicked(self, number: int) -> Any:
-        """Fetch an example when its button is clicked; returns what comes after."""
-        script = f"() => window.dct.example('{self.task}', {number})"
-        return _in_browser(self.examples[number].click, script, [], [self.held, self.shown])
+    def clicked(self) -> list[Any]:
+        """Fetch an example when its button is clicked; returns what comes after, for each button."""
+        return [
+            _in_browser(button.click, f"() => window.dct.example('{self.task}', {number})", [], [self.held, self.shown])
+            for button, number in self.examples
+        ]
 
 
 def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outputs: list[Any]) -> Any:
@@ -190,9 +191,7 @@ def _connect(
     inputs = [*before, *form.inputs()]
     chosen = _in_browser(form.go.click, "window.dct.seed", [form.seed, form.fresh], [form.seed])
     jobs = [_on(chosen.then, presence, run, inputs, out, js)]
-    for number in range(len(picture.examples) if picture is not None else 0):
-        assert picture is not None
-        shown = picture.clicked(number)
+    for shown in picture.clicked() if picture is not None else []:
         if prepaint is not None:
             shown = _in_browser(shown.then, prepaint, [], [])
         if form.go.interactive:
@@ -254,7 +253,7 @@ def _task_tab(
     gr.Markdown(say, elem_classes="dct-say")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picture = _Picture(task, studio.limits)
+            picture = _Picture(task, studio)
             extra = more()
             form = _Form(studio, task, verb, why_not, "none: the picture must do")
         with gr.Column(scale=3, min_width=340):
@@ -342,7 +341,7 @@ def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picture = _Picture("inspect", studio.limits)
+            picture = _Picture("inspect", studio)
             label = gr.Dropdown(
                 [("none", ANY), *studio.labels()], value=ANY, label="Class that is given to the model",
                 visible=bool(studio.labels()), elem_id="inspect-label",
@@ -355,5 +354,5 @@ def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:
         return studio.inspect(shelf.get(name), str(label))
 
     _on(go.click, presence, run, [picture.held, label], out)
-    for number in range(len(picture.examples)):
-        _on(picture.clicked(number).then, presence, run, [picture.held, label], out)
+    for shown in picture.clicked():
+        _on(shown.then, presence, run, [picture.held, label], out)

@@ -164,12 +164,28 @@ def read_for_inspection(data: bytes, limits: Limits, shape: tuple[int, int], qua
 
 
 EXAMPLES = Path(__file__).parent / "examples"
-"""Samples of the shipped weights as JPEG files; no photographs."""
+"""JPEG files: samples of the shipped weights, and photographs."""
+
+MOST_EXAMPLES = 5
+"""As many buttons fit into a row of the page."""
 
 
 def examples() -> dict[str, bytes]:
-    """The pictures that come with the page: names, and the bytes of JPEG files."""
-    return {path.stem.replace("-", " ").capitalize(): path.read_bytes() for path in sorted(EXAMPLES.glob("*.jpg"))}
+    """The pictures that come with the page, photographs first: names, and the bytes of JPEG files."""
+    paths = sorted(EXAMPLES.glob("photographs/*.jpg")) + sorted(EXAMPLES.glob("*.jpg"))
+    return {path.stem.replace("-", " ").capitalize(): path.read_bytes() for path in paths}
+
+
+def fitting_examples(*, classes: bool) -> dict[str, int]:
+    """Which examples the page of a model offers: numbers in the order of `examples`, by name.
+
+    Args:
+        classes: whether the model has classes. One that has knows their pictures best and gets samples alone, as many
+            as fit; others get the photographs, too.
+    """
+    photographs = len(list(EXAMPLES.glob("photographs/*.jpg")))
+    numbers = {name: number for number, name in enumerate(examples())}
+    return dict(list(numbers.items())[photographs if classes else 0 :][:MOST_EXAMPLES])
 
 
 def halved(data: bytes) -> bytes:
