@@ -13,7 +13,7 @@ from dctransformer.model import precision
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.memory import largest_fitting, too_large
+from dctransformer.training.memory import PASS, by_length, largest_fitting, too_large
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Diverged, Trainer
 
@@ -150,3 +150,31 @@ def _spoil(model: nn.Module) -> torch.Tensor:
     for p in model.parameters():
         p.grad = torch.full_like(p, torch.nan)
     return torch.zeros(5, 3)
+
+
+def uneven(lengths: list[int], config: ModelConfig = CONFIG) -> ChunkBatch:
+    """Chunks of given lengths, stops included, each with another first value."""
+    grid = Grid.of_size(config.size, config.size)
+    # Luma's 16 places in each of its channels, in turn.
+    lists = [[[c // 16, c % 16, 1 + row] for c in range(length - 1)] for row, length in enumerate(lengths)]
+    sequences = [Sequence.from_triples(torch.tensor(t).view(-1, 3), grid, config.null_label) for t in lists]
+    return cut_chunks(sequences, [0] * len(lists), 1024, 0)
+
+
+def test_chunks_of_like_length_go_through_the_model_together() -> None:
+    """Each chunk is in one group, cut after the longest of it; the groups are those of the least cost."""
+    lengths = [1, 200, 3, 190, 80, 2, 75, 199]
+    batch = uneven(lengths)
+    parts = by_length(batch)
+    assert [sorted(p.lengths.tolist()) for p in parts] == [[190, 199, 200], [1, 2, 3, 75, 80]]
+    rows = [(int(n), p.values[r, : n + 1].tolist()) for p in parts for r, n in enumerate(p.lengths)]
+    assert sorted(rows) == sorted((n, batch.values[r, : n + 1].tolist()) for r, n in enumerate(lengths))
+    assert all(part.ranks.shape[1] == int(part.lengths.max()) + 1 for part in parts)
+    assert int(sum(part.predicted.sum() for part in parts)) == sum(lengths)
+
+    def cost(parts: list[ChunkBatch]) -> int:
+        return sum(part.predicted.numel() + PASS for part in parts)
+
+    assert cost(parts) < cost([batch])
+    alike = uneven([60, 58, 59, 60])
+    assert by_length(alike) == [alike], "another pass would cost more than the padding"

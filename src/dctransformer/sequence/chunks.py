@@ -177,6 +177,12 @@ class ChunkBatch:
             texture = self.texture.rows(slice(start * count // len(self.labels), stop * count // len(self.labels)))
         return self._each(lambda tensor: tensor[index], texture)
 
+    def trimmed(self) -> ChunkBatch:
+        """Without padding beyond the longest chunk."""
+        end = int(self.lengths.max()) + 1
+        ranks, positions, values = (x[:, :end] for x in (self.ranks, self.positions, self.values))
+        return dataclasses.replace(self, ranks=ranks, positions=positions, values=values, runs=None)
+
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
         kept = ("grid", "texture", "offset", "runs")
         changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}

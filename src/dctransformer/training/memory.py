@@ -7,9 +7,11 @@ smaller micro-batch has not been chosen on one, nor by several processes togethe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from dctransformer.sequence.chunks import ChunkBatch
@@ -17,6 +19,10 @@ from dctransformer.training.distributed import local
 
 if TYPE_CHECKING:
     from dctransformer.training.trainer import Trainer
+
+
+PASS = 300
+"""What another pass through a model costs on a CPU, as padded triples."""
 
 
 def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
@@ -27,6 +33,35 @@ def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
         return
     for start in range(0, rows, size):
         yield batch.rows(slice(start, start + size))
+
+
+def by_length(batch: ChunkBatch) -> list[ChunkBatch]:
+    """Group the chunks of a batch by length where passes over less padding cost less than one pass over all.
+
+    Chunks end where their pictures end and list only what is not given, so that about half of a batch is padding. The
+    groups are those of the least cost: rows times longest row, and `PASS` for each.
+
+    Returns:
+        Batches that hold each row once, the longest chunks first, each padded to its own longest; the textures go with
+        the last. (Gradients are summed, and with several processes exchanged in the last pass.)
+    """
+    order = batch.lengths.argsort(descending=True, stable=True)
+    lengths = batch.lengths[order].numpy()
+    rows = len(lengths)
+    cost, cut = np.zeros(rows + 1), np.zeros(rows + 1, np.int64)
+    for stop in range(1, rows + 1):
+        start = np.arange(stop)
+        costs = cost[:stop] + (stop - start) * lengths[:stop] + PASS
+        cut[stop] = costs.argmin()
+        cost[stop] = costs[cut[stop]]
+    if cut[rows] == 0:
+        return [batch]
+    stops = [rows]
+    while stops[-1]:
+        stops.append(int(cut[stops[-1]]))
+    parts = [batch.rows(order[start:stop]).trimmed() for start, stop in itertools.pairwise(reversed(stops))]
+    parts[-1].texture = batch.texture
+    return parts
 
 
 def largest_micro_batch(trainer: Trainer, batch: ChunkBatch) -> int:

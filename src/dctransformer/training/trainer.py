@@ -21,7 +21,7 @@ from dctransformer.training.bands import nats_by_band
 from dctransformer.training.checkpoint import load_checkpoint, save_checkpoint
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes, choose, full, last_pass, local, replicate, shard
-from dctransformer.training.memory import largest_micro_batch, split, too_large
+from dctransformer.training.memory import by_length, largest_micro_batch, split, too_large
 from dctransformer.training.optimizer import learning_rate, make_optimizer
 
 CHECK_EVERY = 20
@@ -163,7 +163,7 @@ class Trainer:
         """Add up the gradients of a batch, a micro-batch at a time, and return the nats by band and field."""
         torch.manual_seed(self._dropout_seed())
         total: Tensor | None = None
-        parts = list(split(batch, micro_batch))
+        parts = by_length(batch) if micro_batch is None and self._by_length(batch) else list(split(batch, micro_batch))
         for i, part in enumerate(parts):
             with last_pass(self.replica, i == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -181,6 +181,13 @@ class Trainer:
             total = summed if total is None else total + summed
         assert total is not None
         return total
+
+    def _by_length(self, batch: ChunkBatch) -> bool:
+        """Whether to leave padding out: not where the kernels of another shape would have to be compiled, nor where all
+        processes have to make equally many passes, since each has other chunks.
+        """
+        is_plain = self.device.type == "cpu" and self.config.compile != "on" and self.parallel != "fsdp"
+        return is_plain and self.config.micro_batch == "auto" and isinstance(batch, ChunkBatch)
 
     @property
     def _product_dtype(self) -> torch.dtype:
