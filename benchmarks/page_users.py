@@ -1,6 +1,6 @@
 """Ten people use the web page at once, on this machine alone.
 
-    python benchmarks/page_users.py [--model flowers64] [--seconds 300] [--users 10]
+    python benchmarks/page_users.py [--model flowers64] [--seconds 300] [--users 10] [--rounds 3]
 
 Starts a page on a free port of the loopback and calls it from an address per user. First one user generates alone and
 then all at once, in turns, which gives the median time of each. Then, for some minutes, everybody does what people do:
@@ -33,9 +33,6 @@ import torch
 
 from hostile_client import KEPT_MB, Visitor, encoded, memory_mb, page
 from measure import machine
-
-ROUNDS = 3
-"""Pairs of a user alone and all at once."""
 
 LINK = re.compile(r'href="data:image/jpeg;base64,([^"]+)" download="dctransformer-seed(\d+)-')
 COMMAND = re.compile(r"<code>([^<]+)</code>")
@@ -235,6 +232,9 @@ def main() -> None:
     parser.add_argument("--model", default="flowers64")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--users", type=int, default=10)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="pairs of a user alone and all at once; the first warms up"
+    )
     args = parser.parse_args()
     log, brought = Path(tempfile.mkdtemp(prefix="dctransformer-users-")) / "log", files()
     ends: dict[str, Counter[str]] = {}
@@ -261,7 +261,7 @@ def main() -> None:
         # What a job, an upload and all users at once take stays with the process in part: it is there before, too.
         for task in ("colorize", "inpaint"):
             upload(users[0], task, brought["photo"], 200)
-        pairs = [(at_once(users[:1]), at_once(users)) for _ in range(ROUNDS)][1:]  # the first one warms up
+        pairs = [(at_once(users[:1]), at_once(users)) for _ in range(max(2, args.rounds))][1:]  # the first one warms up
         alone, together = median(s for one, _ in pairs for s in one), median(s for _, all_ in pairs for s in all_)
         slowest = max(s for _, all_ in pairs for s in all_)
         before, end = memory_mb(process.pid), time.monotonic() + args.seconds
@@ -305,7 +305,8 @@ def main() -> None:
     report = {
         **machine(torch.device("cpu")), "model": args.model, "users": args.users, "seconds": args.seconds,
         "alone_seconds": round(alone, 2), "at_once_seconds": round(together, 2), "at_once_slowest": round(slowest, 2),
-        "ratio": round(together / alone, 2), "mixed_seconds": round(median(mixed), 2) if mixed else None,
+        "ratio": round(together / alone, 2), "ratios": [round(median(all_) / one[0], 2) for one, all_ in pairs],
+        "mixed_seconds": round(median(mixed), 2) if mixed else None,
         "memory_mb": [round(before), round(peak), round(after)], "ends": {k: dict(v) for k, v in sorted(ends.items())},
         "failures": failures,
     }  # fmt: skip
