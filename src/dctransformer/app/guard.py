@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from dctransformer.app.visitors import Line, Presence, visitor
+from dctransformer.app.visitors import Line, Presence, counted, visitor
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -195,13 +195,8 @@ class Guard:
         if self._answering[who] >= REQUESTS:
             await refuse(send, 503, f"{REQUESTS} requests from your address are being answered; try again in a minute")
             return
-        self._answering[who] += 1
-        try:
+        with counted(self._answering, who):
             await self._answer(scope, receive, send)
-        finally:
-            self._answering[who] -= 1
-            if not self._answering[who]:
-                del self._answering[who]
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -41,14 +41,7 @@ from dctransformer.sampling.rows import Samples, Snapshot
 from dctransformer.sequence import conditions
 from dctransformer.sequence.labels import label_number
 from dctransformer.sheets import heat_map
-from dctransformer.tasks.edit import (
-    Edited,
-    Options,
-    colorize,
-    continue_,
-    inpaint,
-    upscale,
-)
+from dctransformer.tasks.edit import Edited, Options, colorize, continue_, inpaint, upscale
 from dctransformer.tasks.generate import generate
 
 NO_PICTURE = "choose a picture first, or click on one of the examples"
@@ -248,10 +241,9 @@ class Studio:
                 f"{small.width} × {small.height} before it was enlarged.", "note",
             )  # fmt: skip
 
-        def task(options: Options) -> list[Edited]:
-            return upscale(self.model, [pixels], factor, options)
-
-        yield from self._edit(task, settings, f"upscale {self.name} small.png --factor {factor}", "given", note)
+        words = f"upscale {self.name} small.png --factor {factor}"
+        task = functools.partial(upscale, self.model, [pixels], factor)
+        yield from self._edit(task, settings, words, "given", note)
 
     def colorize(self, upload: Picture | None, settings: Settings) -> Iterator[str]:
         """Give new colours.
@@ -259,11 +251,7 @@ class Studio:
         Raises:
             ValueError: there is no picture, or a setting is impossible.
         """
-        source = self._present(upload).source
-
-        def task(options: Options) -> list[Edited]:
-            return colorize(self.model, [source], options)
-
+        task = functools.partial(colorize, self.model, [self._present(upload).source])
         yield from self._edit(task, settings, f"colorize {self.name} grey.jpg", "given: brightness")
 
     def inpaint(self, upload: Picture | None, squares: str | None, settings: Settings) -> Iterator[str]:
@@ -275,12 +263,9 @@ class Studio:
         picture = self._present(upload)
         painted = read_squares(squares, (picture.pixels.shape[0], picture.pixels.shape[1]))
 
-        def task(options: Options) -> list[Edited]:
-            return inpaint(self.model, [picture.source], mask=painted, options=options)
-
-        yield from self._edit(
-            task, settings, f"inpaint {self.name} photo.jpg --mask mask.png", "given: all but the grey"
-        )
+        task = functools.partial(inpaint, self.model, [picture.source], mask=painted)
+        words = f"inpaint {self.name} photo.jpg --mask mask.png"
+        yield from self._edit(task, settings, words, "given: all but the grey")
 
     def continue_(self, upload: Picture | None, bands: float, settings: Settings) -> Iterator[str]:
         """Keep the first bands, generate the rest.
@@ -291,9 +276,7 @@ class Studio:
         source = self._present(upload).source
         bands = settings.whole("number of bands", bands)
 
-        def task(options: Options) -> list[Edited]:
-            return continue_(self.model, [source], bands=bands, options=options)
-
+        task = functools.partial(continue_, self.model, [source], bands=bands)
         known = f"given: {bands} of {len(order.BANDS)} bands"
         yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", known)
 
@@ -303,7 +286,7 @@ class Studio:
         return upload
 
     def _edit(
-        self, task: Callable[[Options], list[Edited]], settings: Settings, words: str, known: str, note: str = ""
+        self, task: Callable[..., list[Edited]], settings: Settings, words: str, known: str, note: str = ""
     ) -> Iterator[str]:
         sampling = self._checked(settings)
         num, seed = int(settings.num or 1), int(settings.seed or 0)
@@ -311,7 +294,7 @@ class Studio:
         def work(report: Callable[[str], None]) -> str:
             options = Options(num, settings.label or None, sampling, pool=self.pool)
             options.progress = lambda done: report(note + parts.progress(done, f"{done:.0%}"))
-            edited = task(options)[0]
+            edited = task(options=options)[0]
             figures = [parts.figure(png_uri(edited.before), known, alt="what was known")]
             for k, dct in enumerate(edited.results):
                 caption = f"seed {seed}" + (f" · alternative {k}" if num > 1 else "")

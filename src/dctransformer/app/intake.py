@@ -11,9 +11,10 @@ import contextlib
 import functools
 import sys
 import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import CapacityLimiter
@@ -27,7 +28,7 @@ from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.render import canvas, parts, png_uri
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
-from dctransformer.app.visitors import visitor
+from dctransformer.app.visitors import counted, visitor
 from dctransformer.files import printable_lines
 
 TASKS: dict[str, Kind] = {
@@ -68,33 +69,8 @@ class Room:
             if asyncio.get_running_loop().time() > deadline:
                 raise Refused(503, "many pictures are arriving just now; try again in a minute")
             await asyncio.sleep(0.05)
-        self.lent[who] += size
-        try:
+        with counted(self.lent, who, size):
             yield
-        finally:
-            self.lent[who] -= size
-            if not self.lent[who]:
-                del self.lent[who]
-
-
-class Turns:
-    """Lets each visitor do one thing at a time."""
-
-    def __init__(self) -> None:
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._users: Counter[str] = Counter()
-
-    @contextlib.asynccontextmanager
-    async def of(self, who: str) -> AsyncIterator[None]:
-        """Wait for the visitor's turn, which lasts as long as the block."""
-        self._users[who] += 1
-        try:
-            async with self._locks[who]:
-                yield
-        finally:
-            self._users[who] -= 1
-            if not self._users[who]:
-                del self._users[who], self._locks[who]
 
 
 class Intake:
@@ -107,7 +83,9 @@ class Intake:
         self.shelf = Shelf(max(64_000_000, 8 * largest), max(16_000_000, 2 * largest))
         self.max_bytes = int(limits.max_megabytes * 1e6)
         self.room = Room(UPLOADS * self.max_bytes, VISITOR_UPLOADS * self.max_bytes)
-        self._turns, self._reads = Turns(), CapacityLimiter(READS)
+        # One lock per visitor, as long as somebody holds it or waits for it: of each, one file is read at a time.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._reads = CapacityLimiter(READS)
         self.shown: dict[tuple[str, int], dict[str, str]] = {}
         for task, kind in TASKS.items():
             for number, data in enumerate(examples().values()):
@@ -134,7 +112,7 @@ class Intake:
             size = int(request.headers["content-length"])
             async with self.room.lend(who, size):
                 data = await body(request.receive, size, ARRIVAL_SECONDS)
-                async with self._turns.of(who):
+                async with self._locks.setdefault(who, asyncio.Lock()):
                     read = functools.partial(self.reader.read, data, TASKS[task])
                     picture = await anyio.to_thread.run_sync(read, limiter=self._reads)
             shown = show(task, picture)

@@ -37,6 +37,18 @@ def visitor(scope: Mapping[str, Any]) -> str:
     return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
+@contextlib.contextmanager
+def counted(counter: Counter[str], key: str, amount: int = 1) -> Iterator[None]:
+    """Add to a counter for the time of the block; what comes to 0 is forgotten."""
+    counter[key] += amount
+    try:
+        yield
+    finally:
+        counter[key] -= amount
+        if not counter[key]:
+            del counter[key]
+
+
 class Presence:
     """Knows which sessions have a browser that listens."""
 
@@ -129,16 +141,9 @@ class Line:
             return f"{of_visitor} jobs from your address are under way or waiting already; wait until some are done"
         return None
 
-    @contextlib.contextmanager
-    def arriving(self, who: str) -> Iterator[None]:
+    def arriving(self, who: str) -> contextlib.AbstractContextManager[None]:
         """Count a job that was admitted, until the queue has it at the end of the block."""
-        self._arriving[who] += 1
-        try:
-            yield
-        finally:
-            self._arriving[who] -= 1
-            if not self._arriving[who]:
-                del self._arriving[who]
+        return counted(self._arriving, who)
 
     def take_turns(self) -> None:
         """Sort the jobs that wait: everybody's first, then everybody's second, and so on."""

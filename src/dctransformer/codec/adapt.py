@@ -47,16 +47,14 @@ def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
     if torch.equal(dct.luma_table, codec.luma_table) and torch.equal(dct.tables[-1], codec.chroma_table):
         return dct
     assert dct.cb is not None and dct.cr is not None and dct.chroma_table is not None
-    limits = codec.value_limits().view(3, 64)
-    parts = []
-    for k, (part, new) in enumerate(
-        ((dct.luma, codec.luma_table), (dct.cb, codec.chroma_table), (dct.cr, codec.chroma_table))
-    ):
-        old = dct.luma_table if k == 0 else dct.chroma_table
-        levels = (part.double() * old / new).round()
-        parts.append(levels.clamp(-limits[k], limits[k].clamp(max=1023)).to(torch.int16))
+    chroma = (dct.chroma_table, codec.chroma_table)
+    tables, limits = ((dct.luma_table, codec.luma_table), chroma, chroma), codec.value_limits().view(3, 64)
+    luma, cb, cr = (
+        (part.double() * old / new).round().clamp(-limit, limit.clamp(max=1023)).to(torch.int16)
+        for part, (old, new), limit in zip(dct.components, tables, limits, strict=True)
+    )
     return dataclasses.replace(
-        dct, luma=parts[0], cb=parts[1], cr=parts[2], luma_table=codec.luma_table, chroma_table=codec.chroma_table
+        dct, luma=luma, cb=cb, cr=cr, luma_table=codec.luma_table, chroma_table=codec.chroma_table
     )
 
 

@@ -51,21 +51,12 @@ def _zigzag() -> list[int]:
     return [row * 8 + column for row, column in cells]
 
 
-def _generation_order() -> list[int]:
-    """Channel ids in the order in which they are generated."""
-    return [
-        component + frequency
-        for start, stop in BANDS
-        for component in COMPONENT_ORDER
-        for frequency in range(start, stop)
-    ]
-
-
 def _tables() -> dict[str, np.ndarray]:
     """All tables; NumPy is imported here, so that the command line can read the constants above at once."""
     import numpy as np
 
-    zigzag, generation_order = np.array(_zigzag()), np.array(_generation_order())
+    zigzag = np.array(_zigzag())
+    generation_order = np.concatenate([c + np.arange(*band) for band in BANDS for c in COMPONENT_ORDER])
     bands = [next(b for b, (lo, hi) in enumerate(BANDS) if lo <= c % 64 < hi) for c in range(NUM_CHANNELS)]
     return {
         "ZIGZAG": zigzag,

@@ -6,7 +6,7 @@ Shapes: N MCUs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -125,18 +125,9 @@ def _name(key: str) -> str:
 def _distinct(names: list[str]) -> list[str]:
     """The names, numbered where they are alike (file systems may not tell case apart)."""
     taken: set[str] = set()
-    return [_free(name, taken) for name in names]
-
-
-def _free(name: str, taken: set[str]) -> str:
-    free = next(candidate for candidate in _numbered(name) if candidate.casefold() not in taken)
-    taken.add(free.casefold())
-    return free
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 2
-    while True:
-        yield f"{name}-{number}"
-        number += 1
+    distinct = []
+    for name in names:
+        numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        distinct.append(next(candidate for candidate in numbered if candidate.casefold() not in taken))
+        taken.add(distinct[-1].casefold())
+    return distinct

@@ -51,19 +51,13 @@ def coders() -> list[Coder]:
         Coder("libjpeg, optimised Huffman", lambda dct: len(write_jpeg_bytes(dct))),
         Coder("libjpeg, arithmetic", lambda dct: len(rewritten(dct, ["+ARITH_CODE"]))),
     ]
-    if importlib.util.find_spec("lepton_jpeg_python") is None:
-        found.append(Coder("Lepton", _nothing, "pip install 'dctransformer[eval]' (lepton_jpeg_python)"))
-    else:
-        found.append(Coder("Lepton", lambda dct: len(lepton(rewritten(dct)))))
-    if importlib.util.find_spec("pillow_jxl") is None:
-        found.append(Coder("JPEG XL, lossless", _nothing, "pip install 'dctransformer[eval]' (pillow-jxl-plugin)"))
-    else:
-        found.append(Coder("JPEG XL, lossless", lambda dct: len(jpeg_xl(rewritten(dct)))))
+    for name, recompress, module, package in (
+        ("Lepton", lepton, "lepton_jpeg_python", "lepton_jpeg_python"),
+        ("JPEG XL, lossless", jpeg_xl, "pillow_jxl", "pillow-jxl-plugin"),
+    ):
+        missing = "" if importlib.util.find_spec(module) else f"pip install 'dctransformer[eval]' ({package})"
+        found.append(Coder(name, lambda dct, recompress=recompress: len(recompress(rewritten(dct))), missing))
     return found
-
-
-def _nothing(_dct: DCTImage) -> int:
-    raise NotImplementedError
 
 
 def rewritten(dct: DCTImage, flags: list[str] | None = None) -> bytes:

@@ -121,11 +121,9 @@ def describe(pictures: DCTImage, codec: Codec) -> dict[str, Tensor]:
     Returns:
         By view, fp32 ``[n, D]``.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in VIEWS}
-    for start in range(0, len(pictures), _BATCH):
-        for name, features in _views(pictures[start : start + _BATCH], codec).items():
-            found[name].append(features.sign() * features.abs().sqrt())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    parts = [_views(pictures[start : start + _BATCH], codec) for start in range(0, len(pictures), _BATCH)]
+    found = {name: torch.cat([part[name] for part in parts]) for name in VIEWS}
+    return {name: features.sign() * features.abs().sqrt() for name, features in found.items()}
 
 
 def _views(batch: DCTImage, codec: Codec) -> dict[str, Tensor]:
@@ -223,11 +221,8 @@ def two_sample_test(
 
 def _real(reference: Reference, number: int, codec: Codec, again: bool) -> dict[str, Tensor]:
     """Features of the first real pictures, of a few at a time."""
-    found: dict[str, list[Tensor]] = {name: [] for name in VIEWS}
+    parts = []
     for start in range(0, number, _BATCH):
         batch = reference.dct(start, min(start + _BATCH, number))
-        if again:
-            batch = codec.encode(codec.decode(batch))
-        for name, features in describe(batch, codec).items():
-            found[name].append(features)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        parts.append(describe(codec.encode(codec.decode(batch)) if again else batch, codec))
+    return {name: torch.cat([part[name] for part in parts]) for name in VIEWS}
