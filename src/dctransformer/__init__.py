@@ -16,18 +16,19 @@ __version__ = "0.1.0"
 __all__ = ["Codec", "DCTImage", "DCTransformer", "__version__", "read_jpeg", "write_jpeg"]
 
 
-def lazy_names(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, modules: dict[str, list[str]]) -> Callable[[str], Any]:
     """Return a package's ``__getattr__`` that imports names at their first use, so that the package costs no time.
 
     Args:
         package: its ``__name__``.
-        modules: name to the module, relative to the package, that defines it.
+        modules: the modules, relative to the package, and the names that each defines.
     """
+    module_of = {name: module for module, names in modules.items() for name in names}
 
     def get(name: str) -> Any:
-        if name not in modules:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
@@ -35,6 +36,5 @@ def lazy_names(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
 
 
 __getattr__ = lazy_names(
-    __name__,
-    {"Codec": "codec", "DCTImage": "codec", "DCTransformer": "hub.model", "read_jpeg": "codec", "write_jpeg": "codec"},
+    __name__, {"codec": ["Codec", "DCTImage", "read_jpeg", "write_jpeg"], "hub.model": ["DCTransformer"]}
 )

@@ -306,6 +306,11 @@ def printable(text: object) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, without a full stop; the kind of error where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def printable_lines(text: str) -> str:
     """Escape the same in each line of a text, such as a traceback, whose line ends stay."""
     return "\n".join(map(printable, text.split("\n")))

@@ -55,6 +55,17 @@ def check_ranges(settings: Any) -> None:
             raise ValueError(_sentence(error, type(settings), "the settings", name)) from None
 
 
+def check_positive(**numbers: int | None) -> None:
+    """Refuse numbers (by name; None passes) that are less than 1.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number} must be at least 1")
+
+
 def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse names that mean nothing.
 

@@ -150,7 +150,7 @@ class Studio:
         sampling = self._checked(settings)
         num = int(settings.num or 1)
         shape = self._size(size)
-        self._require("none")
+        conditions.check_trained(self.config.conditions, "none", self.name)
         latest: dict[int, Snapshot] = {}
 
         def work(report: Callable[[str], None]) -> str:
@@ -162,11 +162,6 @@ class Studio:
             return self._results(samples, names, settings)
 
         yield from self._in_thread(work)
-
-    def _require(self, condition: str) -> None:
-        why = self.missing(condition)
-        if why is not None:
-            raise ValueError(why)
 
     def _under_way(self, latest: dict[int, Snapshot], grid: Grid, finished: int, num: int) -> str:
         figures = []

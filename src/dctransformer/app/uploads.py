@@ -55,9 +55,8 @@ def read_upload(data: bytes, limits: Limits, side: int | None = None) -> Upload:
     side = side or limits.max_side
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no concern of the user's; sizes are checked below
-        animated = _check(data, limits)
+        _, size, animated = _check(data, limits)
         picture = load_image(data, enough=side, formats=FORMATS)
-        size = _true_size(data)
     notes = ["It is an animation: its first frame is used."] if animated else []
     fitted = picture.copy()
     if max(size) > side:
@@ -75,8 +74,8 @@ def read_upload(data: bytes, limits: Limits, side: int | None = None) -> Upload:
     return Upload(pixels, pixels, tuple(notes))
 
 
-def _check(data: bytes, limits: Limits) -> bool:
-    """Look at the header before anything is decoded; returns whether it is an animation."""
+def _check(data: bytes, limits: Limits) -> tuple[str | None, tuple[int, int], bool]:
+    """Look at the header before anything is decoded: the format, width and height as stored, whether it is animated."""
     if not data:
         raise ValueError("the file is empty; choose a picture")
     if len(data) > limits.max_megabytes * 1e6:
@@ -86,7 +85,7 @@ def _check(data: bytes, limits: Limits) -> bool:
         )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+            kind, (width, height) = image.format, image.size
             fits = width * height <= limits.max_megapixels * 1e6
             animated = fits and image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Image.DecompressionBombError:
@@ -101,17 +100,11 @@ def _check(data: bytes, limits: Limits) -> bool:
         raise ValueError(f"the picture can't be read ({what}); choose another file") from error
     if not fits:
         raise ValueError(_too_many(f"{width} × {height}", limits))
-    return animated
+    return kind, (width, height), animated
 
 
 def _too_many(size: str, limits: Limits) -> str:
     return f"the picture has {size} pixels, and {limits.max_megapixels:g} million is the limit here; shrink it first"
-
-
-def _true_size(data: bytes) -> tuple[int, int]:
-    """Width and height as stored (a JPEG may be decoded at reduced size)."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +140,9 @@ def read_for_inspection(data: bytes, limits: Limits, shape: tuple[int, int], qua
     size = Shape(width=shape[1], height=shape[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        animated = _check(data, limits)
+        kind, (width, height), animated = _check(data, limits)
         picture = load_image(data, enough=size, formats=FORMATS)
-        width, height = _true_size(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            facts: dict[str, Any] = {"format": image.format, "width": width, "height": height, "bytes": len(data)}
+    facts: dict[str, Any] = {"format": kind, "width": width, "height": height, "bytes": len(data)}
     notes = ["It is an animation: its first frame is used."] if animated else []
     if data[:2] == b"\xff\xd8":
         try:

@@ -9,13 +9,7 @@ from dctransformer import lazy_names
 if TYPE_CHECKING:
     from dctransformer.codec.codec import Codec
     from dctransformer.codec.dct_image import DCTImage
-    from dctransformer.codec.jpeg import (
-        huffman_bytes,
-        read_jpeg,
-        read_jpeg_bytes,
-        write_jpeg,
-        write_jpeg_bytes,
-    )
+    from dctransformer.codec.jpeg import huffman_bytes, read_jpeg, read_jpeg_bytes, write_jpeg, write_jpeg_bytes
     from dctransformer.codec.segments import check_scans
     from dctransformer.codec.tables import quant_tables, value_limits
 
@@ -35,15 +29,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Codec": "codec",
-        "DCTImage": "dct_image",
-        "check_scans": "segments",
-        "huffman_bytes": "jpeg",
-        "quant_tables": "tables",
-        "read_jpeg": "jpeg",
-        "read_jpeg_bytes": "jpeg",
-        "value_limits": "tables",
-        "write_jpeg": "jpeg",
-        "write_jpeg_bytes": "jpeg",
+        "codec": ["Codec"],
+        "dct_image": ["DCTImage"],
+        "jpeg": ["huffman_bytes", "read_jpeg", "read_jpeg_bytes", "write_jpeg", "write_jpeg_bytes"],
+        "segments": ["check_scans"],
+        "tables": ["quant_tables", "value_limits"],
     },
 )

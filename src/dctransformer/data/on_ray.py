@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from dctransformer.files import first_line
+
 Task = TypeVar("Task")
 
 _BLOCKS = 10_000
@@ -59,7 +61,7 @@ def on_ray(
             for row in made.iter_rows():
                 yield tasks[row["task"]], (row["piece"], row["failures"])
         except ray.exceptions.RayError as error:
-            raise ValueError(f"Ray gave up ({_first_line(error)}); run the command again, it continues") from error
+            raise ValueError(f"Ray gave up ({first_line(error)}); run the command again, it continues") from error
         finally:
             if not joined:
                 ray.shutdown()
@@ -116,7 +118,7 @@ def _start(ray: Any, address: str, workers: int | None) -> None:
             ) from error
         what = f"no cluster answers at RAY_ADDRESS={address}" if address else "Ray can't start"
         cure = "correct or unset RAY_ADDRESS" if address else "use --engine local"
-        raise ValueError(f"{what} ({_first_line(error)}); {cure}") from error
+        raise ValueError(f"{what} ({first_line(error)}); {cure}") from error
 
 
 def _probe(address: str) -> None:
@@ -124,10 +126,6 @@ def _probe(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdecimal():  # otherwise a word such as auto
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class _Worker:

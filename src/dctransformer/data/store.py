@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +179,8 @@ class TripleStore:
         info = DatasetInfo.of_shape(shape, quality=quality, splits={}, labels=labels, source=str(paths))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
-            arrays = in_memory(_columns(pairs, info) for pairs in _grouped(encoded(), 1024))
+            pairs = encoded()
+            arrays = in_memory(_columns(group, info) for group in iter(lambda: list(islice(pairs, 1024)), []))
         count = len(arrays["labels"])
         if not count:
             why = f"; the first: {skipped[0][1]}" if skipped else ""
@@ -194,17 +195,6 @@ def _read(read: Callable[[int], str | Path | bytes], index: int) -> str | Path |
         return read(index)
     except (ValueError, OSError, pa.ArrowException) as error:
         return ValueError(str(error))
-
-
-def _grouped(pairs: Iterator[tuple[bytes, int]], length: int) -> Iterator[list[tuple[bytes, int]]]:
-    group: list[tuple[bytes, int]] = []
-    for pair in pairs:
-        group.append(pair)
-        if len(group) == length:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 # From JPEG bytes to columns -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from dctransformer.evaluate.coders import compare
 from dctransformer.evaluate.pictures import Reference
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import full_fp32
-from dctransformer.sampling.likelihood import code_lengths, place_nats, require_finite
-from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.sampling.likelihood import chunk_batches, code_lengths, place_nats, require_finite
+from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.texture import channels_in_use
 
 
@@ -89,21 +89,7 @@ def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int 
         Bits by luma block, fp64 ``[n, h, w]``.
     """
     maps: list[Tensor] = []
-    waiting: list[tuple[int, Sequence, int]] = []
-
-    def flush() -> None:
-        if not waiting:
-            return
-        config = model.config
-        chunks = cut_chunks([s for _, s, _ in waiting], [k for *_, k in waiting], config.chunk, config.overlap)
-        bits = model(chunks.to(model.device)).cpu().double().sum(-1) / math.log(2)
-        grid = chunks.grid
-        for row, (picture, *_) in enumerate(waiting):
-            rank, place = chunks.ranks[row, 1:], chunks.positions[row, 1:]
-            counts = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
-            rank, place, spent = rank[counts], place[counts], bits[row][counts]
-            add(maps[picture].view(-1), rank, place, spent, grid)
-        waiting.clear()
+    first = model.config.texture_rank
 
     def add(flat: Tensor, rank: Tensor, place: Tensor, spent: Tensor, grid: Grid) -> None:
         is_luma = ~IS_CHROMA_RANK[rank]
@@ -112,21 +98,23 @@ def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int 
             flat.index_add_(0, place[~is_luma] + offset, spent[~is_luma] / 4)
 
     def add_texture(blocks: Tensor, sequence: Sequence) -> None:
-        used = channels_in_use(sequence, model.config.texture_rank)
+        used = channels_in_use(sequence, first)
         _, occupancy, values, _ = place_nats(model, sequence, used)
         spent = (occupancy + values) / math.log(2)
         channel, place = spent.nonzero().unbind(1)
         add(blocks.view(-1), used[channel], place, spent[channel, place], sequence.grid)
 
-    first = model.config.texture_rank
-    for i, sequence in enumerate(sequences):
-        maps.append(torch.zeros(2 * sequence.grid.rows, sequence.grid.width, dtype=torch.float64))
-        if first < order.NUM_CHANNELS:
-            add_texture(maps[i], sequence)
-        sequence = sequence.structure(first)
-        for k in range(sequence.chunks(model.config.stride)):
-            waiting.append((i, sequence, k))
-            if len(waiting) == batch:
-                flush()
-    flush()
+    def structures() -> Iterator[Sequence]:
+        for sequence in sequences:
+            maps.append(torch.zeros(2 * sequence.grid.rows, sequence.grid.width, dtype=torch.float64))
+            if first < order.NUM_CHANNELS:
+                add_texture(maps[-1], sequence)
+            yield sequence.structure(first)
+
+    for numbers, chunks in chunk_batches(structures(), model.config, batch):
+        bits = model(chunks.to(model.device)).cpu().double().sum(-1) / math.log(2)
+        for row, picture in enumerate(numbers):
+            rank, place = chunks.ranks[row, 1:], chunks.positions[row, 1:]
+            counts = chunks.predicted[row] & (rank < order.NUM_CHANNELS)
+            add(maps[picture].view(-1), rank[counts], place[counts], bits[row][counts], chunks.grid)
     return torch.stack(maps)

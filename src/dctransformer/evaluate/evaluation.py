@@ -39,6 +39,7 @@ from dctransformer.sampling.engine import sample
 from dctransformer.sampling.likelihood import code_lengths, require_finite
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.labels import drawn_labels
 from dctransformer.settings import check_ranges
 from dctransformer.training.run_folder import SETTINGS
 
@@ -281,10 +282,8 @@ def draw_samples(
     require_finite(code_lengths(network, [dot] if reference is None else reference.sequences(1)).bits, name)
     if reference is not None:
         labels = [reference.labels[i % len(reference)] for i in range(number)]
-    elif config.num_labels:
-        labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(config.num_labels)) for i in range(number)]
     else:
-        labels = [config.null_label] * number
+        labels = drawn_labels(config, number, sampling.seed)
     with tqdm(total=number, desc="sampling", unit="img", disable=not progress) as bar:
 
         def tell(triples: int, finished: int) -> None:

@@ -44,6 +44,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.rows import Samples
+from dctransformer.settings import check_positive
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 from dctransformer.tasks.info import describe_model
 from dctransformer.training.run_folder import METRICS as CURVES
@@ -98,8 +99,7 @@ def write_report(
     Raises:
         ValueError: the model, the data or the evaluation is missing or doesn't fit, or the page can't be written.
     """
-    if num < 1:
-        raise ValueError(f"num {num} must be at least 1")
+    check_positive(num=num)
     plots.require_matplotlib()
     folder = model_folder(run)
     figures = read_evaluation(folder, evaluation)

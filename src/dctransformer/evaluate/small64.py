@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dctransformer.files import first_line
 from dctransformer.hub.pretrained import SHIPPED
 
 SIDE = 64
@@ -88,8 +89,7 @@ def load_small64(path: Path = WEIGHTS_FILE) -> Small64:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         network.load_state_dict(tensors)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is missing or damaged ({first}); install dctransformer again") from error
+        raise ValueError(f"{path} is missing or damaged ({first_line(error)}); install dctransformer again") from error
     if not all(torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError(f"{path} is damaged (it holds NaN or infinity); install dctransformer again")
     return network.requires_grad_(False)

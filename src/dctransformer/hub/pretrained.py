@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dctransformer.files import write_tensors, write_text
+from dctransformer.files import first_line, write_tensors, write_text
 from dctransformer.hub.compatibility import ADDED, current_name, without_retired
 from dctransformer.hub.storage import SCALE, check_type, restored, stored
 from dctransformer.model.config import ModelConfig
@@ -90,15 +90,11 @@ def _from_hub(repo: str, options: dict[str, Any]) -> Path:
     try:
         folder = snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS], **options)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = _first_line(error)
+        why = first_line(error)
         raise ValueError(
             f"{HUB}{repo} can't be fetched from the Hugging Face hub ({why}); check the name or the network"
         ) from error
     return _complete(Path(folder))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def check_token(token: str | None) -> None:
@@ -135,9 +131,9 @@ def hub_answers(repo: str) -> Iterator[None]:
                 f"the hub does not let this token write {repo}; log in with `hf auth login` and a token that can, "
                 "or choose another owner"
             ) from error
-        raise ValueError(f"the hub did not take {repo} ({_first_line(error)}); try again later") from error
+        raise ValueError(f"the hub did not take {repo} ({first_line(error)}); try again later") from error
     except OSError as error:
-        raise ValueError(f"the hub can't be reached ({_first_line(error)}); check the network") from error
+        raise ValueError(f"the hub can't be reached ({first_line(error)}); check the network") from error
 
 
 def read_config(folder: str | Path) -> ModelConfig:

@@ -52,11 +52,6 @@ class SymbolCoder:
             padded = data + bytes(-len(data) % _WORD + 2 * _WORD)
             self._decoder = stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
-    @property
-    def decodes(self) -> bool:
-        """Whether symbols come from bits."""
-        return self._decoder is not None
-
     def symbol(self, log_weights: np.ndarray, symbol: int | None = None) -> int:
         """Code one symbol.
 

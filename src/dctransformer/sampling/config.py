@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from dctransformer.settings import check_positive
+
 MIN_TEMPERATURE = 1e-3
 """Lower temperatures count as 0: logits divided by them could overflow."""
 
@@ -72,7 +74,4 @@ class SampleConfig:
             raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ValueError(f"guidance {self.guidance} must be from 0 to {MAX_GUIDANCE}; 1 switches it off")
-        if self.batch < 1:
-            raise ValueError(f"batch {self.batch} must be at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers {self.workers} must be at least 1")
+        check_positive(batch=self.batch, workers=self.workers)

@@ -37,6 +37,7 @@ from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
 from dctransformer.sampling.stepper import Stepper, compilable_numbers
 from dctransformer.sampling.texture import NoiseKey, fill_texture
 from dctransformer.sequence.chunks import ChunkBatch, cut_chunks
+from dctransformer.settings import check_positive
 
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
@@ -72,8 +73,7 @@ def sample(
         ValueError: ``num`` is not positive, a label or the size is impossible.
     """
     config = config or SampleConfig()
-    if num < 1:
-        raise ValueError(f"num {num} must be at least 1")
+    check_positive(num=num)
     height, width = size or (model.config.size, model.config.size)
     labels = [model.config.null_label] * num if labels is None else labels
     assert len(labels) == num

@@ -19,6 +19,7 @@ from torch import Tensor
 from dctransformer.codec import order
 from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.triples import gather
+from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
 from dctransformer.model.precision import full_fp32
@@ -86,16 +87,28 @@ def _of_grid(marked: Marked, grid: Grid) -> Tensor:
     return marked if isinstance(marked, Tensor) else marked[grid]
 
 
-def _batches(sequences: Iterable[Sequence], stride: int, size: int) -> Iterator[list[tuple[int, Sequence, int]]]:
+def chunk_batches(
+    sequences: Iterable[Sequence], config: ModelConfig, size: int
+) -> Iterator[tuple[list[int], ChunkBatch]]:
+    """All chunks of sequences, ``size`` at a time; those of one batch are of one grid.
+
+    Yields:
+        The number of the sequence that each chunk belongs to, and the chunks.
+    """
     waiting: list[tuple[int, Sequence, int]] = []
+
+    def batch() -> tuple[list[int], ChunkBatch]:
+        numbers, group, index = map(list, zip(*waiting, strict=True))
+        waiting.clear()
+        return numbers, cut_chunks(group, index, config.chunk, config.overlap)
+
     for i, sequence in enumerate(sequences):
-        for k in range(sequence.chunks(stride)):
+        for k in range(sequence.chunks(config.stride)):
             if waiting and (len(waiting) == size or waiting[0][1].grid != sequence.grid):
-                yield waiting
-                waiting = []
+                yield batch()
             waiting.append((i, sequence, k))
     if waiting:
-        yield waiting
+        yield batch()
 
 
 @torch.inference_mode()
@@ -124,18 +137,16 @@ def code_lengths(
     Raises:
         ValueError: there are no pictures.
     """
-    config = model.config
     bits: list[Tensor] = []
     counts: list[Tensor] = []
     apart: list[Tensor] = []
     pixels: list[int] = []
     textures = _TextureScores(model, marked)
-    for group in _batches(textures.watching(sequences), config.stride, batch):
-        chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
+    for numbers, chunks in chunk_batches(textures.watching(sequences), model.config, batch):
         nats, by_channel = _chunk_nats(model, chunks, split=marked is not None)
         predicted = chunks.predicted
         band = BAND_OF_RANK[chunks.ranks[:, 1:]]
-        for row, (i, *_) in enumerate(group):
+        for row, i in enumerate(numbers):
             while len(bits) <= i:
                 bits.append(torch.zeros(len(order.BANDS) + 1, 3, dtype=torch.float64))
                 counts.append(torch.zeros(len(order.BANDS) + 1, dtype=torch.int64))
@@ -302,8 +313,7 @@ def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) ->
     """
     config = model.config
     parts = []
-    for group in _batches([sequence.structure(config.texture_rank)], config.stride, batch):
-        chunks = cut_chunks([s for _, s, _ in group], [k for *_, k in group], config.chunk, config.overlap)
+    for _, chunks in chunk_batches([sequence.structure(config.texture_rank)], config, batch):
         parts.append(_chunk_nats(model, chunks)[0][chunks.predicted].double())
     nats = torch.cat(parts)
     if config.texture_rank < order.NUM_CHANNELS:

@@ -29,15 +29,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "ChunkBatch": "chunks",
-        "ChunkBatches": "batches",
-        "ChunkSampler": "sampler",
-        "Conditions": "conditions",
-        "DCTImageDataset": "dataset",
-        "Sequence": "chunks",
-        "ToTriples": "dataset",
-        "by_grid": "dataset",
-        "collate": "dataset",
-        "cut_chunks": "chunks",
+        "batches": ["ChunkBatches"],
+        "chunks": ["ChunkBatch", "Sequence", "cut_chunks"],
+        "conditions": ["Conditions"],
+        "dataset": ["DCTImageDataset", "ToTriples", "by_grid", "collate"],
+        "sampler": ["ChunkSampler"],
     },
 )

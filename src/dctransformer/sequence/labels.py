@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 
 class Labelled(Protocol):
     """The part of a `ModelConfig` that describes its classes."""
@@ -51,6 +53,13 @@ def label_name(config: Labelled, number: int) -> str:
     if number >= config.num_labels:
         return ""
     return config.label_names[number] if config.label_names else str(number)
+
+
+def drawn_labels(config: Labelled, count: int, seed: int) -> list[int]:
+    """A class for each of some pictures, drawn from (seed, its number); the null label if there are no classes."""
+    if not config.num_labels:
+        return [config.null_label] * count
+    return [int(np.random.default_rng([seed, i, 1]).integers(config.num_labels)) for i in range(count)]
 
 
 def model_labels(config: Labelled, names: Sequence[str], numbers: Iterable[int]) -> list[int]:

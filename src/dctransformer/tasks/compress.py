@@ -21,6 +21,7 @@ from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.bits import require_constriction
 from dctransformer.sampling.coding import MAX_BATCH, PictureCoder, Task
 from dctransformer.sequence.labels import model_labels
+from dctransformer.settings import check_positive
 from dctransformer.tasks.dct_file import (
     DAMAGED,
     ID,
@@ -104,9 +105,7 @@ def compress(
         ValueError: constriction is not installed, the model or the data is missing or doesn't fit, no picture can be
             read, the folder can't be written, or a file does not decode to its picture on this machine.
     """
-    for name, number in (("num", num), ("batch", batch)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} {number} must be at least 1")
+    check_positive(num=num, batch=batch)
     require_constriction()
     network = loaded(model, device)
     config, name = network.config, _stored_name(model)

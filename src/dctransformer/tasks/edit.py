@@ -35,6 +35,7 @@ from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import masks as given_masks
 from dctransformer.sequence.conditions import BY_FACTOR
 from dctransformer.sequence.labels import label_number
+from dctransformer.settings import check_positive
 from dctransformer.sheets import MOST, captioned_rows
 from dctransformer.tasks.models import Model, loaded
 from dctransformer.tasks.outputs import Outputs, identity, listed
@@ -222,8 +223,7 @@ def continue_(
         raise ValueError("say how much is to be kept: give either a number of bands or of triples")
     if bands is not None and not 1 <= bands < len(order.BANDS):
         raise ValueError(f"bands {bands} must be from 1 to {len(order.BANDS) - 1}")
-    if triples is not None and triples < 1:
-        raise ValueError(f"triples {triples} must be at least 1")
+    check_positive(triples=triples)
     network, options = _model(model, options, "none")
     codec = Codec(network.config.quality)
     canvases = [_canvas(image, name, codec) for image, name in zip(images, _names(images), strict=True)]
@@ -248,8 +248,7 @@ def continue_(
 
 def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTransformer, Options]:
     options = options or Options()
-    if options.num < 1:
-        raise ValueError(f"num {options.num} must be at least 1")
+    check_positive(num=options.num)
     network = loaded(name, options.device, condition)
     if options.label is not None:
         label_number(network.config, options.label)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,8 @@ from dctransformer.sampling.engine import check_sampling, fill
 from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request, Samples, Snapshot
 from dctransformer.sampling.tiles import Job, complete, tile_of
-from dctransformer.sequence.labels import label_name, label_number
+from dctransformer.sequence.labels import drawn_labels, label_name, label_number
+from dctransformer.settings import check_positive
 from dctransformer.sheets import MOST, contact_sheet, heat_map_sheet
 from dctransformer.tasks.models import Model, loaded
 from dctransformer.tasks.outputs import Outputs, identity, listed
@@ -65,15 +65,8 @@ def generate(
     sampling = sampling or SampleConfig()
     network = loaded(model, device, "none")
     shape = network.config
-    if num < 1:
-        raise ValueError(f"num {num} must be at least 1")
-    if label is not None:
-        labels = [label_number(shape, label)] * num
-    elif shape.num_labels:
-        # One generator a picture, so that picture i keeps its class whatever num is.
-        labels = [int(np.random.default_rng([sampling.seed, i, 1]).integers(shape.num_labels)) for i in range(num)]
-    else:
-        labels = [shape.null_label] * num
+    check_positive(num=num)
+    labels = drawn_labels(shape, num, sampling.seed) if label is None else [label_number(shape, label)] * num
     grid = Grid.of_size(*(size or shape.trained_shape))
     if tile_of(shape, grid) != grid:
         _check_tiles(shape, grid, "this model" if network is model else str(model))

@@ -15,6 +15,7 @@ from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.conditions import named
 from dctransformer.sequence.labels import model_labels
 from dctransformer.sequence.windows import centred, huffman_bytes
+from dctransformer.settings import check_positive
 from dctransformer.tasks.models import Model, loaded
 
 
@@ -57,9 +58,7 @@ def likelihood(
     Raises:
         ValueError: the model or the data is missing or doesn't fit, or the model's probabilities are not finite.
     """
-    for name, number in (("num", num), ("batch", batch)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} {number} must be at least 1")
+    check_positive(num=num, batch=batch)
     condition = named(given)
     network = loaded(model, device)
     config = network.config

@@ -54,8 +54,6 @@ class Arrangement:
     """Pictures with their labels and splits."""
 
     items: list[Item]
-    places: list[int]
-    """Which file each item is."""
     labels: list[str]
     labels_from: str
     notes: list[str]
@@ -130,7 +128,7 @@ def arrange(files: list[File], read: Callable[[str], bytes], labels: str | None,
         Item(files[i].path, number, split, files[i].stamp, files[i].problem or problem or _raw(files[i].path))
         for i, number, (split, problem) in zip(places, numbers, splits, strict=True)
     ]
-    return Arrangement(items, places, names, source if names else "none", notes)
+    return Arrangement(items, names, source if names else "none", notes)
 
 
 def _raw(path: str) -> str:

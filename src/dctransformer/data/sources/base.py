@@ -126,6 +126,38 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def column_labels(
+    values: list[Any], names: list[str], column: str | None, rows: int, chosen: bool, notes: list[str]
+) -> tuple[list[str], list[int | None], str]:
+    """Names of the classes of a column, each row's number, and where they come from in words.
+
+    Args:
+        values: of the column.
+        names: of the classes, if the data set knows them: then the values are numbers already.
+        column: its name; None for no labels.
+        rows: how many there are.
+        chosen: whether a user asked for the column, so that values that are no labels are an error.
+        notes: what a user should know is added to them.
+
+    Raises:
+        ValueError: the column was asked for and can't be used.
+    """
+    nothing: tuple[list[str], list[int | None], str] = ([], [None] * rows, "none")
+    if column is None:
+        return nothing
+    if names:
+        return names, [int(v) if v is not None and 0 <= v < len(names) else None for v in values], f"column {column}"
+    try:
+        labels, numbers = number_labels(values)
+    except ValueError as error:
+        if chosen:
+            raise ValueError(f"the column {column} can't be used as labels: it holds {error}") from None
+        notes.append(f"the column {column} holds {error}: not used as labels")
+        return nothing
+    notes += label_notes(labels, rows, f"column {column}")
+    return labels, numbers, f"column {column}"
+
+
 def label_notes(labels: Sequence[str], pictures: int, where: str) -> list[str]:
     """Warnings about labels that are alike, or so many that they may be something else."""
     notes = []

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 import pyarrow.fs as pafs
 
 from dctransformer.data.sources.arrange import Arrangement, File, arrange, is_left_out, shown
-from dctransformer.data.sources.base import Item
 
 
 class FileSource:
@@ -23,11 +22,8 @@ class FileSource:
         self, files: list[File], contents: Callable[[str], bytes], labels: str | None, notes: list[str], skip: int = 0
     ):
         found: Arrangement = arrange(files, contents, labels, skip)
-        self.items: list[Item] = found.items
-        self.labels = found.labels
-        self.labels_from = found.labels_from
+        self.items, self.labels, self.labels_from = found.items, found.labels, found.labels_from
         self.notes = notes + found.notes
-        self._files = found.places
 
     def _check(self, index: int) -> None:
         if self.items[index].problem:

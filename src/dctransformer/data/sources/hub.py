@@ -9,8 +9,9 @@ from typing import Any
 import huggingface_hub
 import pyarrow as pa
 
-from dctransformer.data.sources.base import LABEL_COLUMNS, Item, label_notes, number_labels, split_of
+from dctransformer.data.sources.base import LABEL_COLUMNS, Item, column_labels, split_of
 from dctransformer.data.sources.parquet import picture_of
+from dctransformer.files import first_line
 
 
 class DatasetsSource:
@@ -44,19 +45,9 @@ class DatasetsSource:
             self._data[split] = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         if not self.items:
             raise ValueError(f"the data set {name} holds no rows; choose another")
-        self.labels_from = "none" if column is None else f"column {column}"
-        self.labels, numbers = names, [None] * len(values)
-        if names:
-            numbers = [int(v) if v is not None and 0 <= v < len(names) else None for v in values]
-        elif column is not None:
-            try:
-                self.labels, numbers = number_labels(values)
-                self.notes += label_notes(self.labels, len(values), self.labels_from)
-            except ValueError as error:
-                if labels is not None:
-                    raise ValueError(f"the column {column} can't be used as labels: it holds {error}") from None
-                self.notes.append(f"the column {column} holds {error}: not used as labels")
-                self.labels_from = "none"
+        self.labels, numbers, self.labels_from = column_labels(
+            values, names, column, len(values), labels is not None, self.notes
+        )
         self.items = [item._replace(label=number) for item, number in zip(self.items, numbers, strict=True)]
 
     def read(self, index: int) -> str | Path | bytes:
@@ -143,8 +134,8 @@ def hub_source(name: str, labels: str | None = None) -> DatasetsSource:
         data = library.load_dataset(identifier, config or None)
     # An unknown id, a missing network or a bad file each come as exceptions of several libraries.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{name} is neither a folder here nor a data set that `datasets` can load ({reason}); check the name"
+            f"{name} is neither a folder here nor a data set that `datasets` can load ({first_line(error)}); "
+            "check the name"
         ) from error
     return DatasetsSource(dict(data) if isinstance(data, dict) else {"all": data}, name, labels)

@@ -14,21 +14,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dctransformer.data.formats import LFS_POINTER, NEEDS_LFS
-from dctransformer.data.sources.base import LABEL_COLUMNS, Item, label_notes, number_labels, split_of
+from dctransformer.data.sources.base import LABEL_COLUMNS, Item, column_labels, split_of
 from dctransformer.files import check_regular
 
-_IMAGE_COLUMNS = (
-    "image",
-    "img",
-    "picture",
-    "photo",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "bytes",
-    "content",
-)
+_IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "content")
 """Columns that are taken for the pictures where several hold bytes, the likeliest first."""
 
 _PATH_COLUMNS = ("image", "img", "file_name", "path", "image_path", "filepath", "file")
@@ -80,7 +69,9 @@ class ParquetSource:
                 why = NEEDS_LFS if self._is_pointer(path) else str(error)
                 raise ValueError(f"{path} is not a readable Parquet file ({why}); remove or replace it") from error
         rows = sum(m.num_rows for m in metadata)
-        self.labels, numbers = self._number(values, names, rows, chosen=labels is not None)
+        self.labels, numbers, self.labels_from = column_labels(
+            values, names, self.label, rows, labels is not None, self.notes
+        )
         place = 0
         for i, (path, split) in enumerate(zip(self.paths, splits, strict=True)):
             name, stamp = path.relative_to(root).as_posix(), self._stamp(path)
@@ -100,38 +91,15 @@ class ParquetSource:
         return pq.ParquetFile(path.as_posix(), filesystem=self.filesystem)
 
     def _is_pointer(self, path: PurePath) -> bool:
-        with contextlib.suppress(OSError):
-            if self.filesystem is None:
-                with open(path, "rb") as file:
-                    return file.read(len(LFS_POINTER)) == LFS_POINTER
-            with self.filesystem.open_input_file(path.as_posix()) as file:
-                return file.read(len(LFS_POINTER)) == LFS_POINTER
+        filesystem = self.filesystem or pafs.LocalFileSystem()
+        with contextlib.suppress(OSError), filesystem.open_input_file(path.as_posix()) as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
         return False
 
     def _stamp(self, path: PurePath) -> str:
         filesystem = self.filesystem or pafs.LocalFileSystem()
         facts = filesystem.get_file_info(path.as_posix())
         return f"{facts.size}:{facts.mtime_ns or 0}"
-
-    def _number(
-        self, values: list[Any], names: list[str], rows: int, chosen: bool
-    ) -> tuple[list[str], list[int | None]]:
-        """Names of the classes, and each row's number."""
-        self.labels_from = "none" if self.label is None else f"column {self.label}"
-        if self.label is None:
-            return [], [None] * rows
-        if names:
-            return names, [int(v) if v is not None and 0 <= v < len(names) else None for v in values]
-        try:
-            labels, numbers = number_labels(values)
-        except ValueError as error:
-            if chosen:
-                raise ValueError(f"the column {self.label} can't be used as labels: it holds {error}") from None
-            self.notes.append(f"the column {self.label} holds {error}: not used as labels")
-            self.labels_from = "none"
-            return [], [None] * rows
-        self.notes += label_notes(labels, rows, self.labels_from)
-        return labels, numbers
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay behind when the source goes to another process."""

@@ -15,6 +15,7 @@ from dctransformer.data.sources.base import Source, counted
 from dctransformer.data.sources.folders import FolderSource, UrlSource, walk
 from dctransformer.data.sources.hub import hub_source, loaded_source, saved_source
 from dctransformer.data.sources.parquet import NoPictures, ParquetSource
+from dctransformer.files import first_line
 
 _METADATA_TABLE = "metadata.parquet"
 """A table about pictures in a folder, not of pictures."""
@@ -141,7 +142,7 @@ def _url_source(url: str, labels: str | None) -> Source:
             found = filesystem.get_file_info(pafs.FileSelector(root.as_posix(), recursive=True))
     # Each store's library has exceptions of its own.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(f"{url} can't be listed ({reason}); check the address and your access to it") from error
     if is_file and root.suffix == ".parquet":
         return ParquetSource([root], root.parent, filesystem, labels)
