@@ -247,89 +247,84 @@ def _generate(studio: Studio, presence: Presence) -> None:
 
 
 def _task_tab(
-    studio: Studio, task: str, verb: str, say: str, why_not: str | None, more: Callable[[], list[Any]] = list
-) -> tuple[_Form, _Picture, list[Any], gr.HTML]:  # fmt: skip
-    """What the tabs that start from a picture have in common."""
+    studio: Studio, shelf: Shelf, presence: Presence, task: str, say: str, why_not: str | None,
+    work: Callable[..., Iterator[str]], more: Callable[[], list[Any]] = list, **scripts: str,
+) -> None:  # fmt: skip
+    """A tab for a task that starts from a picture.
+
+    Args:
+        studio: does the work.
+        shelf: keeps the pictures that people bring.
+        presence: knows who still waits for a result.
+        task: its name.
+        say: what it does.
+        why_not: why the model can't do it; None if it can.
+        work: takes the picture, the values of the task's own inputs and the settings of the form.
+        more: makes these inputs.
+        scripts: see `_connect`.
+    """
     gr.Markdown(say, elem_classes="dct-say")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             picture = _Picture(task, studio)
             extra = more()
-            form = _Form(studio, task, verb, why_not, "none: the picture must do")
+            form = _Form(studio, task, task.capitalize(), why_not, "none: the picture must do")
         with gr.Column(scale=3, min_width=340):
             out = gr.HTML(str(parts.empty("Choose a picture, or click on an example.")), elem_id=f"{task}-out")
-    return form, picture, extra, out
+
+    def run(name: str, *values: Any) -> Iterator[str]:
+        return work(shelf.get(name), *values[: len(extra)], Settings.of(*values[len(extra) :]))
+
+    _connect(form, presence, out, run, [picture.held, *extra], picture, **scripts)
 
 
 def _upscale(studio: Studio, shelf: Shelf, presence: Presence) -> None:
     factors = studio.factors()
-    form, picture, extra, out = _task_tab(
-        studio, "upscale", "Upscale",
+    _task_tab(
+        studio, shelf, presence, "upscale",
         "The small picture becomes the low frequencies of a large one, and the high ones are generated.",
-        None if factors else studio.missing("low4"),
+        None if factors else studio.missing("low4"), studio.upscale,
         lambda: [gr.Radio(factors or [2], value=(factors or [2])[0], label="Factor", elem_id="upscale-factor")],
     )  # fmt: skip
 
-    def run(name: str, factor: float, *settings: Any) -> Iterator[str]:
-        return studio.upscale(shelf.get(name), factor, Settings.of(*settings))
-
-    _connect(form, presence, out, run, [picture.held, *extra], picture)
-
 
 def _colorize(studio: Studio, shelf: Shelf, presence: Presence) -> None:
-    form, picture, _, out = _task_tab(
-        studio, "colorize", "Colorize",
+    _task_tab(
+        studio, shelf, presence, "colorize",
         "Brightness stays as it is, coefficient by coefficient; colours are generated (those a picture has are "
         "ignored). A class helps.",
-        studio.missing("luma"),
+        studio.missing("luma"), studio.colorize,
     )  # fmt: skip
-
-    def run(name: str, *settings: Any) -> Iterator[str]:
-        return studio.colorize(shelf.get(name), Settings.of(*settings))
-
-    _connect(form, presence, out, run, [picture.held], picture)
 
 
 def _inpaint(studio: Studio, shelf: Shelf, presence: Presence) -> None:
-    def more() -> list[Any]:
+    def squares() -> list[Any]:
         gr.Button("Wipe the brush off", size="sm", elem_id="inpaint-clear").click(
             None, None, None, js="() => { window.dct.clear(); }"
         )
         return [gr.Textbox("", elem_classes="dct-hidden")]
 
-    form, picture, squares, out = _task_tab(
-        studio, "inpaint", "Inpaint",
+    _task_tab(
+        studio, shelf, presence, "inpaint",
         "Brush over what is to be replaced. Every 16 × 16 square that the brush touches is generated anew; all others "
         "stay, bit for bit.",
-        studio.missing("region"), more,
-    )  # fmt: skip
-
-    def run(name: str, squares: str | None, *settings: Any) -> Iterator[str]:
-        return studio.inpaint(shelf.get(name), squares, Settings.of(*settings))
-
-    _connect(
-        form, presence, out, run, [picture.held, *squares], picture,
+        studio.missing("region"), studio.inpaint, squares,
         js="(held, squares, ...rest) => [held, window.dct.squares(), ...rest]",
         prepaint="() => { window.dct.middle(); }",
     )  # fmt: skip
 
 
 def _continue(studio: Studio, shelf: Shelf, presence: Presence) -> None:
-    form, picture, extra, out = _task_tab(
-        studio, "continue", "Continue",
+    _task_tab(
+        studio, shelf, presence, "continue",
         "Keep the beginning of a picture's list of coefficients, coarse to fine, and let the model write the rest: "
         "what a half-received file might have become.",
-        studio.missing("none"),
+        studio.missing("none"), studio.continue_,
         lambda: [gr.Slider(
             1, len(order.BANDS) - 1, 2, step=1, label="Bands to keep", elem_id="continue-bands",
             info="1: blocks of one colour. 2: rough shapes. 3: all but the finest detail.",
         )],
     )  # fmt: skip
-
-    def run(name: str, bands: float, *settings: Any) -> Iterator[str]:
-        return studio.continue_(shelf.get(name), bands, Settings.of(*settings))
-
-    _connect(form, presence, out, run, [picture.held, *extra], picture)
 
 
 def _inspect(studio: Studio, shelf: Shelf, presence: Presence) -> None:

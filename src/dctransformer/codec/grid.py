@@ -150,9 +150,7 @@ class Grid:
         """Flat index into ``[N, 6, 64]`` of coefficients given as ranks and positions (int64, any shape)."""
         channel = CHANNEL_OF_RANK[rank]
         block = torch.where(
-            channel < order.CB,
-            self.luma_block[position],
-            self.mcu[position] * order.BLOCKS_PER_MCU + 3 + channel // 64,
+            channel < order.CB, self.luma_block[position], self.mcu[position] * order.BLOCKS_PER_MCU + 3 + channel // 64
         )
         return block * 64 + channel % 64
 

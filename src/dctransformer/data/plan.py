@@ -45,11 +45,7 @@ class Shard:
 
 
 def plan(
-    source: Source,
-    shape: Shape,
-    val_fraction: float,
-    known: Collection[str] = (),
-    first: dict[str, int] | None = None,
+    source: Source, shape: Shape, val_fraction: float, known: Collection[str] = (), first: dict[str, int] | None = None
 ) -> list[Shard]:
     """Deal pictures into shards.
 

@@ -21,13 +21,7 @@ from dctransformer.evaluate.bits import exact_bits
 from dctransformer.evaluate.cache import FeatureSet, cached, extract
 from dctransformer.evaluate.config import DISTANCES, EvaluateConfig
 from dctransformer.evaluate.features import Extractor, open_extractor
-from dctransformer.evaluate.metrics import (
-    KID_SUBSETS,
-    NEIGHBOUR,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from dctransformer.evaluate.metrics import KID_SUBSETS, NEIGHBOUR, frechet_distance, kernel_distance, precision_recall
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.evaluate.two_sample import two_sample_test
 from dctransformer.files import write_text
@@ -229,12 +223,7 @@ def feature_widths(extractor: Extractor, reference: Reference) -> tuple[int, int
 
 
 def require_enough(
-    extractor: Extractor,
-    metric: str,
-    widths: tuple[int, int | None],
-    generated: int,
-    real: int,
-    config: EvaluateConfig,
+    extractor: Extractor, metric: str, widths: tuple[int, int | None], generated: int, real: int, config: EvaluateConfig
 ) -> None:
     """Refuse what can't be computed, before hours are spent on it.
 

@@ -29,13 +29,7 @@ Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 PUBLISHED, SHIPPED_NAME = "inception", "small64"
 
-DISTANCES = {
-    "fid": "frechet",
-    "sfid": "spatial-frechet",
-    "precision": "precision",
-    "recall": "recall",
-    "kid": "kernel",
-}
+DISTANCES = {"fid": "frechet", "sfid": "spatial-frechet", "precision": "precision", "recall": "recall", "kid": "kernel"}
 """What each metric is called when another network than Inception stands behind it, after that network's name."""
 
 SPATIAL_CHANNELS = 7

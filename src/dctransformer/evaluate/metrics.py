@@ -120,12 +120,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = NEIGHBOUR) -> tup
 
 
 def kernel_distance(
-    real: Tensor,
-    generated: Tensor,
-    *,
-    subsets: int = KID_SUBSETS,
-    subset_size: int = KID_SUBSET_SIZE,
-    seed: int = 0,
+    real: Tensor, generated: Tensor, *, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE, seed: int = 0
 ) -> tuple[float, float]:
     """Kernel distance: unbiased MMD² with the kernel ``(x·y / D + 1)³`` (Bińkowski et al. 2018, section 4).
 

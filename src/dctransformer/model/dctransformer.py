@@ -270,11 +270,7 @@ class DCTransformer(nn.Module):
         return features, *self.position_head.local_scores(features, rank)
 
     def streams(
-        self,
-        batch: ChunkBatch,
-        context: Context,
-        places: Places,
-        caches: list[list[KVCache]] | None = None,
+        self, batch: ChunkBatch, context: Context, places: Places, caches: list[list[KVCache]] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the channel, position and value decoder make of the chunks, ``[B, L, D]`` each.
 

@@ -115,9 +115,7 @@ def settle(
 
     if occupied is not None:
         return dataclasses.replace(
-            channels,
-            settled=put(channels.settled, torch.ones_like(chosen)),
-            occupied=put(channels.occupied, occupied),
+            channels, settled=put(channels.settled, torch.ones_like(chosen)), occupied=put(channels.occupied, occupied)
         )
     assert values is not None
     return dataclasses.replace(channels, values=put(channels.values, values))

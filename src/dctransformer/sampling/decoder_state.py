@@ -254,8 +254,5 @@ class Decoding:
             added = torch.where(counted[..., None], added, 0.0)
         chroma, rows = local.is_chroma[rank][..., None].long(), self.rows[:, None]
         mcu = self.state.context.grid.mcu_at(position)
-        for states, place, part in (
-            (sums.luma, position, added * (1 - chroma)),
-            (sums.chroma, mcu, added * chroma),
-        ):
+        for states, place, part in ((sums.luma, position, added * (1 - chroma)), (sums.chroma, mcu, added * chroma)):
             states.flatten(0, 1).index_add_(0, (rows * states.shape[1] + place).flatten(), part.flatten(0, 1))

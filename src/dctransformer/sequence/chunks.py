@@ -54,12 +54,7 @@ class Sequence:
 
     @classmethod
     def from_triples(
-        cls,
-        triples: Tensor,
-        grid: Grid,
-        label: int,
-        given: Tensor | None = None,
-        hidden: Tensor | None = None,
+        cls, triples: Tensor, grid: Grid, label: int, given: Tensor | None = None, hidden: Tensor | None = None
     ) -> Sequence:
         """List what ``given`` and ``hidden`` leave open of a picture's triples.
 

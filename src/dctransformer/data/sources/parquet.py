@@ -33,11 +33,7 @@ class ParquetSource:
     sequential = True
 
     def __init__(
-        self,
-        paths: list[Any],
-        root: PurePath,
-        filesystem: pafs.FileSystem | None = None,
-        labels: str | None = None,
+        self, paths: list[Any], root: PurePath, filesystem: pafs.FileSystem | None = None, labels: str | None = None
     ):
         self.paths: list[PurePath] = sorted(paths)
         self.root = root
