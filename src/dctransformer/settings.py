@@ -128,6 +128,8 @@ def _sentence(error: ValidationError, cls: type, where: str, *field: str) -> str
     errors: list[Any] = [{**e, "loc": (*field, *e["loc"])} for e in error.errors(include_url=False)]
     if errors[0]["type"] == "value_error":  # raised by the dataclass itself
         return str(errors[0]["ctx"]["error"])
+    if errors[0]["type"] == "missing":
+        return f"{where} has no {errors[0]['loc'][-1]}"
     names: list[str] = []
     for name in errors[0]["loc"]:
         if not dataclasses.is_dataclass(cls):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from dctransformer.data.images import SUBSAMPLING
 from dctransformer.data.shapes import Shape
 from dctransformer.files import check_regular, write_text
+from dctransformer.settings import validated
 
 INFO = "dctransformer.json"
 """Written last, so a folder that has it is complete."""
@@ -23,20 +23,6 @@ SPLITS = ("train", "validation")
 
 class _Newer(ValueError):
     pass
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON has a type such as ``int | None``, ``list[str]`` or ``dict[str, int]``."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return any(_is_of(value, one) for one in get_args(kind))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is dict:
-        of_key, of_value = get_args(kind)
-        return isinstance(value, dict) and all(_is_of(k, of_key) and _is_of(v, of_value) for k, v in value.items())
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +121,7 @@ class DatasetInfo:
             raise ValueError("it has no version")
         if fields["format"] > FORMAT:
             raise _Newer
-        kinds = get_type_hints(cls)
-        for name, value in fields.items():
-            if name not in kinds:
-                raise ValueError(f"it has an unknown field {name}")
-            if not _is_of(value, kinds[name]):
-                raise ValueError(
-                    f"{name} is not {kinds[name].__name__ if isinstance(kinds[name], type) else kinds[name]}"
-                )
-        info = cls(**{**fields, "val_fraction": float(fields.get("val_fraction", 0))})
+        info = validated(cls, fields, "it")
         if not set(info.splits) <= {*SPLITS, "all"} or min([0, *info.splits.values()], default=0) < 0:
             raise ValueError("splits is not a count of train and validation pictures")
         if not 1 <= info.quality <= 100 or not 0 <= info.val_fraction < 1 or info.skipped < 0 or info.format < 1:
