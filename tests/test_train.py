@@ -125,8 +125,8 @@ def test_every_chunk_is_visited_once_an_epoch(data: Path) -> None:
     store = TripleStore.open(data, "train")
     model = preset("tiny", num_labels=2, size=32, quality=30)
     steps = Steps(store, model, TrainConfig(batch=4, seed=1))
-    count = len(steps.items)
-    seen = np.concatenate([steps.chosen(s) for s in range(-(-2 * count // 4))])
+    count = len(steps.sampler.items)
+    seen = np.concatenate([steps.sampler.chosen(s) for s in range(-(-2 * count // 4))])
     for epoch in (seen[:count], seen[count : 2 * count]):
         assert sorted(map(tuple, epoch)) == sorted(map(tuple, steps.items))
     assert not np.array_equal(seen[:count], seen[count : 2 * count])

@@ -117,13 +117,9 @@ _WORDS = {
 
 
 def _sentence(error: ValidationError, cls: type, where: str, *field: str) -> str:
-    """The first mistake in words. A field that may be of several types has an error for each.
+    """The first mistake in validating ``cls`` (or its ``field`` alone), in words.
 
-    Args:
-        error: from validating ``cls``, or its ``field`` alone.
-        cls: the settings.
-        where: what has the fields, in words.
-        field: its name.
+    A field that may be of several types has an error for each.
     """
     errors: list[Any] = [{**e, "loc": (*field, *e["loc"])} for e in error.errors(include_url=False)]
     if errors[0]["type"] == "value_error":  # raised by the dataclass itself

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from dctransformer.app.visitors import Line, Presence, counted, visitor
+from dctransformer.app.visitors import Line, Presence, counting, visitor
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -195,7 +195,7 @@ class Guard:
         if self._answering[who] >= REQUESTS:
             await refuse(send, 503, f"{REQUESTS} requests from your address are being answered; try again in a minute")
             return
-        with counted(self._answering, who):
+        with counting(self._answering, who):
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,7 +28,7 @@ from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.render import canvas, parts, png_uri
 from dctransformer.app.shelf import Picture, Shelf
 from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
-from dctransformer.app.visitors import counted, visitor
+from dctransformer.app.visitors import counting, visitor
 from dctransformer.files import printable_lines
 
 TASKS: dict[str, Kind] = {
@@ -69,7 +69,7 @@ class Room:
             if asyncio.get_running_loop().time() > deadline:
                 raise Refused(503, "many pictures are arriving just now; try again in a minute")
             await asyncio.sleep(0.05)
-        with counted(self.lent, who, size):
+        with counting(self.lent, who, size):
             yield
 
 

@@ -250,18 +250,9 @@ def _task_tab(
     studio: Studio, shelf: Shelf, presence: Presence, task: str, say: str, why_not: str | None,
     work: Callable[..., Iterator[str]], more: Callable[[], list[Any]] = list, **scripts: str,
 ) -> None:  # fmt: skip
-    """A tab for a task that starts from a picture.
+    """A tab for a task that starts from a picture; ``why_not`` says why the model can't do it.
 
-    Args:
-        studio: does the work.
-        shelf: keeps the pictures that people bring.
-        presence: knows who still waits for a result.
-        task: its name.
-        say: what it does.
-        why_not: why the model can't do it; None if it can.
-        work: takes the picture, the values of the task's own inputs and the settings of the form.
-        more: makes these inputs.
-        scripts: see `_connect`.
+    ``work`` takes the picture, the values of the task's own inputs, which ``more`` makes, and the form's settings.
     """
     gr.Markdown(say, elem_classes="dct-say")
     with gr.Row():

@@ -38,7 +38,7 @@ def visitor(scope: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def counted(counter: Counter[str], key: str, amount: int = 1) -> Iterator[None]:
+def counting(counter: Counter[str], key: str, amount: int = 1) -> Iterator[None]:
     """Add to a counter for the time of the block; what comes to 0 is forgotten."""
     counter[key] += amount
     try:
@@ -143,7 +143,7 @@ class Line:
 
     def arriving(self, who: str) -> contextlib.AbstractContextManager[None]:
         """Count a job that was admitted, until the queue has it at the end of the block."""
-        return counted(self._arriving, who)
+        return counting(self._arriving, who)
 
     def take_turns(self) -> None:
         """Sort the jobs that wait: everybody's first, then everybody's second, and so on."""

@@ -144,15 +144,8 @@ class DCTImage:
 
     def _fits(self, other: DCTImage) -> bool:
         """Whether ``other`` differs in nothing but its batch of coefficients."""
-        return (
-            (self.height, self.width, self.sampling) == (other.height, other.width, other.sampling)
-            and torch.equal(self.luma_table, other.luma_table)
-            and (
-                self.chroma_table is None
-                or other.chroma_table is None
-                or torch.equal(self.chroma_table, other.chroma_table)
-            )
-        )
+        same = (self.height, self.width, self.sampling) == (other.height, other.width, other.sampling)
+        return same and all(map(torch.equal, self.tables, other.tables))
 
     def _with(self, components: Sequence[Tensor]) -> DCTImage:
         """The same kind of picture with other coefficients: (luma,) or (luma, cb, cr)."""

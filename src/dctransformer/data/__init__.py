@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 __all__ = ["DatasetInfo", "TripleStore", "prepare"]
 
 # Opening a data set needs PyTorch; preparing one does not, and its workers on other machines start without it.
-__getattr__ = lazy_names(__name__, {"TripleStore": "store"})
+__getattr__ = lazy_names(__name__, {"store": ["TripleStore"]})

@@ -242,17 +242,9 @@ def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Ref
 def _originals_of(
     data: str | Path, split: str, folder: str | Path, store: TripleStore, pictures: np.ndarray, grid: Grid
 ) -> Pictures:
-    """The source pictures of some of a prepared set's pictures, found by their names; what lies around ``grid`` is cut.
+    """The source pictures of some pictures (int64, numbers in the store) of a prepared set, found by their names.
 
-    Some are checked by their coefficients.
-
-    Args:
-        data: the set.
-        split: part of it.
-        folder: of the source pictures.
-        store: the set's triples.
-        pictures: int64, numbers in the store.
-        grid: of each as it is compared.
+    What lies around ``grid`` is cut. Some are checked by their coefficients.
 
     Raises:
         ValueError: they are not there, or are other pictures.

@@ -229,14 +229,7 @@ class PictureCoder:
 
 
 def _each(rows: list[_Row], logits: Tensor, truths: Sequence[int | None], idle: int) -> list[int]:
-    """Code one decision of each active row.
-
-    Args:
-        rows: B rows.
-        logits: ``[B, K]``, `NEVER` where impossible.
-        truths: the classes, None where they are decoded.
-        idle: the class that idle rows get.
-    """
+    """Code one decision of each active row: logits ``[B, K]``, `NEVER` where impossible; None where it is decoded."""
     parts = logits.cpu().double().numpy()
     return [
         row.choose(row_logits, truth) if row.active else idle

@@ -201,16 +201,9 @@ def _draw_channels(
     draws: Draws,
     check: PredictionCheck,
 ) -> tuple[Tensor, Tensor]:
-    """Draw what channels in use hold.
+    """Draw what channels in use hold: one of each of the B pictures, and after them those of their twins.
 
-    Args:
-        model: with texture.
-        channels: one of each of the B pictures, and after them those of their twins.
-        going: bool ``[B]``, pictures of which this channel is drawn; of the others nothing is.
-        noise: ``[B, 3, P]`` in [0, 1), by position.
-        grid: the MCU grid.
-        draws: temperature, top-p and guidance of each.
-        check: sees all predictions.
+    Of pictures that are not ``going`` (bool ``[B]``) nothing is drawn; the noise is ``[B, 3, P]``, by position.
 
     Returns:
         fp32 ``[B, P]``, the channels' values: what is given, what is drawn, and 0 where nothing is; and bool
@@ -281,19 +274,10 @@ def _draw_values(
     draws: Draws,
     check: PredictionCheck,
 ) -> Tensor:
-    """Draw values at the places where they are due.
+    """Draw values at the places where they are due: fp32 ``[B, H]``, 0 elsewhere.
 
-    Args:
-        model: with texture.
-        scores: fp32 ``[B + G, H, …]``, of the pictures and of their twins.
-        rank: int64 ``[B + G]``, the channels.
-        due: bool ``[B + G, H]``.
-        uniform: ``[B, H]`` in [0, 1).
-        draws: temperature, top-p and guidance of each picture.
-        check: sees all predictions.
-
-    Returns:
-        fp32 ``[B, H]``; 0 where no value is due.
+    Scores are fp32 ``[B + G, H, …]``, ranks int64 ``[B + G]``, ``due`` is bool ``[B + G, H]``: of the pictures and of
+    their twins; the uniform numbers are ``[B, H]``.
     """
     limit, pictures_due = model.limits[rank][:, None].expand_as(due), due[: len(uniform)]
     check.see(scores, due)

@@ -76,16 +76,9 @@ class ChunkBatches(Dataset[ChunkBatch]):
         """
         self.store, self.chunk, self.overlap = store, chunk, overlap
         self.sampler = ChunkSampler(
-            store,
-            chunk - overlap,
-            batch,
-            seed=seed,
-            rows=rows,
-            shuffle=shuffle,
-            starts=starts,
-            window=window,
+            store, chunk - overlap, batch, seed=seed, rows=rows, shuffle=shuffle, starts=starts, window=window,
             texture=texture_from,
-        )
+        )  # fmt: skip
         self.num_labels = len(store.info.labels) if num_labels is None else num_labels
         self.flip, self.label_dropout = flip, label_dropout
         self.texture_from, self.texture_channels, self.positions = texture_from, texture_channels, positions
@@ -96,15 +89,6 @@ class ChunkBatches(Dataset[ChunkBatch]):
                 "processes; give a larger --batch or --texture"
             )
         self.conditions = conditions or Conditions(none=1, low=0, luma=0, region=0)
-
-    @property
-    def items(self) -> np.ndarray:
-        """All (picture, chunk) pairs, int64 ``[total, 2]``."""
-        return self.sampler.items
-
-    def chosen(self, step: int) -> np.ndarray:
-        """(picture, chunk) pairs of a step, int64 ``[batch, 2]``."""
-        return self.sampler.chosen(step)
 
     def __getitem__(self, step: int) -> ChunkBatch:
         """The batch of one step."""

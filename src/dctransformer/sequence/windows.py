@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from dctransformer.codec import Codec, order, write_jpeg_bytes
+from dctransformer.codec import Codec, jpeg, order
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.triples import crop_triples
 from dctransformer.data.shapes import parse_size
@@ -83,11 +83,8 @@ def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
     triples, grid = centred(store.triples(index), store.grid(index), window)
     if grid == store.grid(index):
         return int(store.huffman_bytes[index])
-    height, width = order.MCU * grid.rows, order.MCU * grid.cols
-    codec = Codec(store.info.quality)
-    parts = (codec.from_triples(part, height, width) for part in (triples, triples[:0]))
-    full, blank = (len(write_jpeg_bytes(dct)) for dct in parts)
-    return full - blank
+    dct = Codec(store.info.quality).from_triples(triples, order.MCU * grid.rows, order.MCU * grid.cols)
+    return jpeg.huffman_bytes(dct)
 
 
 def window_grids(store: TripleStore, window: Grid | None) -> np.ndarray:

@@ -99,18 +99,9 @@ def start_from(model: DCTransformer, name: str) -> None:
     source = load_model(name)
     before, now = (dataclasses.asdict(c) for c in (source.config, model.config))
     free = {
-        "dropout",
-        "num_labels",
-        "label_names",
-        "conditions",
-        "size",
-        "shape",
-        "extent",
-        "windows",
-        "chunk",
-        "overlap",
+        "dropout", "num_labels", "label_names", "conditions", "size", "shape", "extent", "windows", "chunk", "overlap",
         "memory",
-    }
+    }  # fmt: skip
     differ = [field for field in now if field not in free and before[field] != now[field]]
     if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
         raise ValueError(
