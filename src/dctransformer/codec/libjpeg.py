@@ -67,6 +67,7 @@ def _scratch_file() -> Iterator[tuple[int, bytes]]:
 def _fill(handle: int, data: bytes) -> None:
     """Makes ``data`` the contents of a file."""
     with open(handle, "r+b", closefd=False) as file:
+        file.seek(0)
         file.write(data)
         file.truncate()
 
