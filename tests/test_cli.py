@@ -13,7 +13,7 @@ from PIL import Image
 
 from dctransformer import read_jpeg
 from dctransformer.cli import main
-from dctransformer.commands.names import with_revision
+from dctransformer.commands.common import with_revision
 from dctransformer.files import printable
 from pictures import photo_folder
 from tiny_model import prepare_small, save_plain_model, save_tiny_model

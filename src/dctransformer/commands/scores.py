@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dctransformer.commands.names import with_revision
-from dctransformer.commands.printing import print_facts
+from dctransformer.commands.common import print_facts, with_revision
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.files import printable
 from dctransformer.sequence.conditions import CONDITIONS

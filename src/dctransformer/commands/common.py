@@ -1,6 +1,10 @@
-"""Names of models on the command line."""
+"""What the commands share: names of models, and text for the terminal."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
 
 
 def with_revision(name: str, revision: str | None) -> str:
@@ -14,3 +18,11 @@ def with_revision(name: str, revision: str | None) -> str:
     if not name.startswith("hf:") or "@" in name:
         raise ValueError(f"--revision is for models of the hub, hf:owner/name, not for {name}")
     return f"{name}@{revision}"
+
+
+def print_facts(as_json: bool, facts: dict[str, Any], text: Callable[[], None]) -> None:
+    """Print facts as one JSON object, or call ``text`` to print them for people."""
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        text()
