@@ -8,7 +8,8 @@ trained on it for generating alone, for the same time, with each seed; each is s
 some. After a short training samples are shorter or longer than real pictures, so seconds are counted per decision and
 scaled to the decisions of a validation picture; models that were trained for seconds still give no meaningful
 ``seconds_ratio``. With ``--samples``, so many are compared with the training pictures after the codec, by features.
-``--shares`` adds models with texture that give it another part of the training.
+``--shares`` adds models with texture that give it another part of the training, ``--bands`` models whose texture begins
+at another band (1: only DC triple by triple).
 
 The last line is JSON: ``decisions`` and ``decisions_triples`` (per validation picture), ``seconds_ratio`` (per picture,
 all triples over texture), ``pictures_ratio`` (trained per second, texture over all triples), and every model's bytes
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each model is trained with each")
     parser.add_argument("--shares", type=float, nargs="*", default=[], help="further settings of train's --texture")
+    parser.add_argument("--bands", type=int, nargs="*", default=[], help="further settings of --model.texture-from")
     parser.add_argument("--samples", type=int, default=0, help="pictures for distances; 0 for none")
     parser.add_argument("--features", default="small64", help="the extractor of distances, see dctransformer evaluate")
     parser.add_argument("--out", type=Path, help="folder for weights and rows, to go on from")
@@ -125,6 +127,7 @@ def main() -> None:
     share = TrainConfig().texture
     kinds = {"texture": (texture_from, share), "triples": (len(order.BANDS), share)}
     kinds |= {f"texture, share {part:g}": (texture_from, part) for part in args.shares}
+    kinds |= {f"texture from {bands}": (bands, share) for bands in args.bands}
     store = TripleStore.open(args.data, "train", progress=False)
     rows: dict[str, list[Row]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as temporary:
@@ -144,6 +147,9 @@ def main() -> None:
         "benchmark": "texture",
         "decisions": decisions(held_out, preset(args.preset).texture_rank),
         "decisions_triples": decisions(held_out, order.NUM_CHANNELS),
+        "decisions_from": {
+            b: decisions(held_out, preset(args.preset, texture_from=b).texture_rank) for b in args.bands
+        },
         "seconds_ratio": triples["seconds_per_picture"] / texture["seconds_per_picture"],
         "pictures_ratio": texture["pictures_per_second"] / triples["pictures_per_second"],
         **mean,
