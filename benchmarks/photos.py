@@ -25,7 +25,7 @@ from dctransformer import DCTransformer
 from dctransformer.codec import Codec, order
 from dctransformer.data.images import load_image
 from dctransformer.data.sources import open_source
-from dctransformer.evaluate.features import SHIPPED_NAME, open_extractor
+from dctransformer.evaluate.features import open_extractor
 from dctransformer.evaluate.metrics import Moments, frechet_distance
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sheets import captioned_rows
@@ -134,7 +134,7 @@ def main(args: Args) -> None:
 
     small = shrunk(truth, 2, args.shrink) if args.shrink == "lanczos" else [shrunk([t], 2, "dct")[0] for t in truth]
     ours = [edit.pixels()[0] for edit in upscale(model, small, 2, Options(1, None, sampling))]
-    extractor = open_extractor(SHIPPED_NAME)
+    extractor = open_extractor("small64")
 
     def features_of(pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
         features, spatial = extractor(windows(pictures))

@@ -64,8 +64,11 @@ def test_small64_ships_and_is_not_mistaken() -> None:
     assert found.shape == (3, 160) and spatial is not None and spatial.shape == (3, 7 * 8 * 8)
     torch.testing.assert_close(extractor(photos(3)[1:2])[0], found[1:2], rtol=1e-4, atol=1e-4)
     assert extractor(photos(2, 96))[0].shape == (2, 160)
-    folder = Path(features.__file__).parents[1] / "weights" / "small64"
-    assert (folder / "features.safetensors").stat().st_size < 1_500_000 and (folder / "README.md").is_file()
+    other = open_extractor("small64-imagenette")
+    assert other.fingerprint != extractor.fingerprint and other.metric("fid") == "small64-imagenette-frechet"
+    assert not torch.allclose(other(photos(3))[0], found, rtol=0.1)
+    for folder in (Path(features.__file__).parents[1] / "weights" / name for name in (extractor.name, other.name)):
+        assert (folder / "features.safetensors").stat().st_size < 1_500_000 and (folder / "README.md").is_file()
     names = [extractor.metric(name) for name in ("fid", "sfid", "precision", "recall", "kid")]
     assert all(name.startswith("small64-") for name in names) and "fid" not in " ".join(names)
 

@@ -1,6 +1,6 @@
 """Feature extractors: from pictures to the vectors that distances are taken of.
 
-Four kinds, one contract (`Extractor`): torch-fidelity's Inception, the shipped ``small64``, and anybody's TorchScript
+Four kinds, one contract (`Extractor`): torch-fidelity's Inception, the shipped `NAMES`, and anybody's TorchScript
 or ONNX file. Only Inception's figures bear the published names (``fid``, …); all others carry the extractor's name.
 
 Shapes: B pictures, H × W pixels, D features, S spatial features.
@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dctransformer.evaluate.small64 import SIDE, WEIGHTS_FILE, load_small64
+from dctransformer.evaluate.small64 import NAMES, SIDE, load_small64, weights_file
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-PUBLISHED, SHIPPED_NAME = "inception", "small64"
+PUBLISHED = "inception"
 
 DISTANCES = {"fid": "frechet", "sfid": "spatial-frechet", "precision": "precision", "recall": "recall", "kid": "kernel"}
 """What each metric is called when another network than Inception stands behind it, after that network's name."""
@@ -41,7 +41,7 @@ class Extractor:
     """A network that turns pictures into features.
 
     Attributes:
-        name: ``inception``, ``small64`` or a file's name.
+        name: ``inception``, one of `NAMES` or a file's name.
         fingerprint: hash of its weights; cached features are only good for the same one.
         resize: how pictures of any size reach the network, for reports.
         network: uint8 ``[B, H, W, 3]`` to fp32 ``[B, D]`` and, if it has such, ``[B, S]`` spatial features.
@@ -90,9 +90,9 @@ def open_extractor(what: str, device: torch.device | str = "cpu") -> Extractor:
     """Find an extractor.
 
     Args:
-        what: ``inception`` (downloaded once), ``small64``, or a TorchScript or ONNX file (``.onnx``). A file's network
-            takes uint8 ``[B, 3, H, W]`` (ONNX may take float, 0 to 255, and a fixed size, to which pictures are then
-            resized) and gives float ``[B, D]``, or two such: features and spatial features.
+        what: ``inception`` (downloaded once), one of `NAMES`, or a TorchScript or ONNX file (``.onnx``). A file's
+            network takes uint8 ``[B, 3, H, W]`` (ONNX may take float, 0 to 255, and a fixed size, to which pictures
+            are then resized) and gives float ``[B, D]``, or two such: features and spatial features.
         device: where it runs (ONNX always runs on the CPU).
 
     Raises:
@@ -100,13 +100,15 @@ def open_extractor(what: str, device: torch.device | str = "cpu") -> Extractor:
     """
     if what == PUBLISHED:
         return _inception(torch.device(device))
-    if what == SHIPPED_NAME:
-        network = load_small64().to(device)
+    if what in NAMES:
+        network = load_small64(weights_file(what)).to(device)
         resize = f"bilinear with antialiasing to {SIDE}×{SIDE}, in float; none at that size"
-        return Extractor(SHIPPED_NAME, _hash(WEIGHTS_FILE.read_bytes()), resize, lambda x: network(x.to(device)), 256)
+        fingerprint = _hash(weights_file(what).read_bytes())
+        return Extractor(what, fingerprint, resize, lambda x: network(x.to(device)), 256)
     path = Path(what)
     if not path.is_file():
-        raise ValueError(f"there is no extractor {what!r}; choose inception, small64, or a TorchScript or .onnx file")
+        known = ", ".join((PUBLISHED, *NAMES))
+        raise ValueError(f"there is no extractor {what!r}; choose {known}, or a TorchScript or .onnx file")
     return _onnx(path) if path.suffix == ".onnx" else _torchscript(path, torch.device(device))
 
 
@@ -121,7 +123,7 @@ def _last_line(error: BaseException) -> str:
 
 def _name(path: Path) -> str:
     """What a person's network is called: never as one of those that are known here."""
-    return path.name if path.stem in (PUBLISHED, SHIPPED_NAME) else path.stem
+    return path.name if path.stem in (PUBLISHED, *NAMES) else path.stem
 
 
 def _two(found: Any, name: str) -> tuple[Tensor, Tensor | None]:

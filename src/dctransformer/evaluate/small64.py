@@ -1,8 +1,9 @@
-"""``small64``: a small feature extractor that ships with the package, for machines without a network.
+"""``small64``: small feature extractors that ship with the package, for machines without a network.
 
-A convolutional classifier of flowers and a few everyday things, trained by ``scripts/train_features.py``; its last
-layer is cut off. Its distances compare models on *one* kind of small pictures with each other. They are on another
-scale than published FIDs, so every figure made with it carries the name ``small64``.
+Convolutional classifiers, trained by ``scripts/train_features.py``, whose last layer is cut off: ``small64`` of flowers
+and ten kinds of things, ``small64-imagenette`` of those ten kinds and cats, to score models of flowers by. Their
+distances compare models on *one* kind of small pictures with each other. They are on another scale than published FIDs,
+so every figure made with one carries its name.
 
 Shapes: B pictures, H × W pixels.
 """
@@ -30,7 +31,13 @@ WIDTH = 160
 SPATIAL_CHANNELS = 7
 """Channels of the 8 × 8 map that make the spatial features, as many as sFID takes."""
 
-WEIGHTS_FILE = SHIPPED / "small64" / "features.safetensors"
+NAMES = ("small64", "small64-imagenette")
+"""The extractors that ship."""
+
+
+def weights_file(name: str) -> Path:
+    """Where the weights of a shipped extractor lie."""
+    return SHIPPED / name / "features.safetensors"
 
 
 def _layer(inputs: int, outputs: int, stride: int, normalised: bool) -> nn.Sequential:
@@ -78,12 +85,13 @@ class Small64(nn.Module):
         return x.mean((2, 3)) * self.gain[0], spatial.permute(0, 2, 3, 1).flatten(1) * self.gain[1]
 
 
-def load_small64(path: Path = WEIGHTS_FILE) -> Small64:
-    """The shipped extractor, in eval mode.
+def load_small64(path: Path | None = None) -> Small64:
+    """The extractor of a file of weights, in eval mode; ``small64`` if none is given.
 
     Raises:
         ValueError: its file is missing or damaged.
     """
+    path = path or weights_file(NAMES[0])
     network = Small64().eval()
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
