@@ -153,11 +153,6 @@ def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outpu
     return event(None, inputs, outputs, js=script, api_visibility="private", show_progress="hidden")
 
 
-def _unforeseen() -> str:
-    log_error()
-    return str(parts.message(UNFORESEEN))
-
-
 def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[..., Iterator[str]]:
     """Wrap a task: what can't be done is shown in the page, and nothing is done that nobody waits for."""
 
@@ -167,7 +162,8 @@ def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[.
         except ValueError as error:
             yield str(parts.message(str(error)))
         except Exception:
-            yield _unforeseen()
+            log_error()
+            yield str(parts.message(UNFORESEEN))
 
     return safely
 

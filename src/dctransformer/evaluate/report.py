@@ -280,7 +280,8 @@ class _Work:
         names = self.network.config.label_names
         captions = [names[i] if i < len(names) else "" for i in samples.labels[:SHEET].tolist()]
         pixels = samples.pixels()[:SHEET]
-        sheet = contact_sheet(pixels, columns=8, captions=captions if any(captions) else None, scale=_scale(samples))
+        scale = max(1, 96 // pixels.shape[2])
+        sheet = contact_sheet(pixels, columns=8, captions=captions if any(captions) else None, scale=scale)
         heat = heat_map_sheet(pixels[:SHOWN], samples.places()[:SHOWN])
         return Section(
             "Samples",
@@ -358,10 +359,6 @@ class _Work:
 def _read(reference: Reference, index: Tensor) -> Tensor:
     """Pictures of a reference after the codec, by their numbers: uint8 ``[k, H, W, 3]``."""
     return torch.cat([reference.round_trip.read(i, i + 1) for i in index.tolist()])
-
-
-def _scale(samples: Samples) -> int:
-    return max(1, 96 // (16 * samples.grid.cols))
 
 
 # HTML: the template escapes every text; what is Markup is HTML already ---------------------------------------------

@@ -99,7 +99,8 @@ def complete(
     if model.config.texture_rank < order.NUM_CHANNELS and bool(given[:, :, structure].all()):
         # Only texture is open, whose network runs on a picture of any size: no tiles, no seams.
         requests = [Request(job.index, job.label, torch.where(job.given, job.known, 0), job.given) for job in jobs]
-        return fill(model, requests, grid, config, progress=_part_finished(progress, len(jobs)), pool=pool).mcus
+        part = None if progress is None else lambda _, finished: progress(finished / len(jobs))
+        return fill(model, requests, grid, config, progress=part, pool=pool).mcus
     tile_grid = tile_of(model.config, grid)
     done, total = 0, sum(1 for _ in tiles(grid, tile_grid))
     for wave in waves(grid, tile_grid):
@@ -124,11 +125,6 @@ def complete(
                 given[i, mcus] = True
         done += len(wave)
     return known
-
-
-def _part_finished(progress: Callable[[float], None] | None, count: int) -> Callable[[int, int], None] | None:
-    """A callback for `fill` that reports the part of the pictures that is finished."""
-    return None if progress is None else lambda _, finished: progress(finished / count)
 
 
 def waves(grid: Grid, tile_grid: Grid) -> list[list[tuple[int, Grid, Tensor]]]:
