@@ -27,10 +27,12 @@ from pictures import photo_folder
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model trained for a moment on all conditions, and its data set (64 pixels, so that there is a centre)."""
+    """A tiny model trained for a moment on all conditions, and its data set (80 × 64 pixels; regions have a centre)."""
     folder = tmp_path_factory.mktemp("run")
     photo_folder(folder / "pictures", 24, ("even", "odd"))
-    prepare(folder / "pictures", folder / "data", size=64, quality=10, val_fraction=0.25, workers=1, progress=False)
+    prepare(
+        folder / "pictures", folder / "data", size="80x64", quality=10, val_fraction=0.25, workers=1, progress=False
+    )
     config = TrainConfig(triples=4000, batch=4, lr=5e-3, warmup=5, sample_every=0, eval_images=2)
     train(folder / "data", folder / "run", preset("tiny"), config, progress=False)
     return folder / "run", folder / "data"
@@ -52,7 +54,7 @@ def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given
     summary = likelihood(*run, given=given)
     parts = {k.removesuffix("_bytes_per_image"): v for k, v in summary["given"].items()}
     assert parts["condition"] == given and parts["trained"] is True
-    network, store, grid = DCTransformer.from_pretrained(run[0]), TripleStore.open(run[1], "validation"), Grid(4, 4)
+    network, store, grid = DCTransformer.from_pretrained(run[0]), TripleStore.open(run[1], "validation"), Grid(4, 5)
     mask = named(given).mask(grid)
     assert mask is not None
     pictures = [(store.triples(i), int(store.labels[i])) for i in range(len(store))]
@@ -77,7 +79,7 @@ def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given
 def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> None:
     """Counted by brute force, decision by decision."""
     network = DCTransformer.from_pretrained(run[0])
-    triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 4)
+    triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 5)
     mask = named(given).mask(grid)
     assert mask is not None
     planes = gather(mask[None], grid)[0]

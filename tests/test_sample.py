@@ -28,7 +28,7 @@ from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.tasks.generate import generate
 from tiny_model import lively
 
-GRID = Grid(2, 2)
+GRID = Grid(2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def model() -> DCTransformer:
 
 def begun(model: DCTransformer, count: int, rows: int = 3, static: bool = False) -> Decoding:
     """A decoding of pictures that begin with ``count`` triples of a sample."""
-    triples = sample(model, rows, SampleConfig(seed=1), size=(32, 32)).triples
+    triples = sample(model, rows, SampleConfig(seed=1), size=(32, 48)).triples
     rank = torch.from_numpy(order.RANK)
     parts = [t[:count].long().unbind(1) for t in triples]
     sequences = [Sequence(rank[c], p, v, None, None, i % 3, GRID) for i, (c, p, v) in enumerate(parts)]
@@ -117,7 +117,7 @@ def test_weights_prepared_for_steps_give_the_same_logits(block: str) -> None:
 @pytest.mark.parametrize("keep", [0, 5, 16, 17, 33])
 def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
     """A picture can go on from anywhere, in a batch with others that are elsewhere."""
-    triples = sample(model, 1, SampleConfig(seed=3), size=(32, 32)).triples[0]
+    triples = sample(model, 1, SampleConfig(seed=3), size=(32, 48)).triples[0]
     assert len(triples) > 35
     requests = [Request(i, i, kept=triples[:keep]) for i in range(2)] + [Request(2, 2), Request(3, 1, kept=triples[:3])]
     made = fill(model, requests, GRID, SampleConfig(seed=8))
@@ -134,7 +134,7 @@ def test_pictures_can_be_watched(model: DCTransformer) -> None:
     """Each chunk shows each picture as far as it is; the last look is the picture."""
     seen: dict[int, list[Snapshot]] = {}
     made = sample(
-        model, 3, SampleConfig(batch=2), size=(32, 32), watch=lambda s: seen.setdefault(s.index, []).append(s)
+        model, 3, SampleConfig(batch=2), size=(32, 48), watch=lambda s: seen.setdefault(s.index, []).append(s)
     )
     for i, looks in seen.items():
         counts = [look.triples for look in looks]
@@ -150,7 +150,7 @@ def test_pictures_can_be_watched(model: DCTransformer) -> None:
 
 def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
     """Coarser arithmetic chooses other triples, never impossible ones."""
-    made = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 32))
+    made = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 48))
     for listed in made.triples:
         rank = torch.from_numpy(order.RANK)[listed[:, 0].long()]
         assert bool(((rank * GRID.positions + listed[:, 1]).diff() > 0).all())
@@ -159,7 +159,7 @@ def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
 
 def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a warning that names the size that is tried next; the pictures are the same; one alone is refused."""
-    expected = sample(model, 5, SampleConfig(), size=(32, 32))
+    expected = sample(model, 5, SampleConfig(), size=(32, 48))
     whole, limit = Decoding.__init__, 2
 
     def small(self, model, batch, **options):
@@ -169,17 +169,17 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
 
     monkeypatch.setattr(Decoding, "__init__", small)
     with pytest.warns(UserWarning, match="going on with 2"):
-        made = sample(model, 5, SampleConfig(batch=4, workers=1), size=(32, 32))
+        made = sample(model, 5, SampleConfig(batch=4, workers=1), size=(32, 48))
     assert torch.equal(made.mcus, expected.mcus)
     limit = 0
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="not enough memory"):
-        sample(model, 5, SampleConfig(batch=2, workers=1), size=(32, 32))
+        sample(model, 5, SampleConfig(batch=2, workers=1), size=(32, 48))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransformer) -> None:
     """Two or three processes and one make the same, and progress and snapshots of all of them arrive."""
-    alone = sample(model, 7, SampleConfig(seed=4, workers=1), size=(32, 32))
+    alone = sample(model, 7, SampleConfig(seed=4, workers=1), size=(32, 48))
     for workers in (2, 3):
         seen: list[Snapshot] = []
         done: list[tuple[int, int]] = []
@@ -188,7 +188,7 @@ def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransfo
             done.append((triples, pictures))
 
         config = SampleConfig(seed=4, workers=workers, batch=2)
-        shared = sample(model, 7, config, size=(32, 32), progress=show, watch=seen.append)
+        shared = sample(model, 7, config, size=(32, 48), progress=show, watch=seen.append)
         assert torch.equal(shared.mcus, alone.mcus)
         assert [t.tolist() for t in shared.triples] == [t.tolist() for t in alone.triples]
         assert done[-1] == (sum(map(len, alone.triples)), 7) and done == sorted(done)
@@ -206,10 +206,10 @@ def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeyp
 
     monkeypatch.setattr(Engine, "run", refuse)
     with pytest.raises(ValueError, match="no more pictures today"):
-        sample(model, 2, SampleConfig(workers=2), size=(32, 32))
+        sample(model, 2, SampleConfig(workers=2), size=(32, 48))
     monkeypatch.setattr(Engine, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ValueError, match="ended from outside"):
-        sample(model, 2, SampleConfig(workers=2), size=(32, 32))
+        sample(model, 2, SampleConfig(workers=2), size=(32, 48))
 
 
 def test_nothing_is_left_where_steps_cannot_be_compiled(
@@ -225,7 +225,7 @@ def test_nothing_is_left_where_steps_cannot_be_compiled(
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 def test_compiled_steps(model: DCTransformer) -> None:
     """They make the same pictures, also when rows leave the batch or go on from elsewhere, and engines differ."""
-    kept = sample(model, 1, SampleConfig(seed=3), size=(32, 32)).triples[0][:17]
+    kept = sample(model, 1, SampleConfig(seed=3), size=(32, 48)).triples[0][:17]
     requests = [Request(i, i % 3, kept=kept if i == 1 else None) for i in range(5)]
     for config in (SampleConfig(1, batch=3), SampleConfig(1, batch=2, temperature=0.5, guidance=1.5)):
         plain, compiled = (
@@ -248,7 +248,7 @@ def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, na
     for temperature in (0, 1):
         config = SampleConfig(workers=1, temperature=temperature, guidance=guidance)
         with pytest.raises(ValueError, match="predictions are not finite, or far too large"):
-            sample(_overflowing(model, name, 3e38), 2, config, labels=[0, 1], size=(32, 32))
+            sample(_overflowing(model, name, 3e38), 2, config, labels=[0, 1], size=(32, 48))
 
 
 def test_weights_that_overflow_when_converted_are_refused_before_the_work(model: DCTransformer) -> None:
