@@ -599,9 +599,13 @@ def test_sources_that_are_no_use(tmp_path):
         ("broken", r"none of the 1 pictures of .+broken can be used; the first: .+a\.jpg can't be read"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
-            run(tmp_path / name, tmp_path / "out")
+            run(tmp_path / name, tmp_path / "new" / "out")
         assert "\n" not in str(error.value)
-        assert not contents(tmp_path / "out")
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="can be used"):
+        run(tmp_path / "broken", tmp_path / "out")
+    assert not contents(tmp_path / "out")  # a folder that was there stays
 
 
 def test_outputs_that_are_no_use(tmp_path):

@@ -149,8 +149,8 @@ def test_a_rectangle_on_the_command_line(photos, tmp_path, capsys):
     assert TripleStore.open(out, progress=False).grid(0) == Grid(2, 3)
 
 
-def test_pictures_that_are_too_narrow_are_skipped(tmp_path):
-    """A side of less than an MCU leaves nothing to keep."""
+def test_pictures_that_are_too_narrow_are_skipped(tmp_path, capsys):
+    """A side of less than an MCU leaves nothing to keep; a folder of such pictures is refused, with nothing written."""
     (tmp_path / "photos").mkdir()
     for i in range(3):
         Image.fromarray(photo(60, 80, i)).save(tmp_path / "photos" / f"{i}.png")
@@ -159,6 +159,13 @@ def test_pictures_that_are_too_narrow_are_skipped(tmp_path):
     assert info.skipped == 1 and info.size_table == {"64x48": 3}
     reason = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"]
     assert reason == "at long side 64 a 200x9 picture has a side of 3 pixels, less than an MCU"
+    for i in range(3):
+        (tmp_path / "photos" / f"{i}.png").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", str(tmp_path / "photos"), str(tmp_path / "none"), "--long-side", "64", "--workers", "1"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and error.endswith(f"can be used; the first: {reason}")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
     system has no locks, a warning is issued and the block runs without one. Litter of killed jobs is removed.
 
     Args:
-        path: of the folder; it is made if needed.
+        path: of the folder; it is made if needed, and removed again if the block leaves nothing in it.
 
     Yields:
         The folder.
@@ -231,6 +231,7 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
     """
     folder = Path(path)
     lock = folder / _LOCK
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(lock)
@@ -252,6 +253,9 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers may still have the file open
         os.close(descriptor)
+        with contextlib.suppress(OSError):
+            for place in missing:
+                place.rmdir()  # only if it is empty
 
 
 def _open_locked(lock: Path) -> int:
