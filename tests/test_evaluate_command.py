@@ -6,6 +6,7 @@ import html.parser
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,15 @@ from dctransformer import Codec, DCTransformer
 from dctransformer.cli import main
 from dctransformer.data.images import crop_resize, load_image
 from dctransformer.evaluate import plots
+from dctransformer.evaluate.config import EvaluateConfig
+from dctransformer.evaluate.evaluation import evaluate
 from dctransformer.evaluate.figures import run_figures
 from dctransformer.evaluate.pictures import of_folder, open_reference
 from dctransformer.hub.curves import read_curves
 from dctransformer.model.config import ModelConfig
+from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import sample
+from dctransformer.sampling.rows import Samples
 from pictures import photo, photo_folder
 from test_evaluate_features import Mean
 from tiny_model import prepare_small, save_plain_model
@@ -111,6 +117,25 @@ def test_evaluate_says_all_that_the_scores_depend_on(
     assert "floor" in text and "small64-frechet" in text and "seed 3" in text and "Lepton" in text
     assert "not with published ones" in text and "small64-recall" not in text
     assert sorted(cache.rglob("*.safetensors")) == files
+
+
+def test_pictures_are_generated_with_the_settings_of_the_evaluation(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each under its own name, and texture like structure."""
+    used: list[SampleConfig] = []
+
+    def watched(network: DCTransformer, number: int, sampling: SampleConfig, **options: Any) -> Samples:
+        used.append(sampling)
+        return sample(network, number, sampling, **options)
+
+    monkeypatch.setattr("dctransformer.evaluate.evaluation.sample", watched)
+    config = EvaluateConfig(
+        5, "precision", "small64", seed=7, temperature=0.8, top_p=0.9, guidance=1.5, batch=3, neighbours=6
+    )
+    result = evaluate(model, data, config)
+    assert used == [SampleConfig(seed=7, temperature=0.8, top_p=0.9, guidance=1.5, batch=3)]
+    assert {"texture_temperature": None, "batch": 3}.items() <= result["settings"]["generated"].items()
 
 
 def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,9 @@ def evaluate(
         ValueError: something is missing, does not fit or is too little; that is said before the long work.
     """
     wanted = config.wanted()
-    sampling = SampleConfig(config.seed, config.temperature, config.top_p, config.guidance, config.batch)
+    sampling = SampleConfig(
+        config.seed, temperature=config.temperature, top_p=config.top_p, guidance=config.guidance, batch=config.batch
+    )
     distances = tuple(name for name in wanted if name in DISTANCES)
     check_ranges(config)
     # A misspelt path is reported before an extractor is fetched.

@@ -19,6 +19,7 @@ class SampleConfig:
 
     seed: int = 0
     """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
+    _: dataclasses.KW_ONLY
     temperature: float = 1.0
     """Divides the logits of positions, occupancy and values (not those of channels); below 1 is tamer, 0 takes the
     likeliest. Less than 0.001 counts as 0."""
