@@ -361,8 +361,8 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--num", "100"], "small64-frechet needs 161 generated pictures"),
-        (["--num", "3", "--few"], "small64-precision needs 4 generated pictures"),
+        (["--num", "100"], "small64-imagenette-frechet needs 161 generated pictures"),
+        (["--num", "3", "--few"], "small64-imagenette-precision needs 4 generated pictures"),
         (["--minutes", "0"], "minutes 0.0 must be greater than 0"),
         (["--few", "--num", "5", "--preset", "large"], "there is no preset 'large'"),
         (["--few", "--num", "5", "--sides", "0"], "side 0 does not divide"),

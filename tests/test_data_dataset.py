@@ -124,7 +124,7 @@ def test_the_chunks_of_conditioned_pictures_are_drawn_uniformly(data, monkeypatc
     plain = ChunkBatches(store, stride, 0, 64, flip=False)
     for step in range(5):
         plain[step]
-    assert [k for k, _ in drawn] == [int(k) for step in range(5) for k in plain.chosen(step)[:, 1]]
+    assert [k for k, _ in drawn] == [int(k) for step in range(5) for k in plain.sampler.chosen(step)[:, 1]]
 
 
 def test_early_starts_are_drawn_by_their_weights(data):

@@ -265,7 +265,9 @@ def test_no_list_of_triples_is_longer_than_the_open_coefficients(
     given = torch.ones(1, 6, 64, dtype=torch.bool)
     given[0, 0, :30] = False
     request = Request(0, 0, given=given, known=torch.zeros(1, 6, 64, dtype=torch.int16))
-    monkeypatch.setattr(Engine, "_decode", lambda self, batch, noise, configs, steps: torch.zeros(1, steps, 3).long())
+    monkeypatch.setattr(
+        Engine, "_decode", lambda self, batch, noise, configs, steps, *_: torch.zeros(1, steps, 3).long()
+    )
     with pytest.raises(ValueError, match="more triples than the picture has coefficients"):
         fill(model, [request], Grid(1, 1), SampleConfig(workers=1))
 

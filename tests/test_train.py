@@ -128,12 +128,12 @@ def test_every_chunk_is_visited_once_an_epoch(data: Path) -> None:
     count = len(steps.sampler.items)
     seen = np.concatenate([steps.sampler.chosen(s) for s in range(-(-2 * count // 4))])
     for epoch in (seen[:count], seen[count : 2 * count]):
-        assert sorted(map(tuple, epoch)) == sorted(map(tuple, steps.items))
+        assert sorted(map(tuple, epoch)) == sorted(map(tuple, steps.sampler.items))
     assert not np.array_equal(seen[:count], seen[count : 2 * count])
     again = Steps(store, model, TrainConfig(batch=4, seed=1))
     assert torch.equal(again[5].values, steps[5].values)
     other = Steps(store, model, TrainConfig(batch=4, seed=2))
-    assert not np.array_equal(other.chosen(0), steps.chosen(0))
+    assert not np.array_equal(other.sampler.chosen(0), steps.sampler.chosen(0))
 
 
 def test_micro_batches_give_the_same_step(data: Path, tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ class VQVAE(nn.Module):
             nn.Conv2d(c, config.code_width, 1),
         )  # fmt: skip
         self.quantiser = VectorQuantize(
-            config.code_width, config.codes, decay=DECAY, kmeans_init=True, threshold_ema_dead_code=DEAD,
-            rotation_trick=False, accept_image_fmap=True,
+            config.code_width, config.codes, decay=DECAY, kmeans_init=True, rotation_trick=False,
+            accept_image_fmap=True,
+            threshold_ema_dead_code=DEAD,  # pyright: ignore[reportArgumentType] (it is compared with floats)
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Conv2d(config.code_width, c, 3, padding=1), Residual(c), Residual(c), nn.ReLU(),

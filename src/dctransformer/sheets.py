@@ -78,12 +78,13 @@ def heat_map(counts: Tensor) -> np.ndarray:
     return black_body((x / x.amax((1, 2), keepdim=True).clamp(min=1)).numpy())
 
 
-def heat_map_sheet(pictures: Tensor, counts: Tensor) -> Image.Image:
+def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Image.Image:
     """Pictures, each next to the heat-map of its chosen places.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.
         counts: ``[n, H / 8, W / 8]``, how often each position was chosen.
+        columns: pairs in a row.
 
     Returns:
         An RGB picture.
@@ -91,7 +92,7 @@ def heat_map_sheet(pictures: Tensor, counts: Tensor) -> Image.Image:
     pictures, counts = pictures[:MOST], counts[:MOST]
     maps = heat_map(counts).repeat(8, axis=1).repeat(8, axis=2)
     pairs = np.concatenate([np.asarray(pictures), maps], axis=2)
-    return contact_sheet(pairs, columns=4, scale=max(1, 128 // pictures.shape[1]))
+    return contact_sheet(pairs, columns=columns, scale=max(1, 128 // pictures.shape[1]))
 
 
 def captioned_rows(rows: list[list[np.ndarray]], captions: list[str], *, side: int = 160) -> Image.Image:

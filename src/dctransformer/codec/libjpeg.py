@@ -66,10 +66,17 @@ def _scratch_file() -> Iterator[tuple[int, bytes]]:
 
 def _fill(handle: int, data: bytes) -> None:
     """Makes ``data`` the contents of a file."""
-    with open(handle, "r+b", closefd=False) as file:
-        file.seek(0)
-        file.write(data)
-        file.truncate()
+    os.lseek(handle, 0, os.SEEK_SET)
+    written = 0
+    while written < len(data):
+        written += os.write(handle, memoryview(data)[written:])
+    if os.fstat(handle).st_size > written:
+        os.ftruncate(handle, written)
+
+
+def _buffer(*shape: int, dtype: type[np.generic]) -> np.ndarray:
+    """Memory for libjpeg to write to."""
+    return np.zeros(shape, dtype)
 
 
 def _pointers(*buffers: np.ndarray) -> list[ctypes.c_void_p]:
@@ -78,8 +85,8 @@ def _pointers(*buffers: np.ndarray) -> list[ctypes.c_void_p]:
 
 def _frame(path: bytes) -> Frame:
     """Libjpeg's report of a file. It decodes the whole file for that, so give it one whose scans are empty."""
-    grids, factors = (np.zeros((_MAX_COMPONENTS, 2), np.intc) for _ in range(2))
-    size, counts, scans = (np.zeros(length, np.intc) for length in (2, 3, 1))
+    grids, factors = (_buffer(_MAX_COMPONENTS, 2, dtype=np.intc) for _ in range(2))
+    size, counts, scans = (_buffer(length, dtype=np.intc) for length in (2, 3, 1))
     places = _pointers(grids, size, counts, factors)
     if not _library.read_jpeg_info(path, *places, None, None, None, None, None, *_pointers(scans), None):
         raise OSError("libjpeg can't read its header")
@@ -108,8 +115,8 @@ def read(blank: bytes, data: bytes, expected: Frame) -> tuple[list[np.ndarray], 
         frame = _frame(path)
         if frame != expected or not 1 <= len(frame.grids) <= 4:
             raise OSError("libjpeg finds another picture in it")
-        blocks = [np.zeros((*grid, 64), np.int16) for grid in frame.grids]
-        tables, numbers = np.zeros((4, 64), np.uint16), np.zeros(4, np.int16)
+        blocks = [_buffer(*grid, 64, dtype=np.int16) for grid in frame.grids]
+        tables, numbers = _buffer(4, 64, dtype=np.uint16), _buffer(4, dtype=np.int16)
         places = [*_pointers(*blocks), *[None] * (4 - len(blocks)), *_pointers(tables, numbers)]
         _fill(handle, data)
         if not _library.read_jpeg_dct(path, *places):

@@ -92,7 +92,7 @@ def cached_arrays(folder: Path, split: str, key: str, batches: Callable[[str], B
         is_unknown = found is not None and known is None
         work = "triples, to check the cache that came with them" if is_unknown else "triples"
         try:
-            digest = _derive(path, batches(work))
+            digest = _derive(path, batches(work), found)
         except ValueError as error:
             # The user's cache folder is only the second choice: whatever is wrong with it, memory will do.
             if path.parent == cache and getattr(error.__cause__, "errno", None) not in _READ_ONLY:
@@ -204,13 +204,27 @@ def _remove_old(path: Path) -> None:
 # The file -------------------------------------------------------------------------------------------------------------
 
 
-def _derive(path: Path, batches: Batches) -> str:
-    """Write the file and return its hash; memory stays bounded, because the columns grow in temporary files.
+class _Unchanged(Exception):
+    """What is there is what would be written."""
+
+
+def _derive(path: Path, batches: Batches, found: str | None) -> str:
+    """Write the file, unless the one that is there has the same bytes, and return its hash.
+
+    Memory stays bounded, because the columns grow in temporary files.
+
+    Args:
+        path: of the file.
+        batches: see `cached_arrays`.
+        found: hash of the file that is there; None if there is none.
 
     Raises:
         ValueError: the folder can't be written (its cause is the OSError), or a shard is damaged.
     """
-    with atomic_write(path, durable=True) as temporary, contextlib.ExitStack() as stack:
+    digest = found
+    with (
+        contextlib.suppress(_Unchanged), atomic_write(path, durable=True) as temporary, contextlib.ExitStack() as stack
+    ):  # fmt: skip
         files = {name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for name in DTYPES}
         for batch in batches:
             for name, column in batch.items():
@@ -222,7 +236,11 @@ def _derive(path: Path, batches: Batches) -> str:
         with temporary.open("wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
         with temporary.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == found:
+            raise _Unchanged
+    assert digest is not None
+    return digest
 
 
 def _column(file: BinaryIO, dtype: Any) -> np.ndarray:

@@ -209,17 +209,18 @@ def heat(maps: Tensor, largest: float) -> np.ndarray:
     return coloured.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def surprise_sheet(pictures: Tensor, maps: Tensor) -> Image.Image:
+def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image.Image:
     """Pictures, each next to the heat-map of its bits, all on one scale.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.
         maps: bits by luma block, ``[n, H / 8, W / 8]``.
+        columns: pictures in a row.
     """
     coloured = heat(maps, float(maps.quantile(0.99)))
     pairs = np.concatenate([pictures.numpy(), coloured], axis=2)
     captions = [f"{bits / 8:.0f} bytes" for bits in maps.sum((1, 2)).tolist()]
-    return contact_sheet(pairs, columns=4, captions=captions, scale=max(1, 128 // pictures.shape[1]))
+    return contact_sheet(pairs, columns=columns, captions=captions, scale=max(1, 128 // pictures.shape[1]))
 
 
 def progressive_strip(triples: list[Tensor], height: int, width: int, quality: int) -> Image.Image:
