@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import os
+import platform
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from app_server import Client, running
 from dctransformer.app import guard, intake, server, visitors
 from dctransformer.app.guard import Hosts, public_path
 from dctransformer.app.limits import Limits
+from dctransformer.app.server import share_heaps
 from dctransformer.app.shelf import Shelf
 from dctransformer.app.uploads import Upload
 from dctransformer.app.visitors import Presence
@@ -531,3 +533,8 @@ def test_any_values_are_answered_in_the_page(client: Client, capfd: pytest.Captu
             html = result(client, endpoint["id"], [value] * len(endpoint["inputs"]), f"any{number}")
             assert "dct-error" in html and "went wrong" not in html
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_threads_share_heaps_where_the_allocator_allows_it() -> None:
+    """Under glibc; another allocator is left alone."""
+    assert share_heaps() is (platform.libc_ver()[0] == "glibc")
