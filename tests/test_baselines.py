@@ -320,13 +320,13 @@ def main(monkeypatch: pytest.MonkeyPatch):
 def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
     """Rows, table, sheet and JSON; run again, it makes nothing anew; other settings are refused."""
     words = [str(data), "--out", str(tmp_path / "out"), "--minutes", "0.003", "--num", "5", "--few", "--preset", "tiny"]
-    words += ["--sides", "16", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    words += ["--sides", "16", "8", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
     words += ["--precision", "fp32", "--seeds", "0", "1"]
     main(words)
     out = capsys.readouterr().out
     line = json.loads(out.splitlines()[-1])
     assert {"benchmark", "ratio", "goal"} <= line.keys()
-    names = ["DCTransformer", "VQ-VAE + prior", "Image GPT, 16 px"]
+    names = ["DCTransformer", "VQ-VAE + prior", "Image GPT, 16 px", "Image GPT, 8 px"]
     assert list(line["frechet"]) == names
     best = min(line["frechet"][name] for name in names[1:])
     assert line["ratio"] == pytest.approx(best / line["frechet"]["DCTransformer"], rel=0.01)
@@ -336,13 +336,14 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     head = scores.splitlines()[0].split(" | ")
     assert head[1] == "recall, originals" and "kernel, round trip" in head and "floor: Fréchet" in scores
     assert scores.count("±") >= 3 * 8  # over the seeds
+    assert "±" not in scores.splitlines()[5] and not (tmp_path / "out" / "seed-1" / "image-gpt-8-px").exists()
     assert Image.open(tmp_path / "out" / "sheet.png").width > 5 * 128
     row = json.loads((tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").read_text())
     assert list(row["stages"]) == ["autoencoder", "prior"] and row["floor_psnr"] > 5
     folder = tmp_path / "out" / "seed-0"
     weights = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("model.safetensors"))
     assert weights == ["dctransformer/model/model.safetensors", "image-gpt-16-px/model/model.safetensors",
-                       "vq-vae-prior/autoencoder/model.safetensors",
+                       "image-gpt-8-px/model/model.safetensors", "vq-vae-prior/autoencoder/model.safetensors",
                        "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
     # Trained, but not scored, and a picture is missing: it is made as it was.
     (tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").unlink()
