@@ -1,6 +1,8 @@
-"""Processes for tests, forked from the one that runs the tests: importing PyTorch again would take seconds.
+"""Processes for tests, forked from one that has imported PyTorch and done nothing else.
 
-What depends on how an interpreter begins or ends is tested with a new one.
+Importing it anew for each would take seconds, and the process that runs the tests can't be forked: its OpenMP threads
+and those of other libraries don't exist in the copy, which crashes now and then in their code (as a segmentation fault
+of two processes that train together did). What depends on how an interpreter begins or ends is tested with a new one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("fork")
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["dctransformer.cli", "dctransformer.training.loop", "dctransformer.sampling.engine"])
 
 
 @contextlib.contextmanager
@@ -24,10 +27,10 @@ def forked(output: Path, work: Callable[..., Any], *arguments: Any) -> Iterator[
 
     Args:
         output: file for what it prints; what it prints to standard error goes to a file next to it, ``.err``.
-        work: the function; its `SystemExit` is the status of the process.
-        arguments: of the function.
+        work: the function, which must pickle; its `SystemExit` is the status of the process.
+        arguments: of the function, which must pickle, too.
     """
-    process = _CONTEXT.Process(target=_run, args=(output, work, arguments))
+    process = _CONTEXT.Process(target=_run, args=(output, work, arguments, dict(os.environ), os.getcwd()))
     process.start()
     try:
         yield process
@@ -41,7 +44,12 @@ def errors_of(output: Path) -> str:
     return output.with_suffix(".err").read_text()
 
 
-def _run(output: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    output: Path, work: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], folder: str
+) -> None:
+    os.environ.clear()  # the server's are those of the first test that started a process
+    os.environ.update(environment)
+    os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup, or in the background of a
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # shell, both are ignored
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves a handler of its own behind
