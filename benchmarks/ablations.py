@@ -1,23 +1,23 @@
-"""Which choice gives fewer bits at equal compute: trains variants of a preset at the same cost and tables them.
+"""Ablations: train variants of a preset at equal compute and compare their bytes per image.
 
-Groups (``--groups``), each against the preset as it is:
+Groups of variants (``--groups``), each compared with the unchanged preset:
 
-* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; PAR-style, too) against the modern ones;
-* ``depth``: more decoder layers, four or five of them split in several ways among channel, position and value, or
-  fewer in the encoder, or narrower feed-forward layers;
-* ``parts``: without local context (and so by softmaxes), with a coarse memory;
-* ``chunks``: chunk length, overlap, early-favouring starts;
-* ``optimizer``: AdamW and Muon, four learning rates each.
+* ``blocks``: the paper's blocks (learned index, ReLU, ReZero; also in the PAR layout) instead of the modern ones;
+* ``depth``: more decoder layers, four or five of them split between channel, position and value in several ways; fewer
+  encoder layers; narrower feed-forward layers;
+* ``parts``: no local context (and therefore softmax heads); a coarser encoder memory;
+* ``chunks``: chunk length, overlap, chunk starts sampled early in the sequence;
+* ``optimizer``: AdamW and Muon, with four learning rates each.
 
-First a variant's training step is timed in turns with the preset's. The preset then sees ``--triples``, and a variant
-whose triples cost r times as much sees that many over r: the compute is equal by measurement, and what is learnt
-does not depend on what else the machine does meanwhile.
+First, the training step of each variant is timed, alternating with that of the preset. The preset is then trained on
+``--triples`` triples, and a variant whose triples cost r times as much on a fraction 1/r of them. Compute is thus equal
+by measurement, and the results do not depend on the load of the machine during training.
 
-Every variant starts from the same seed, sees the same order of pictures and is scored on the same validation ones:
-exact bytes per image. A variant within 1 % of the preset wants a second seed: ``--seeds 0 1``. Finished runs are not
-run again, so that the table grows over several calls; a run that diverged stays in it.
+Every variant starts from the same seed, reads the pictures in the same order and is scored in exact bytes per image on
+the same validation pictures. A variant within 1 % of the preset needs a second seed: ``--seeds 0 1``. Finished runs are
+not repeated, so the table can grow over several calls; diverged runs are listed as such.
 
-Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/costs.json, FOLDER/ablations.md and ends in one JSON line.
+Writes FOLDER/GROUP/NAME-SEED (run folders), FOLDER/costs.json and FOLDER/ablations.md. The last line is JSON.
 
 Example: python benchmarks/ablations.py data --out ablations --triples 800000 --groups blocks parts --jobs 2
 """
@@ -48,20 +48,20 @@ from dctransformer.training.setup import Steps, new_model
 from dctransformer.training.trainer import Trainer
 
 BASE = "as it is"
-SETTLE, ROUNDS = 2, 10
+WARMUP_STEPS, TIMED_STEPS = 2, 10
 """Steps before the clock starts, and steps that are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs from the preset."""
+    """Settings of the model and of training that differ from the preset."""
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def depths(channel: int, position: int, value: int) -> Variant:
-    """So many layers in each decoder."""
+    """A variant with the given number of layers in each decoder."""
     return Variant({"channel": (1,) * channel, "position": (1,) * position, "value": (1,) * value})
 
 
@@ -105,48 +105,49 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "Muon, four times the rate": Variant({}, {"optimizer": "muon", "lr": 4.0}),
     },
 }
-"""``lr`` is a multiple of ``--lr`` here; smaller batches of longer chunks keep the triples of a step the same."""
+"""All variants by group and name. ``lr`` is a multiple of ``--lr``; longer chunks come in smaller batches, so that the
+number of triples per step stays the same."""
 
 
 @dataclasses.dataclass
 class Args:
-    """Compare architectures, chunks and optimisers."""
+    """Settings of the ablations."""
 
     data: tyro.conf.Positional[Path]
     """Prepared data set."""
     out: Path
-    """Folder for the runs and the table."""
+    """Output folder for the runs and the table."""
     triples: int = 800_000
-    """What the preset is trained on; the others on as much as costs the same."""
+    """Number of triples that the preset is trained on; variants are trained on as many as cost the same."""
     preset: str = "small"
-    """What is varied."""
+    """Name of the preset to vary."""
     groups: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GROUP")] = tuple(GROUPS)
-    """Which comparisons."""
+    """Groups of variants to compare."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VARIANT")] = ()
-    """Variants of those groups by name; all if none is named."""
+    """Names of variants of these groups; all by default."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each variant."""
     lr: float = 2.5e-3
-    """Peak learning rate (of AdamW unless a variant says Muon)."""
+    """Peak learning rate of the preset, which uses AdamW."""
     batch: int = 16
-    """Chunks a step (of the preset's length)."""
+    """Chunks per step, for chunks of the preset's length."""
     precision: str = "auto"
-    """fp32 or bf16; auto takes the faster one."""
+    """fp32, bf16 or auto, which is the faster one."""
     jobs: int = 1
-    """Runs side by side; each with `threads` threads, or all on one GPU."""
+    """Number of parallel runs, each with `threads` threads, or all on one GPU."""
     threads: int = 1
-    """Threads of each run."""
+    """Number of threads per run."""
     device: str = "auto"
     """cpu, cuda, …"""
 
 
 def variant_of(group: str, name: str) -> Variant:
-    """What is called so."""
+    """Look up a variant by group and name."""
     return Variant() if name == BASE else GROUPS[group][name]
 
 
 def configs(args: Args, variant: Variant, seed: int = 0, triples: int = 1) -> tuple[ModelConfig, TrainConfig]:
-    """The model and the loop of a run."""
+    """Settings of the model and of training for one run."""
     model = preset(args.preset, **variant.model)
     changes = {"batch": args.batch, "optimizer": "adamw", **variant.train, "lr": args.lr * variant.train.get("lr", 1.0)}
     if args.batch != 16 and "batch" in variant.train:
@@ -159,7 +160,7 @@ def configs(args: Args, variant: Variant, seed: int = 0, triples: int = 1) -> tu
 
 
 def cost(args: Args, variant: Variant) -> float:
-    """What a triple of a variant's training costs, in those of the preset: median over steps taken in turns."""
+    """Training time per triple of a variant relative to the preset: the median over alternating steps."""
     torch.set_num_threads(args.threads)
     store = TripleStore.open(args.data, "train", progress=False)
     info = store.info
@@ -171,7 +172,7 @@ def cost(args: Args, variant: Variant) -> float:
             model, quality=info.quality, size=info.size, num_labels=len(names), label_names=names
         )
         steps = Steps(store, model, config)
-        return Trainer(new_model(model, config.seed), config), [steps[i] for i in range(SETTLE + ROUNDS)]
+        return Trainer(new_model(model, config.seed), config), [steps[i] for i in range(WARMUP_STEPS + TIMED_STEPS)]
 
     def seconds(trainer: Trainer, batch: ChunkBatch) -> float:
         start = time.perf_counter()
@@ -180,28 +181,28 @@ def cost(args: Args, variant: Variant) -> float:
 
     changed, base = prepared(variant), prepared(Variant())
     ratios = []
-    for i in range(SETTLE + ROUNDS):
+    for i in range(WARMUP_STEPS + TIMED_STEPS):
         pairs = [(changed[0], changed[1][i]), (base[0], base[1][i])]
         times = {id(trainer): seconds(trainer, batch) for trainer, batch in (pairs if i % 2 else pairs[::-1])}
         ratios.append(times[id(changed[0])] / times[id(base[0])])
-    return statistics.median(ratios[SETTLE:])
+    return statistics.median(ratios[WARMUP_STEPS:])
 
 
-def costs(args: Args, wanted: list[tuple[str, str]]) -> dict[str, float]:
-    """`cost` of all that is wanted by name, measured one after the other or read from an earlier call."""
+def costs(args: Args, variants: list[tuple[str, str]]) -> dict[str, float]:
+    """The `cost` of each variant by name, measured or read from an earlier call."""
     path = args.out / "costs.json"
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {BASE: 1.0}
+    cost_by_name: dict[str, float] = json.loads(path.read_text()) if path.exists() else {BASE: 1.0}
     args.out.mkdir(parents=True, exist_ok=True)
-    for group, name in wanted:
-        if name not in known:
-            known[name] = round(cost(args, variant_of(group, name)), 4)
-            print(f"{group}: {name} costs {known[name]:.3f} of the preset's a triple", flush=True)
-            write_text(path, json.dumps(known, indent=2) + "\n")
-    return known
+    for group, name in variants:
+        if name not in cost_by_name:
+            cost_by_name[name] = round(cost(args, variant_of(group, name)), 4)
+            print(f"{group}: {name} costs {cost_by_name[name]:.3f} times as much per triple as the preset", flush=True)
+            write_text(path, json.dumps(cost_by_name, indent=2) + "\n")
+    return cost_by_name
 
 
 def run(args: Args, group: str, name: str, seed: int, cost: float) -> dict[str, Any]:
-    """Train and score one variant, or read what an earlier call found."""
+    """Train and score one variant, or read the result of an earlier call."""
     folder = args.out / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     finished = folder / "result.json"
     if finished.exists():
@@ -226,10 +227,10 @@ def run(args: Args, group: str, name: str, seed: int, cost: float) -> dict[str, 
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a row a variant, the mean of its seeds, and what it costs over the preset of the same seeds."""
+    """Format the results as Markdown: one row per variant, averaged over its seeds and compared with the preset."""
     lines = [
         "| group | variant | parameters | cost of a triple | triples seen | channel | position | value "
-        "| bytes per image | to the preset |",
+        "| bytes per image | relative to the preset |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = {r["seed"]: r["bytes_per_image"] for r in results if r["name"] == BASE}
@@ -252,17 +253,17 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main(args: Args) -> None:
-    """Run what is missing, then the table."""
+    """Run the missing variants and write the table."""
     for group in args.groups:
         if group not in GROUPS:
             raise SystemExit(f"there is no group {group!r}; choose among {', '.join(GROUPS)}")
     named = [(group, name) for group in args.groups for name in GROUPS[group]]
     for name in args.only:
-        if name not in [own for _, own in named]:
+        if name not in [variant for _, variant in named]:
             raise SystemExit(f"there is no variant {name!r} in {', '.join(args.groups)}")
-    wanted = [("preset", BASE)] + [pair for pair in named if not args.only or pair[1] in args.only]
-    cost_of = costs(args, wanted)
-    items = [(group, name, seed, cost_of[name]) for seed in args.seeds for group, name in wanted]
+    selected = [("preset", BASE)] + [pair for pair in named if not args.only or pair[1] in args.only]
+    cost_of = costs(args, selected)
+    items = [(group, name, seed, cost_of[name]) for seed in args.seeds for group, name in selected]
     results = []
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
@@ -277,10 +278,10 @@ def main(args: Args) -> None:
     print(text)
     scored = [r for r in results if r["bytes_per_image"] is not None]
     best = min(scored, key=lambda r: r["bytes_per_image"])
-    own = statistics.fmean(r["bytes_per_image"] for r in scored if r["name"] == BASE)
+    base = statistics.fmean(r["bytes_per_image"] for r in scored if r["name"] == BASE)
     print(json.dumps({
-        "benchmark": "ablations", "ratio": round(own / best["bytes_per_image"], 4), "goal": 1.0,
-        "preset_bytes_per_image": round(own, 2), "best": best["name"], "best_bytes_per_image": best["bytes_per_image"],
+        "benchmark": "ablations", "ratio": round(base / best["bytes_per_image"], 4), "goal": 1.0,
+        "preset_bytes_per_image": round(base, 2), "best": best["name"], "best_bytes_per_image": best["bytes_per_image"],
         "triples": args.triples, "runs": len(results), "threads": args.threads, "jobs": args.jobs,
     }))  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""Counts the coefficients in which the codec differs from libjpeg's accurate integer path. Goal: none.
+"""Count the coefficients in which the codec differs from libjpeg's accurate integer DCT. The goal is none.
 
     python benchmarks/codec_parity.py FOLDER [--limit 200]
 
-Each photograph, whole and cropped to an odd size, in colour and in grey, is encoded by Pillow at each quality, and read
-back by jpeglib alone; the codec's coefficients must be the same, and its decoded pixels those of Pillow. Ends in one
-JSON line.
+Each photograph, whole and cropped to an odd size, in colour and in greyscale, is encoded by Pillow at each quality. The
+codec's coefficients must equal those that jpeglib reads from the file, and its decoded pixels those of Pillow. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 @dataclasses.dataclass
 class Tally:
-    """What was compared and what differed."""
+    """Numbers of compared and differing coefficients, pixels and files."""
 
     pictures: int = 0
     coefficients: int = 0
@@ -43,17 +43,17 @@ class Tally:
     differing_files: int = 0
 
     def compare(self, image: Image.Image, quality: int, scratch: Path) -> None:
-        """Adds one picture at one quality."""
+        """Compare one picture at one quality and add to the counts."""
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, optimize=True)
         scratch.write_bytes(file.getvalue())
         codec = Codec(quality)
         dct = codec.encode(np.asarray(image))
         self.pictures += 1
-        for mine, reference in zip(dct.components, jpeglib_components(scratch), strict=True):
+        for plane, reference in zip(dct.components, jpeglib_components(scratch), strict=True):
             self.coefficients += reference.size
-            same_shape = mine[0].shape == reference.shape
-            self.differing_coefficients += int((mine[0].numpy() != reference).sum()) if same_shape else reference.size
+            same_shape = plane[0].shape == reference.shape
+            self.differing_coefficients += int((plane[0].numpy() != reference).sum()) if same_shape else reference.size
         pixels = np.asarray(Image.open(scratch).convert("RGB"))
         self.pixels += pixels.size
         self.differing_pixels += int((codec.decode(dct)[0].numpy() != pixels).sum())
@@ -61,21 +61,21 @@ class Tally:
 
 
 def jpeglib_components(path: Path) -> list[np.ndarray]:
-    """Coefficients as jpeglib reads them, without this project's reader: ``[i, j, 64]`` zigzag."""
+    """Read coefficients with jpeglib instead of this package: ``[h, w, 64]`` per component, in zigzag order."""
     picture = jpeglib.read_dct(str(path))
     parts = [part for part in (picture.Y, picture.Cb, picture.Cr) if part is not None]
     return [part.reshape(*part.shape[:2], 64)[..., order.ZIGZAG] for part in parts]
 
 
 def versions(image: Image.Image, rng: random.Random) -> list[Image.Image]:
-    """The photograph whole and cropped to an odd size, each in colour and in grey."""
+    """The photograph whole and cropped to an odd size, each in colour and in greyscale."""
     width, height = (max(1, side - rng.randrange(1, 16)) | 1 for side in image.size)
     crops = [image, image.crop((0, 0, width, height))]
     return [crop.convert(mode) for crop in crops for mode in ("RGB", "L")]
 
 
 def speed(image: Image.Image) -> tuple[float, float]:
-    """256-pixel pictures encoded and decoded a second, in batches of 8, at quality 75."""
+    """Encoding and decoding speed in pictures of 256 pixels per second, in batches of 8 at quality 75."""
     codec = Codec(75)
     batch = torch.from_numpy(np.stack([np.asarray(image.convert("RGB").resize((256, 256)))] * 8))
 
@@ -95,13 +95,13 @@ def main(
     qualities: tuple[int, ...] = (10, 25, 50, 75, 90, 100),
     seed: int = 0,
 ) -> None:
-    """Compares the codec with libjpeg on photographs.
+    """Compare the codec with libjpeg on photographs.
 
     Args:
-        folder: pictures, in sub-folders or not.
-        limit: how many of them to take, drawn by the seed.
-        qualities: JPEG qualities to compare at.
-        seed: of the draw and of the crops.
+        folder: folder of photographs, searched recursively.
+        limit: number of photographs, chosen at random.
+        qualities: JPEG qualities.
+        seed: random seed of the choice and of the crops.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:

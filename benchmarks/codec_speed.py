@@ -1,11 +1,11 @@
-"""How fast coefficients are read from JPEG files, compared with decoding the same files to pixels with simplejpeg.
+"""Speed of reading coefficients from JPEG files, compared with decoding the same files to pixels with simplejpeg.
 
     python benchmarks/codec_speed.py [PHOTOS] [--size 256] [--quality 75] [--count 200] [--rounds 5]
 
-Without a folder of photographs, pictures with such spectra are made. All files are of one size and quality and lie in
-memory; they are read one by one, in one thread, the ways in turns. Reading coefficients includes what keeps damaged
-files out: a header check and a strict decode, for libjpeg's coefficient interface accepts most damage silently.
-The last line is JSON. For `prepare` as a whole see ``prepare.py``.
+Without a folder of photographs, synthetic pictures with the spectrum of photographs are used. All files have one size
+and quality and are held in memory; they are read one by one in one thread, and the methods alternate. Reading
+coefficients includes the checks that reject damaged files, a header check and a strict decode, because libjpeg's
+coefficient interface accepts most damage silently. The last line is JSON. For `prepare` as a whole see ``prepare.py``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from dctransformer.data.images import encode_jpeg, prepare_image
 from measure import machine, median_ratio, pictures
 
 GOAL = 0.2
-"""Pixels need one pass of entropy decoding; coefficients two, one of them strict, through an interface of files."""
+"""Smallest ratio that meets the goal: coefficients take two passes of entropy decoding, one of them through libjpeg's
+file interface, and pixels take one."""
 
 
 def jpeg_files(photos: Path | None, count: int, size: int, quality: int) -> list[bytes]:
-    """JPEG files of one size and quality."""
+    """Encode pictures as JPEG files of one size and quality."""
     if photos is None:
         return [encode_jpeg(Image.fromarray(p.numpy()), quality) for p in pictures(count, size)]
     paths = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
@@ -39,7 +40,7 @@ def jpeg_files(photos: Path | None, count: int, size: int, quality: int) -> list
 
 
 def rate(work: Callable[[bytes], object], files: list[bytes]) -> float:
-    """Files a second."""
+    """Files read per second."""
     start = time.perf_counter()
     for data in files:
         work(data)
@@ -59,23 +60,23 @@ def main() -> None:
     files = jpeg_files(arguments.photos, arguments.count, arguments.size, arguments.quality)
     if not files:
         parser.error(f"{arguments.photos} holds no .jpg or .png files; give a folder of photographs")
-    ways: dict[str, Callable[[bytes], object]] = {
+    methods: dict[str, Callable[[bytes], object]] = {
         "coefficients": read_jpeg_bytes,
         "triples": lambda data: read_jpeg_bytes(data).to_triples(),
         "pixels": simplejpeg.decode_jpeg,
-        # What `pixels` leaves to be done where coefficients are wanted from them.
+        # The way to obtain coefficients from decoded pixels.
         "pixels encoded again": lambda data: codec.encode(torch.from_numpy(simplejpeg.decode_jpeg(data))[None]),
     }
     codec = Codec(quality=arguments.quality)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for work in ways.values():
+    rates: dict[str, list[float]] = {name: [] for name in methods}
+    for work in methods.values():
         rate(work, files[:10])
     for _ in range(arguments.rounds):
-        for name, work in ways.items():
+        for name, work in methods.items():
             rates[name].append(rate(work, files))
-    median = {name: statistics.median(seen) for name, seen in rates.items()}
-    for name, files_a_second in median.items():
-        print(f"{name:22s}{files_a_second:8.0f} files/s")
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    for name, files_per_second in median.items():
+        print(f"{name:22s}{files_per_second:8.0f} files/s")
     ratio = median_ratio(rates["coefficients"], rates["pixels"])
     result = {
         "benchmark": "codec_speed",

@@ -1,11 +1,11 @@
-"""Compressed files: bytes and bytes per second, next to what likelihood counts and to classical coders.
+"""Compressed files: size and speed, compared with the likelihood and with classical coders.
 
     python benchmarks/compress.py MODEL DATA [--num N] [--batch B]
 
-DATA is a prepared data set (its validation pictures) or a folder of pictures. Each is compressed and restored, in one
-thread, and must come back bit for bit. Coders that are not installed are left out. The headers of JPEG files don't
-count, those of compressed files do. Speeds are bytes of JPEG files (optimised Huffman tables, with header) that are
-compressed or come back, per second of processor time, the model's loading included. The last line is JSON.
+DATA is a prepared data set (its validation pictures) or a folder of pictures. Each picture is compressed and restored
+in one thread, and must be restored bit for bit. Coders that are not installed are left out. Headers count for
+compressed files, not for JPEG files. Speeds are bytes of JPEG files (optimised Huffman tables, with header) compressed
+or restored per second of CPU time, including the time to load the model. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CPU = torch.device("cpu")
 
 
 def image(picture: Coefficients, codec: Codec) -> DCTImage:
-    """A picture with its tables."""
+    """Combine a picture's coefficients with the quantisation tables."""
     mcus, grid = picture.mcus, picture.grid
     return DCTImage.from_mcus(mcus[None], grid.rows, grid.cols, codec.luma_table, codec.chroma_table)
 
 
 def sequence(picture: Coefficients, label: int) -> Sequence:
-    """A picture as likelihood takes it."""
+    """Convert a picture to the sequence that the likelihood is computed from."""
     planes = gather(picture.mcus[None], picture.grid)[0].long()
     rank, position = planes.nonzero().unbind(1)
     triples = public(rank, position, planes[rank, position])
@@ -49,7 +49,7 @@ def sequence(picture: Coefficients, label: int) -> Sequence:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """The processor time of a call, which other programs on the machine don't change much."""
+    """CPU time of a call, which is nearly independent of other load on the machine."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -67,7 +67,7 @@ def main() -> None:
     network = loaded(arguments.model, "cpu")
     config, codec = network.config, Codec(network.config.quality)
     with tempfile.TemporaryDirectory() as folder:
-        files, back = Path(folder, "files"), Path(folder, "back")
+        files, restored_folder = Path(folder, "files"), Path(folder, "restored")
         result = Compressed([], [])
 
         def pack() -> None:
@@ -76,13 +76,13 @@ def main() -> None:
             result = compress(arguments.model, data, files, num=arguments.num, batch=batch, verify=False)
 
         packing = cpu_seconds(pack)
-        restoring = cpu_seconds(lambda: decompress(files, back, model=arguments.model))
+        restoring = cpu_seconds(lambda: decompress(files, restored_folder, model=arguments.model))
         headers = {path.relative_to(files).with_suffix("").as_posix(): read_file(path)[0] for path in result.files}
         listed = Pictures(arguments.data, "validation", config)
         pictures = {name: listed.read(i) for i, name in enumerate(listed.names) if name in headers}
-        restored = Pictures(back, "validation", config)
+        restored = Pictures(restored_folder, "validation", config)
         for i, name in enumerate(restored.names):
-            assert torch.equal(restored.read(i).mcus, pictures[name].mcus), f"{name} came back otherwise"
+            assert torch.equal(restored.read(i).mcus, pictures[name].mcus), f"{name} was not restored bit for bit"
         assert len(restored) == len(pictures) == len(result.files)
         size = result.bytes
     count = len(pictures)
@@ -94,11 +94,11 @@ def main() -> None:
     coders = compare(images)
     rows |= {row["coder"]: row["bytes_per_image"] for row in coders if row["bytes_per_image"] is not None}
     print(f"{count} pictures; bytes per picture:")
-    for name, each in rows.items():
-        print(f"  {name:28s}{each:9.1f}")
+    for name, size_of_picture in rows.items():
+        print(f"  {name:28s}{size_of_picture:9.1f}")
     speed = {"compressing": jpeg / packing, "restoring": jpeg / restoring}
-    for name, each in speed.items():
-        print(f"  {name:28s}{each:9.1f} bytes per second")
+    for name, rate in speed.items():
+        print(f"  {name:28s}{rate:9.1f} bytes per second")
     facts = {"pictures": count, "bytes_per_picture": rows, "bytes_per_second": speed, "batch": arguments.batch}
     print(json.dumps({"benchmark": "compress", "model": arguments.model, **facts, **machine(CPU)}))
     for row in coders:

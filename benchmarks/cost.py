@@ -1,18 +1,18 @@
-"""What size costs: time and memory of a training step, and seconds per image to sample, for 64 to 1,024 px.
+"""Cost by picture size: time and memory of a training step and seconds per sampled image, for 64 to 1,024 px.
 
     python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
 
-The model is untrained; pictures with photographs' spectra are made at each size, quality 20. Each size runs in a
-process of its own, so that its peak memory is its own. Chunks have the same length at every size: the encoder, whose
-cost rises with the picture, runs once a chunk, so that large pictures want long ones (as the paper's 896).
+The model is untrained, and the pictures are synthetic, with the spectrum of photographs, at quality 20. Each size runs
+in a separate process, so that peak memory is measured per size. Chunks have the same length at every size. The encoder,
+whose cost grows with the picture, runs once per chunk, so large pictures need long chunks (896 in the paper).
 
 * *step*: one optimiser step of ``--batch`` chunks.
-* *sampling*: the engine goes on from a quarter, a half and three quarters of a made picture's triples for a chunk each,
-  one picture at a time; it draws every decision and then takes the picture's own, so that what is listed is what such
-  pictures have. Seconds per image are those a triple times the triples; the decoders' part leaves the encoder out.
+* *sampling*: one picture at a time, the engine continues from a quarter, a half and three quarters of the triples of a
+  synthetic picture, for one chunk each. It draws every decision, which is then replaced by the picture's, so that the
+  triples are realistic. Seconds per image are seconds per triple times triples; decoder time excludes the encoder.
 
-Printed are a table, the slopes of the log–log plot against the number of pixels, and JSON: ``ratio`` is the exponent
-of seconds per image against the triples of an image; a cost that is linear in the triples has 1.
+The output is a table, the slopes of a log–log plot against the number of pixels, and a line of JSON, in which ``ratio``
+is the exponent of seconds per image as a function of triples per image; it is 1 if the cost is linear.
 """
 
 from __future__ import annotations
@@ -54,54 +54,54 @@ GOAL = 1.1
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory this process, or the GPU, has held so far."""
+    """Peak memory of this process, or of the GPU, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one size."""
+    """Measure training and sampling at one size."""
     device = torch.device(arguments.device)
     config = preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk)
-    of = sequences(arguments.pictures, size, config.quality, config.null_label)
-    triples = statistics.mean(len(s) for s in of)
+    pool = sequences(arguments.pictures, size, config.quality, config.null_label)
+    triples = statistics.mean(len(s) for s in pool)
     settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")
     trainer = Trainer(new_model(config, settings.seed), settings)
-    batches = [chunks(of, config, arguments.batch, seed=i) for i in range(arguments.steps + 1)]
+    batches = [chunks(pool, config, arguments.batch, seed=i) for i in range(arguments.steps + 1)]
     before = peak_mib(device)
     times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]
     memory = peak_mib(device) - (before if device.type == "cpu" else 0)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    encoder, each = sampling(cast(DCTransformer, trainer.model.eval()), of[0], size, device)
+    encoder, engine = sampling(cast(DCTransformer, trainer.model.eval()), pool[0], size, device)
     return {
         "size": size,
         "triples": round(triples),
         "step_seconds": statistics.median(times),
         "step_mib": memory,
-        "seconds_a_triple": each,
-        "decoder_seconds_a_triple": each - encoder,
-        "sample_seconds": each * triples,
+        "seconds_a_triple": engine,
+        "decoder_seconds_a_triple": engine - encoder,
+        "sample_seconds": engine * triples,
         "parameters": parameters,
     }
 
 
 @torch.inference_mode()
 def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
-    """Seconds per triple that the encoder and the whole engine take, over some chunks of one picture."""
+    """Seconds per triple of the encoder and of the whole engine, averaged over chunks of one picture."""
     engine, grid = Engine(model, SampleConfig(batch=1)), Grid.of_size(size, size)
     stride = model.config.stride
     ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
-    whole = public(ranks, positions, values)
+    triples = public(ranks, positions, values)
     decisions = torch.stack([ranks, positions, model.alphabet.encode(values)], 1)
-    starts = sorted({int(len(whole) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
+    starts = sorted({int(len(triples) * part) // stride * stride for part in (0.25, 0.5, 0.75)})
     encoder, spent, listed = 0.0, 0.0, 0
     for i, start in enumerate([starts[0], *starts]):
-        [row] = engine.begin([Request(0, model.config.null_label, kept=whole[:start])], grid, engine.config)
+        [row] = engine.begin([Request(0, model.config.null_label, kept=triples[:start])], grid, engine.config)
         with following(engine, decisions[start : start + stride].to(device)):
-            took = seconds(functools.partial(engine.run, [row]), device)
-        if i:  # the first one warms up
-            spent, listed = spent + took, listed + len(row.listed) - start
+            elapsed = seconds(functools.partial(engine.run, [row]), device)
+        if i:  # the first one is a warmup
+            spent, listed = spent + elapsed, listed + len(row.listed) - start
             chunk = cut_chunks([row.sequence()], [start // stride], model.config.chunk, model.config.overlap).to(device)
             parts = chunk.coefficients, chunk.settled, chunk.closed, chunk.labels, chunk.grid
             encoder += seconds(functools.partial(engine.model.encode, *parts), device)
@@ -110,7 +110,7 @@ def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.
 
 @contextlib.contextmanager
 def following(engine: Engine, decisions: torch.Tensor) -> Iterator[None]:
-    """The engine draws as ever, and then follows a given list of triples (int64 ``[L, 3]``), with a stop at the end."""
+    """Make the engine draw as usual, but continue with the given triples (int64 ``[L, 3]``) and then a stop."""
     stop = torch.tensor([[order.STOP, 0, 0]] * 4, device=decisions.device)
     decisions, fields, pick = torch.cat([decisions, stop]), itertools.cycle(range(3)), stepper.pick
 
@@ -129,7 +129,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def plot(rows: list[dict[str, Any]], out: Path) -> None:
-    """The log–log plot."""
+    """Write the log–log plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,7 +139,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     curves = {
         "step_seconds": "training step, s",
         "step_mib": "its memory, MiB",
-        "sample_seconds": "sampling, s an image",
+        "sample_seconds": "sampling, s per image",
     }
     figure, axes = pyplot.subplots(figsize=(6, 4.4), layout="constrained")
     for field, name in curves.items():
@@ -155,7 +155,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    """Measure each size in a process of its own and print."""
+    """Measure each size in a separate process and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--preset", default="small")
@@ -171,7 +171,7 @@ def main() -> None:
         print(json.dumps(one_size(arguments.only, arguments)))
         return
     rows: list[dict[str, Any]] = []
-    heads = "px", "triples", "step, s", "MiB", "ms a triple", "its decoders'", "s an image"
+    heads = "px", "triples", "step, s", "MiB", "ms per triple", "decoders only", "s per image"
     print(" ".join(f"{head:>13s}" for head in heads))
     for size in arguments.sizes:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", str(size)]

@@ -1,10 +1,10 @@
-"""Decompress files that were cut, patched, lengthened and mixed: never a wrong picture, a crash, or work without end.
+"""Fuzz the decompression of damaged files: no wrong picture, no crash, no endless work.
 
     python benchmarks/fuzz_compress.py [--count 1000] [--seed 0]
 
-The files are of a tiny untrained model and of pictures made on the spot, of two sizes. Each mutated file must be
-refused or give exactly the picture of its original (as it may where only its row has changed), and a sound file among
-them must be restored. The last line is JSON.
+The files are compressed by a tiny untrained model from synthetic pictures of two sizes, and then cut, patched,
+lengthened and spliced. Each mutated file must be refused or give exactly the picture of its original (which is possible
+if only its row has changed), and an intact file among them must be restored. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def originals(folder: Path, count: int) -> DCTransformer:
 
 
 def mutated(draw: np.random.Generator, data: bytes, others: list[bytes]) -> bytes:
-    """A file with a bit flipped, bytes cut off, put in or replaced, or another's end; half of them in the header."""
+    """Damage a file: flip a bit, cut off, insert or replace bytes, or splice in the end of another file.
+
+    Half of the damage is in the header.
+    """
     changed = bytearray(data)
     header = len(Header.parse(data)[0].pack())
     place = int(draw.integers(0, header) if draw.random() < 0.5 else draw.integers(header, len(data)))
@@ -71,15 +74,15 @@ def mutated(draw: np.random.Generator, data: bytes, others: list[bytes]) -> byte
 
 
 def fuzz(count: int, seed: int, folder: Path, pictures: int = 16) -> dict[str, Any]:
-    """Decompress ``count`` mutated files and one sound one.
+    """Decompress ``count`` mutated files and an intact one.
 
     Raises:
-        AssertionError: one of them gave a wrong picture, or the sound one none.
+        AssertionError: a mutated file gave a wrong picture, or the intact one was not restored.
     """
     draw = np.random.default_rng(seed)
     model = originals(folder, pictures)
-    right = decompress(folder / "files", folder / "right", model=model)
-    wanted = {path.stem: path.read_bytes() for path in right}
+    restored = decompress(folder / "files", folder / "right", model=model)
+    expected = {path.stem: path.read_bytes() for path in restored}
     files = {path.stem: path.read_bytes() for path in sorted((folder / "files").rglob("*.dct"))}
     names = list(files)
     for i in range(count):
@@ -98,7 +101,7 @@ def fuzz(count: int, seed: int, folder: Path, pictures: int = 16) -> dict[str, A
     outcome = collections.Counter({"refused": count, "same picture": 0})
     for path in (folder / "back").rglob("*.jpg"):
         sound = path.stem == "sound"
-        assert path.read_bytes() == wanted[names[0] if sound else path.parent.name], f"{path} is a wrong picture"
+        assert path.read_bytes() == expected[names[0] if sound else path.parent.name], f"{path} is a wrong picture"
         outcome.update({"sound": 1} if sound else {"same picture": 1, "refused": -1})
     assert outcome["sound"] == 1
     return {

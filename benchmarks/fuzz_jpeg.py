@@ -1,10 +1,10 @@
-"""Read thousands of damaged and malicious JPEG files, with libjpeg's buffers between pages that can't be touched.
+"""Fuzz the JPEG reader with damaged and malicious files, with guard pages around libjpeg's buffers.
 
     python benchmarks/fuzz_jpeg.py [--count 50000] [--seed 0]
 
-Small files of every kind that is read are cut, spliced and patched: markers, lengths, headers inside other segments,
-sampling factors, sizes, scans. Each must give a DCT image or one `ValueError`. A write beyond a buffer, by as little as
-one byte, ends the process with a signal. The last line is JSON. Linux and macOS only.
+Small files of every supported kind are cut, spliced and patched: markers, lengths, headers inside other segments,
+sampling factors, sizes, scans. Each must give a DCT image or a `ValueError` of one sentence. A write beyond a buffer,
+even by one byte, ends the process with a signal. The last line is JSON. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def guarded(*shape: int, dtype: type[np.generic]) -> np.ndarray:
-    """Zeros whose last byte is the last before a page without access; another such page lies before them."""
+    """Allocate zeros between two guard pages; the last byte of the array is the last one before the second page."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     pages = -(-size // mmap.PAGESIZE)
     memory = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
@@ -46,10 +46,10 @@ def guarded(*shape: int, dtype: type[np.generic]) -> np.ndarray:
 
 
 def originals() -> list[bytes]:
-    """Undamaged files of every kind that is read, and of some that are refused."""
+    """Intact files of every supported kind, and of some that are refused."""
     y, x = np.mgrid[:41, :59]
     pixels = np.stack([128 + 80 * np.sin(x / 3), 128 + 80 * np.cos(y / 5), (x * 9 + y * 7) % 256], -1).astype(np.uint8)
-    found = []
+    files = []
     for mode, options in [
         ("RGB", {}), ("L", {}), ("RGB", {"subsampling": 0}), ("RGB", {"subsampling": 1}),
         ("RGB", {"progressive": True}), ("L", {"progressive": True}),
@@ -58,7 +58,7 @@ def originals() -> list[bytes]:
     ]:  # fmt: skip
         file = io.BytesIO()
         Image.fromarray(pixels).convert(mode).save(file, "JPEG", **options)
-        found.append(file.getvalue())
+        files.append(file.getvalue())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.jpg")
         for sampling, flags in [
@@ -67,18 +67,18 @@ def originals() -> list[bytes]:
             picture = jpeglib.from_spatial(pixels)
             picture.samp_factor = sampling
             picture.write_spatial(str(path), qt=75, flags=flags)
-            found.append(path.read_bytes())
-    return found
+            files.append(path.read_bytes())
+    return files
 
 
 def parts(data: bytes) -> list[bytes]:
-    """A file cut before each of its segments; joined, they are the file."""
+    """Split a file before each of its segments; the parts joined are the file."""
     cuts = [0, *(segment.start - 4 for segment in segments(data)), len(data)]
     return [data[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def mutated(rng: random.Random, files: list[bytes]) -> bytes:
-    """A file with one to four kinds of damage."""
+    """Damage a file in one to four ways."""
     pieces = parts(rng.choice(files))
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         k = rng.randrange(1, len(pieces)) if len(pieces) > 1 else 0
@@ -137,7 +137,7 @@ def mutated(rng: random.Random, files: list[bytes]) -> bytes:
 
 
 def main() -> None:
-    """Read them all and report."""
+    """Read all files and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0)

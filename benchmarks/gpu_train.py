@@ -3,10 +3,11 @@
     python benchmarks/gpu_train.py [--presets small] [--batches 64 256 1024] [--modes eager compiled muon]
                                    [--seconds 80] [--steps 10] [--device cuda]
 
-A step is `train`'s own: bf16 autocast, fused optimiser, EMA; batches lie in the host's memory. ``eager`` and
-``compiled`` are with AdamW, ``muon`` is eager with Muon. What fails is reported with its error, and what no time is
-left for is skipped, so that the last line is always JSON. Operations are those of `measure.step_flops`, against the
-GPU's dense bf16 peak from its maker's data sheet or, for a GPU that is not listed, a measured product.
+A step is the one of `dctransformer train`: bf16 autocast, fused optimiser, EMA; batches are in host memory. ``eager``
+and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed variants are reported with their errors, and variants
+for which no time is left are skipped, so that the last line is always JSON. Operations are counted by `measure.step_flops`.
+Utilisation is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other GPUs, to a measured matrix
+product.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, s
 
 
 class TimeUp(BaseException):
-    """SIGTERM: what has been measured is printed at once."""
+    """Raised on SIGTERM, to print at once what has been measured so far."""
 
 
 def end(*_: object) -> None:
@@ -47,16 +48,16 @@ MODES: dict[str, dict[str, Any]] = {
     "muon": {"compile": "off", "optimizer": "muon"},
 }
 WARM_UP = 3
-"""Steps before the clock starts; the compiler meets a variable number of channel runs in them."""
+"""Warmup steps before the clock starts, in which the compiler sees different numbers of channel runs."""
 
 
 def configuration(name: str) -> ModelConfig:
-    """A preset on the pictures that it is for: 256 px at quality 50 for the paper's, else 64 px at quality 20."""
+    """A preset at its intended size and quality: 256 px at quality 50 for `paper`, else 64 px at quality 20."""
     return preset(name) if name == "paper" else preset(name, size=64, quality=20)
 
 
 def flops_of(config: ModelConfig) -> float:
-    """Operations per chunk, the mean of two chunks."""
+    """Operations per chunk, averaged over two chunks."""
     model = DCTransformer(config)
     batch = chunks(sequences(2, config.size, config.quality, config.null_label), config, 2)
     return step_flops(model, batch) / 2
@@ -65,14 +66,14 @@ def flops_of(config: ModelConfig) -> float:
 def measure(
     config: ModelConfig, mode: str, batches: list[ChunkBatch], device: torch.device, until: float
 ) -> dict[str, float]:
-    """Time steps of one variant: the median, after a few to warm up.
+    """Time training steps of one variant; figures are medians after a few warmup steps.
 
     Args:
         config: shape of the model.
         mode: a key of `MODES`.
-        batches: one per step.
-        device: where to train.
-        until: `time.perf_counter` at which to stop early.
+        batches: one batch per step.
+        device: device to train on.
+        until: value of `time.perf_counter` at which to stop early.
     """
     rows = len(batches[0].labels)
     settings = TrainConfig(batch=rows, micro_batch=None, device=str(device), **MODES[mode])
@@ -101,15 +102,15 @@ def measure(
 def fill(
     table: list[dict[str, Any]], arguments: argparse.Namespace, device: torch.device, peak: float, until: float
 ) -> None:
-    """Measure every variant, and print and append a row for each."""
+    """Measure every variant; print a row for each and append it to the table."""
     for name in arguments.presets:
         config = configuration(name)
         flops = flops_of(config)
-        of = sequences(32, config.size, config.quality, config.null_label)
-        pool = chunks(of, config, max(arguments.batches))
+        pool_sequences = sequences(32, config.size, config.quality, config.null_label)
+        pool = chunks(pool_sequences, config, max(arguments.batches))
         print(f"{name}: {flops / 1e9:.2f} GFLOP per chunk")
         print("preset    mode      batch  ms per step  triples/s    MFU     GiB  warm-up s")
-        # The middle size first: if time runs out, every mode has one figure.
+        # The middle size comes first, so that every mode has a figure if time runs out.
         sizes = sorted(arguments.batches, key=lambda b: abs(arguments.batches.index(b) - len(arguments.batches) // 2))
         for batch in sizes:
             batches = [pool.rows(torch.randperm(len(pool.labels))[:batch]) for _ in range(arguments.steps)]
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 256, 1024])
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=80.0, help="no variant is begun after this time")
+    parser.add_argument("--seconds", type=float, default=80.0, help="start no variant after this time")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, end)

@@ -1,13 +1,12 @@
-"""Attack the web page for a minute, while somebody else uses it, on this machine alone.
+"""Attack the web app on this machine for a minute while an honest user is using it.
 
     python benchmarks/hostile_client.py [--model flowers64] [--seconds 60]
 
-Starts a page on a free port of the loopback and calls it from several loopback addresses: forms with paths, files that
-are rubbish, damaged or far larger than they look, more and slower uploads than there is room for, foreign names and
-origins, jobs that nobody listens to, bytes that are no requests. Meanwhile an honest visitor with an address of their
-own uploads a picture, has it inspected, and waits for the result, again and again. Fails if a file of the server
-comes back, the server dies, writes a traceback, leaves the honest visitor without a result, or keeps memory. The last
-line is JSON.
+Starts the app on a free loopback port and attacks it from several loopback addresses: forms with file paths, files that
+are invalid, damaged or decompression bombs, too many and too slow uploads, foreign hosts and origins, jobs whose
+results are never fetched, bytes that are not HTTP requests. Meanwhile an honest visitor with another address repeatedly uploads
+a picture, inspects it and waits for the result. Fails if the server returns one of its files, dies, logs a traceback,
+leaves the honest visitor without a result, or leaks memory. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,44 +39,46 @@ from measure import machine
 
 HONEST, HOSTILE = "127.0.0.2", ("127.0.0.3", "127.0.0.4", "127.0.0.5")
 KEPT_MB = 200
-"""Memory that the server may have more than at the start: pictures that are kept for an hour, and what malloc keeps.
+"""Allowed growth of the server's memory in MB: pictures kept for an hour, and memory that malloc does not return.
 
-Two attacks of 60 seconds left 136 and 181 MB. The same kinds of requests one after another ended 55 MB above the
-start, flat from the second round on. Whether a longer attack leaves more was not measured.
+Two attacks of 60 seconds left 136 and 181 MB. The same kinds of requests sent one after another ended 55 MB above the
+start, flat from the second round on. Longer attacks were not measured.
 """
 
 
 class Visitor:
-    """Sends requests from one address."""
+    """A client that sends requests from one address."""
 
     def __init__(self, port: int, address: str):
         self.port, self.address = port, address
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection from this visitor's address."""
+        """Open a connection from this visitor's address."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120, source_address=(self.address, 0))
 
-    def ask(self, method: str, path: str, data: Any = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-        """Send a request; returns the answer's status and body."""
+    def request(
+        self, method: str, path: str, data: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Send a request and return the status and body of the response."""
         with contextlib.closing(self.connect()) as connection:
-            given = dict(headers or {})
+            fields = dict(headers or {})
             if isinstance(data, dict):
-                data, given = json.dumps(data).encode(), {"Content-Type": "application/json", **given}
-            connection.request(method, path, data, given)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+                data, fields = json.dumps(data).encode(), {"Content-Type": "application/json", **fields}
+            connection.request(method, path, data, fields)
+            response = connection.getresponse()
+            return response.status, response.read()
 
     def join(self, fn_index: int, data: list[Any], session: str) -> int:
-        """Send a form to the queue; returns the answer's status."""
+        """Send a form to the queue and return the status of the response."""
         form = {"data": data, "fn_index": fn_index, "session_hash": session, "event_data": None, "trigger_id": None}
-        return self.ask("POST", "/gradio_api/queue/join", form)[0]
+        return self.request("POST", "/gradio_api/queue/join", form)[0]
 
     def result(self, session: str) -> str:
-        """Read what the queue sends until the job is done; returns what the page would show."""
+        """Read messages of the queue until the job is done, and return what the page would show."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-            answer = connection.getresponse()
-            while line := answer.readline():
+            response = connection.getresponse()
+            while line := response.readline():
                 message = json.loads(line[6:]) if line.startswith(b"data: ") else {}
                 if message.get("msg") == "process_completed":
                     return str(message["output"]["data"][0])
@@ -85,17 +86,17 @@ class Visitor:
 
 
 def encoded(pixels: np.ndarray, kind: str) -> bytes:
-    """Pixels as a file."""
+    """Encode pixels as a file of some format."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
     return out.getvalue()
 
 
-# Attacks: each is called again and again, and returns how it was answered --------------------------------------------
+# Attacks: each is called repeatedly, and returns the status of the response -------------------------------------------
 
 
 def paths(visitor: Visitor, rng: random.Random, secret: Path, endpoints: list[dict[str, Any]]) -> str:
-    """Name files of the server in forms and addresses."""
+    """Send paths of files on the server in forms and URLs."""
     path = rng.choice([str(secret), "/etc/passwd", "/dev/zero", "/dev/stdin", f"file://{secret}"])
     file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
     endpoint = rng.choice(endpoints)
@@ -108,36 +109,36 @@ def paths(visitor: Visitor, rng: random.Random, secret: Path, endpoints: list[di
         ("GET", f"/static/../../../../../..{path}", None), ("GET", f"/pictures/inspect/{path}", None),
         ("GET", f"/gradio_api/proxy=http://127.0.0.1:{visitor.port}/config", None),
     ])  # fmt: skip
-    status, body = visitor.ask(*address)
-    assert secret.read_bytes() not in body and b"root:" not in body, f"{address[1]} gave a file of the server"
-    assert status != 200 or all(isinstance(d, str) for d in data), f"{address[1]} took a path"
+    status, body = visitor.request(*address)
+    assert secret.read_bytes() not in body and b"root:" not in body, f"{address[1]} returned a file of the server"
+    assert status != 200 or all(isinstance(d, str) for d in data), f"{address[1]} accepted a path"
     return f"{status}"
 
 
 def rubbish(visitor: Visitor, rng: random.Random, picture: bytes) -> str:
-    """Upload what is no picture, or a damaged one."""
+    """Upload invalid or damaged pictures."""
     data = bytearray(picture)
     for _ in range(rng.randint(1, 30)):
         data[rng.randrange(len(data))] = rng.randrange(256)
     cut = bytes(data[: rng.randrange(len(data))])
     chosen = rng.choice([bytes(data), cut, rng.randbytes(5000), b"", b"\xff\xd8" + rng.randbytes(3000), picture + cut])
-    return str(visitor.ask("POST", f"/pictures/{rng.choice(['inspect', 'colorize'])}", chosen)[0])
+    return str(visitor.request("POST", f"/pictures/{rng.choice(['inspect', 'colorize'])}", chosen)[0])
 
 
 def bombs(visitor: Visitor, rng: random.Random, files: list[bytes]) -> str:
-    """Upload what is far larger than it looks."""
-    return str(visitor.ask("POST", f"/pictures/{rng.choice(['inspect', 'inpaint'])}", rng.choice(files))[0])
+    """Upload decompression bombs."""
+    return str(visitor.request("POST", f"/pictures/{rng.choice(['inspect', 'inpaint'])}", rng.choice(files))[0])
 
 
 def floods(visitor: Visitor, rng: random.Random) -> str:
-    """Upload too much, too slowly, or under a wrong length."""
+    """Upload too much, too slowly, or with a wrong content length."""
     kind = rng.randrange(4)
     if kind == 0:
-        return str(visitor.ask("POST", "/pictures/inspect", rng.randbytes(9_900_000))[0])
+        return str(visitor.request("POST", "/pictures/inspect", rng.randbytes(9_900_000))[0])
     with socket.create_connection(("127.0.0.1", visitor.port), 30, (visitor.address, 0)) as connection:
         connection.settimeout(30)
         start = b"POST /pictures/inspect HTTP/1.1\r\nHost: localhost\r\n"
-        if kind == 1:  # larger than is allowed
+        if kind == 1:  # larger than allowed
             connection.sendall(start + b"Content-Length: 200000000\r\n\r\n" + b"x" * 60_000)
         elif kind == 2:  # in pieces, without a length
             connection.sendall(start + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b"x" * 65535 + b"\r\n")
@@ -149,19 +150,19 @@ def floods(visitor: Visitor, rng: random.Random) -> str:
 
 
 def foreign(visitor: Visitor, rng: random.Random) -> str:
-    """Call the server by other names, and from other sites."""
+    """Send requests with foreign host names and origins."""
     headers = rng.choice([
         {"Host": "evil.example"}, {"Host": "evil.example:7860"}, {"Host": ""}, {"Origin": "https://evil.example"},
         {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"X-Forwarded-Host": "evil.example"},
     ])  # fmt: skip
     method, path = rng.choice([("POST", "/pictures/inspect"), ("POST", "/gradio_api/queue/join"), ("GET", "/config")])
-    status, _ = visitor.ask(method, path, b"x" if method == "POST" else None, headers)
+    status, _ = visitor.request(method, path, b"x" if method == "POST" else None, headers)
     assert status == 403, f"{method} {path} with {headers} was answered with {status}"
     return str(status)
 
 
 def deserted(visitor: Visitor, rng: random.Random, endpoints: list[dict[str, Any]]) -> str:
-    """Ask for work and never fetch the result."""
+    """Submit a job and never fetch the result."""
     # The first form of the page: size, class, seed, pictures, temperature, top-p, guidance.
     status = visitor.join(endpoints[0]["id"], ["", "", rng.randrange(10**6), 4, 1, 1, 4], secrets.token_hex(8))
     time.sleep(0.05)
@@ -169,7 +170,7 @@ def deserted(visitor: Visitor, rng: random.Random, endpoints: list[dict[str, Any
 
 
 def noise(visitor: Visitor, rng: random.Random) -> str:
-    """Send bytes that are no requests."""
+    """Send bytes that are not an HTTP request."""
     with socket.create_connection(("127.0.0.1", visitor.port), 10, (visitor.address, 0)) as connection:
         connection.settimeout(10)
         connection.sendall(
@@ -180,7 +181,7 @@ def noise(visitor: Visitor, rng: random.Random) -> str:
 
 
 def bomb_files() -> list[bytes]:
-    """Files whose pictures are large: many pixels, a false size, many frames."""
+    """Small files that decode to large pictures: many pixels, a false size, many frames."""
     frames = [Image.fromarray(np.full((2000, 2000), i, np.uint8)) for i in range(20)]
     many = io.BytesIO()
     frames[0].save(many, "GIF", save_all=True, append_images=frames[1:])
@@ -195,7 +196,7 @@ def bomb_files() -> list[bytes]:
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process and its descendants, without what they share."""
+    """Resident memory of a process and its descendants in MB, shared pages counted once."""
     total, waiting = 0.0, [pid]
     while waiting:
         process = waiting.pop()
@@ -209,7 +210,7 @@ def memory_mb(pid: int) -> float:
 
 @contextlib.contextmanager
 def page(model: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run a page; yields its process and port."""
+    """Run the app, and yield its process and port."""
     command = [sys.executable, "-m", "dctransformer.cli", "app", model, "--port", "0", "--device", "cpu"]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -225,7 +226,7 @@ def page(model: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the attacks and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="flowers64")
     parser.add_argument("--seconds", type=float, default=60)
@@ -246,24 +247,24 @@ def main() -> None:
         honest = Visitor(port, HONEST)
         for _ in range(600):
             with contextlib.suppress(OSError):
-                if honest.ask("GET", "/")[0] == 200:
+                if honest.request("GET", "/")[0] == 200:
                     break
             time.sleep(0.1)
-        endpoints = [e for e in json.loads(honest.ask("GET", "/config")[1])["dependencies"] if e["backend_fn"]]
+        endpoints = [e for e in json.loads(honest.request("GET", "/config")[1])["dependencies"] if e["backend_fn"]]
 
         def use() -> float:
             start = time.monotonic()
-            held = json.loads(honest.ask("POST", "/pictures/inspect", picture)[1])["picture"]
+            picture_id = json.loads(honest.request("POST", "/pictures/inspect", picture)[1])["picture"]
             session = secrets.token_hex(8)
-            status = honest.join(endpoints[-1]["id"], [held, ""], session)
-            assert held and status == 200, f"the honest visitor was refused ({status})"
+            status = honest.join(endpoints[-1]["id"], [picture_id, ""], session)
+            assert picture_id and status == 200, f"the honest visitor was refused ({status})"
             assert "What surprised it most" in honest.result(session), "the honest visitor got no result"
             return time.monotonic() - start
 
-        # The most that a job takes stays with the process; so it is there before the attack, too.
+        # Memory of the largest job stays with the process, so allocate it before the attack.
         honest.join(endpoints[0]["id"], ["", "", 1, 4, 1, 1, 4], "largest")
         honest.result("largest")
-        files_read = [honest.ask("POST", "/pictures/inpaint", file)[0] for file in files]
+        files_read = [honest.request("POST", "/pictures/inpaint", file)[0] for file in files]
         assert 200 in files_read
         alone = [use() for _ in range(5)]
         before = memory_mb(process.pid)
@@ -297,7 +298,7 @@ def main() -> None:
             peak = max(peak, memory_mb(process.pid))
         for thread in threads:
             thread.join()
-        for _ in range(30):  # what is under way ends
+        for _ in range(30):  # running jobs end
             time.sleep(1)
             after_alone = use()
             after = memory_mb(process.pid)

@@ -1,7 +1,7 @@
-"""What the benchmarks share: pictures made on the spot, floating-point operations of a step, clocks, machines.
+"""Helpers of the benchmarks: synthetic pictures, floating-point operations of a training step, timers, machine facts.
 
-Natural pictures' spectra fall with frequency; noise with such a spectrum has about as many non-zero coefficients
-(64 px, quality 20: about 700), at any size and without a data set.
+The spectrum of natural pictures falls with frequency; noise with such a spectrum has about as many non-zero
+coefficients (about 700 at 64 px and quality 20), at any size and without a data set.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ PEAKS = {
     "L40S": 362e12,
     "B200": 2250e12,
 }
-"""Dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets."""
+"""Peak dense bf16 FLOP/s from the vendors' data sheets, by a substring of the GPU's name."""
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
 def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Noise whose spectrum falls as that of photographs: uint8 ``[count, size, size, 3]``."""
+    """Synthetic pictures, noise with the spectrum of photographs: uint8 ``[count, size, size, 3]``."""
     draw = np.random.default_rng([seed, size])
     down, right = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
-    # The size of the largest structure follows the picture's, so that a larger picture shows the same scene.
+    # The largest structures scale with the picture, so that a larger picture shows the same scene.
     amplitude = 1 / np.maximum(np.hypot(down, right) * size, 1) ** 1.4
-    made = []
+    rgb = []
     for _ in range(count):
         light, *tints = (np.fft.irfft2(np.fft.rfft2(draw.standard_normal((size, size))) * amplitude) for _ in range(3))
         light, *tints = (x / x.std() for x in (light, *tints))
         y, cb, cr = 120 + 52 * light, 12 * tints[0], 12 * tints[1]
-        made.append(np.stack([y + 1.402 * cr, y - 0.344 * cb - 0.714 * cr, y + 1.772 * cb], -1))
-    return torch.from_numpy(np.stack(made).round().clip(0, 255).astype(np.uint8))
+        rgb.append(np.stack([y + 1.402 * cr, y - 0.344 * cb - 0.714 * cr, y + 1.772 * cb], -1))
+    return torch.from_numpy(np.stack(rgb).round().clip(0, 255).astype(np.uint8))
 
 
 def sequences(count: int, size: int | tuple[int, int], quality: int, label: int) -> list[Sequence]:
-    """Sequences of such pictures: squares, or crops of a height and a width."""
+    """Sequences of synthetic pictures: squares of side ``size``, or crops of height and width ``size``."""
     height, width = (size, size) if isinstance(size, int) else size
     cropped = pictures(count, max(height, width))[:, :height, :width].contiguous()
     triples = Codec(quality=quality).encode(cropped).to_triples()
     return [Sequence.from_triples(t, Grid.of_size(height, width), label) for t in triples]
 
 
-def chunks(of: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) -> ChunkBatch:
-    """A batch of whole chunks (stops are rare) from anywhere in the sequences."""
+def chunks(pool: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) -> ChunkBatch:
+    """A batch of full chunks from random places in random sequences of the pool."""
     draw = np.random.default_rng([seed, 7])
-    chosen = [of[int(i)] for i in draw.integers(0, len(of), rows)]
+    chosen = [pool[int(i)] for i in draw.integers(0, len(pool), rows)]
     index = [int(draw.integers(0, max(len(s) // config.stride, 1))) for s in chosen]
     return cut_chunks(chosen, index, config.chunk, config.overlap)
 
@@ -82,10 +82,10 @@ def _attention_backward(g: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, p: f
 
 
 def step_flops(model: torch.nn.Module, batch: ChunkBatch) -> int:
-    """Operations of a forward and a backward pass, counted on a CPU.
+    """Floating-point operations of a forward and a backward pass, counted on a CPU.
 
-    Matrix products, convolutions and attention count (causal attention by half); what is computed twice to save
-    memory and everything element by element does not.
+    Matrix products, convolutions and attention count (causal attention half); recomputation for saving memory and
+    elementwise operations do not.
     """
     aten = torch.ops.aten
     attention = {
@@ -99,7 +99,7 @@ def step_flops(model: torch.nn.Module, batch: ChunkBatch) -> int:
 
 
 def product_flops(dtype: torch.dtype, device: torch.device, size: int) -> float:
-    """FLOP/s of one large matrix product."""
+    """FLOP/s of a large matrix product, ``size`` × ``size``."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
     return 2 * size**3 / seconds(lambda: torch.mm(a, b), device)
@@ -109,7 +109,7 @@ def product_flops(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """How long a call takes, until the device is done with it."""
+    """Wall-clock seconds of a call, including the device's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -120,12 +120,12 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
-    """Median of the ratios of two lists that were measured in turns: what slowed both down cancels."""
+    """Median of the pairwise ratios of two lists of alternating measurements, in which common slowdowns cancel."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what a figure was measured."""
+    """Machine, PyTorch version and commit of a measurement, for the JSON line."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

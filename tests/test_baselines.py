@@ -1,4 +1,4 @@
-"""The systems that DCTransformer is compared with, and the benchmark that compares them."""
+"""Tests of the baselines and of the benchmark that compares DCTransformer with them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TINY = RasterConfig(side=5, kinds=7, num_labels=2, width=32, heads=2, layers=2, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared set of 40 made pictures in two classes, 32 pixels."""
+    """A prepared data set of 40 synthetic pictures in two classes, 32 pixels."""
     folder = photo_folder(tmp_path_factory.mktemp("pictures"), 40, ("even", "odd"))
     out = tmp_path_factory.mktemp("data") / "set"
     prepare(folder, out, size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
@@ -49,12 +49,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(data: Path) -> Data:
-    """The same, decoded."""
+    """The decoded pictures of the data set."""
     return Data.open(data, 4)
 
 
 def lively(config: RasterConfig, seed: int = 0) -> RasterTransformer:
-    """A Transformer whose residual branches and head are not nearly nothing."""
+    """A Transformer whose residual branches and head are far from zero."""
     torch.manual_seed(seed)
     model = RasterTransformer(config).eval()
     for name, p in model.named_parameters():
@@ -64,7 +64,7 @@ def lively(config: RasterConfig, seed: int = 0) -> RasterTransformer:
 
 
 def tokens_of(config: RasterConfig, rows: int, seed: int = 0) -> torch.Tensor:
-    """Random tokens."""
+    """Random tokens, int64 ``[rows, L]``."""
     return torch.randint(config.kinds, (rows, config.length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -72,7 +72,7 @@ def tokens_of(config: RasterConfig, rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_cached_steps_equal_the_whole_sequence() -> None:
-    """Token by token with caches, the logits are those of the whole sequence."""
+    """Decoding token by token with a KV cache gives the logits of the whole sequence."""
     model, labels = lively(TINY), torch.tensor([0, 1, 2])
     tokens = tokens_of(TINY, 3)
     with torch.inference_mode():
@@ -80,12 +80,12 @@ def test_cached_steps_equal_the_whole_sequence() -> None:
         steps = Steps(model, labels)
         for k in range(TINY.length):
             torch.testing.assert_close(steps(), whole[:, k], atol=1e-4, rtol=1e-4)
-            steps.take(tokens[:, k])
+            steps.append(tokens[:, k])
     assert whole.std() > 0.1, "logits that are all alike would show nothing"
 
 
 def test_the_likelihood_is_causal() -> None:
-    """A token changes its own nats and later ones, and no earlier one; so does the label all of them."""
+    """Changing a token changes its own nats and later ones, never earlier ones; the label changes all of them."""
     model, tokens = lively(TINY), tokens_of(TINY, 1)
     other = tokens.clone()
     other[0, 9] = (other[0, 9] + 1) % TINY.kinds
@@ -99,7 +99,7 @@ def test_the_likelihood_is_causal() -> None:
 
 
 def test_probabilities_of_all_pictures_sum_to_one() -> None:
-    """exp(−nats) over every possible picture of 2 × 2 tokens of 3 kinds."""
+    """exp(−nats) sums to 1 over every possible picture of 2 × 2 tokens with a vocabulary of 3."""
     config = dataclasses.replace(TINY, side=2, kinds=3)
     every = torch.tensor(list(itertools.product(range(3), repeat=4)))
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_probabilities_of_all_pictures_sum_to_one() -> None:
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
-    """Picture i of a seed is the same alone, among others and made later; another seed gives others."""
+    """Picture i of a seed is the same alone, in a batch and in a later call; another seed gives other pictures."""
     model, labels = lively(TINY), [0, 1, 2, 0, 1]
     later = sample_tokens(model, labels[3:], SampleConfig(seed=3, batch=2), first=3)
     one, all_, other = (
@@ -121,7 +121,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 
 
 def test_samples_follow_the_distribution() -> None:
-    """First tokens of many pictures are as frequent as the model says."""
+    """First tokens of many pictures are as frequent as the model predicts."""
     config = dataclasses.replace(TINY, side=1)
     model, count = lively(config), 2000
     drawn = sample_tokens(model, [1] * count, SampleConfig(seed=0, batch=count))[:, 0]
@@ -136,16 +136,16 @@ def test_samples_follow_the_distribution() -> None:
 
 
 def test_nearest_colour_equals_brute_force() -> None:
-    """In whole numbers, the first of the nearest."""
+    """The result is that of exact integer distances, and the first colour in a tie."""
     draw = np.random.default_rng(0)
     pixels, palette = (torch.from_numpy(draw.integers(0, 256, (n, 3), np.uint8)) for n in (500, 40))
     apart = (pixels.long()[:, None] - palette.long()).square().sum(-1)
-    found = nearest_colour(pixels.view(5, 100, 3), palette)
-    assert torch.equal(found.flatten(), apart.argmin(1))
+    nearest = nearest_colour(pixels.view(5, 100, 3), palette)
+    assert torch.equal(nearest.flatten(), apart.argmin(1))
 
 
 def test_palette_is_deterministic_and_exact_where_it_can_be() -> None:
-    """k-means finds as many colours as there are; more colours leave less error; the same seed gives the same."""
+    """k-means finds the exact colours if there are few; more colours reduce the error; a seed is reproducible."""
     few = torch.tensor([[0, 0, 0], [255, 0, 0], [10, 200, 30], [250, 250, 250]], dtype=torch.uint8)
     palette = fit_palette(few.repeat(200, 1), 4, seed=1)
     assert {tuple(c) for c in palette.tolist()} == {tuple(c) for c in few.tolist()}
@@ -161,7 +161,7 @@ def test_palette_is_deterministic_and_exact_where_it_can_be() -> None:
 
 
 def test_image_gpt_reads_and_writes_pictures_of_its_palette_exactly() -> None:
-    """Pictures of palette colours come back as they were; larger ones are shrunk by box means and enlarged."""
+    """Pictures in palette colours are restored exactly; larger ones are shrunk by box averaging and enlarged."""
     palette = fit_palette(torch.from_numpy(photo(32, 32)), 7)
     model = ImageGPT(dataclasses.replace(TINY, side=8), palette)
     tokens = tokens_of(model.config, 3)
@@ -174,7 +174,7 @@ def test_image_gpt_reads_and_writes_pictures_of_its_palette_exactly() -> None:
 
 
 def test_shrinking_and_enlarging() -> None:
-    """Box means, flips commute, an equal side changes nothing; PSNR by hand."""
+    """Shrinking averages boxes and commutes with flips; an equal side changes nothing; PSNR has its analytic value."""
     pictures = torch.from_numpy(np.stack([photo(8, 8, i) for i in range(3)]))
     boxes = pictures.float().view(3, 4, 2, 4, 2, 3).mean((2, 4)).round().to(torch.uint8)
     assert torch.equal(shrink(pictures, 4), boxes)
@@ -185,37 +185,37 @@ def test_shrinking_and_enlarging() -> None:
 
 
 def test_decoded_pictures_are_those_of_the_coefficients(opened: Data) -> None:
-    """What DCTransformer's triples decode to is the originals after the codec, in the same order, with their labels."""
-    ours = systems(preset("tiny"), opened, (16,))[0]
-    codec = Codec(quality=ours.store.info.quality)
+    """DCTransformer's triples decode to the originals after the codec, in the same order, with their labels."""
+    system = systems(preset("tiny"), opened, (16,))[0]
+    codec = Codec(quality=system.store.info.quality)
     originals = opened.held_out.pixels
-    assert torch.equal(ours.reconstructed(), codec.decode(codec.encode(originals)))
-    assert not torch.equal(ours.reconstructed(), originals)
-    assert ours.store.labels.tolist() == opened.train.labels.tolist()
+    assert torch.equal(system.reconstructed(), codec.decode(codec.encode(originals)))
+    assert not torch.equal(system.reconstructed(), originals)
+    assert system.store.labels.tolist() == opened.train.labels.tolist()
 
 
 def test_batches_flip_hide_labels_and_visit_everything(opened: Data) -> None:
-    """What a step sees depends on its number alone; an epoch sees every picture; about half are mirrored."""
+    """A batch depends on its step number alone; an epoch covers every picture; about half are mirrored."""
     config = dataclasses.replace(loop.base_config(), batch=len(opened.train), label_dropout=0.5)
     steps = PictureSteps(opened.train, config, flat_batch)
-    batch, again = steps[0], steps[0]
-    assert torch.equal(batch.inputs, again.inputs) and torch.equal(batch.labels, again.labels)
+    batch, repeated = steps[0], steps[0]
+    assert torch.equal(batch.inputs, repeated.inputs) and torch.equal(batch.labels, repeated.labels)
     assert not torch.equal(batch.inputs, steps[1].inputs)
-    as_they_are = {p.numpy().tobytes() for p in opened.train.pixels}
+    originals = {p.numpy().tobytes() for p in opened.train.pixels}
     mirrored = {p.numpy().tobytes() for p in opened.train.pixels.flip(2)}
     seen = [p.numpy().tobytes() for p in batch.inputs]
-    plain = sum(p in as_they_are for p in seen)
-    assert sum(p in mirrored for p in seen) == len(seen) - plain and 0.2 < plain / len(seen) < 0.8
-    either = {min(p, q.flip(1).numpy().tobytes()) for p, q in zip(seen, batch.inputs, strict=True)}
-    assert len(either) == len(opened.train)
+    unflipped = sum(p in originals for p in seen)
+    assert sum(p in mirrored for p in seen) == len(seen) - unflipped and 0.2 < unflipped / len(seen) < 0.8
+    distinct = {min(p, q.flip(1).numpy().tobytes()) for p, q in zip(seen, batch.inputs, strict=True)}
+    assert len(distinct) == len(opened.train)
     assert 0.2 < (batch.labels == 2).float().mean() < 0.8
 
 
 # VQ-VAE ---------------------------------------------------------------------------------------------------------------
 
 
-def test_codes_go_there_and_back() -> None:
-    """Decoding the numbers of the codes is decoding the nearest codes of the encoder's outputs."""
+def test_codes_round_trip() -> None:
+    """Decoding code indices equals decoding the codes nearest to the encoder outputs."""
     torch.manual_seed(0)
     model = VQVAE(VQVAEConfig(channels=16, codes=12, code_width=4)).eval()
     pictures = torch.from_numpy(np.stack([photo(32, 32, i) for i in range(2)]))
@@ -227,13 +227,13 @@ def test_codes_go_there_and_back() -> None:
         scaled = model.decode(codes[nearest].unflatten(1, (8, 8)).permute(0, 3, 1, 2))
     assert tokens.shape == (2, 64) and len(tokens.unique()) > 2
     assert torch.equal(tokens, nearest)
-    made = model.pictures(tokens)
-    assert made.shape == pictures.shape and made.dtype == torch.uint8
-    assert (made.permute(0, 3, 1, 2).float() - (scaled * 64 + 127.5).clamp(0, 255)).abs().max() <= 0.51
+    decoded = model.pictures(tokens)
+    assert decoded.shape == pictures.shape and decoded.dtype == torch.uint8
+    assert (decoded.permute(0, 3, 1, 2).float() - (scaled * 64 + 127.5).clamp(0, 255)).abs().max() <= 0.51
 
 
 def test_the_encoder_gets_gradients_through_the_codes_and_the_codes_follow() -> None:
-    """Gradients pass straight through; in training the codes move, and counting tokens leaves them where they are."""
+    """Gradients pass straight through; training moves the codes, and converting pictures to tokens does not."""
     torch.manual_seed(0)
     model = VQVAE(VQVAEConfig(channels=16, codes=12, code_width=4)).train()
     batch = flat_batch(torch.from_numpy(np.stack([photo(32, 32, i) for i in range(2)])), torch.zeros(2).long(), 32**2)
@@ -255,11 +255,11 @@ def test_the_encoder_gets_gradients_through_the_codes_and_the_codes_follow() -> 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_all_systems_have_as_many_parameters(name: str, opened: Data) -> None:
-    """Within 5 % of DCTransformer's; VQ-VAE's two networks together."""
-    ours, *others = systems(preset(name), opened, (16, 32))
+    """The numbers of parameters are within 5 % of DCTransformer's, counting both networks of VQ-VAE."""
+    dctransformer, *others = systems(preset(name), opened, (16, 32))
     assert [s.name for s in others] == ["VQ-VAE + prior", "Image GPT, 16 px", "Image GPT, 32 px"]
     for system in others:
-        assert 0.95 < system.parameters / ours.parameters < 1.05
+        assert 0.95 < system.parameters / dctransformer.parameters < 1.05
     with pytest.raises(ValueError, match="too few for a Transformer"):
         with_parameters(RasterConfig(side=8), 1000)
     with pytest.raises(ValueError, match="does not divide"):
@@ -267,21 +267,21 @@ def test_all_systems_have_as_many_parameters(name: str, opened: Data) -> None:
 
 
 def stage_of_raster(rates: tuple[float, ...]) -> loop.Stage:
-    """Learns that every token is 3."""
+    """A stage whose data are pictures in which every token is 3."""
     batch = flat_batch(torch.full((4, TINY.length), 3), torch.zeros(4, dtype=torch.int64))
 
-    class Same:
+    class ConstantBatches:
         def __getitem__(self, step: int) -> Batch:
             return batch
 
     return loop.Stage(
-        "model", lambda: RasterTransformer(TINY), lambda _: Same(), lambda n: loop.mean_loss(n, [batch]), 4,
+        "model", lambda: RasterTransformer(TINY), lambda _: ConstantBatches(), lambda n: loop.mean_loss(n, [batch]), 4,
         TINY.length, rates=rates,
     )  # fmt: skip
 
 
 def test_the_loop_trains_and_chooses_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The averaged weights learn; the rate with the lowest held-out loss wins; one that diverges loses."""
+    """The EMA weights learn; tuning chooses the rate with the lowest held-out loss and tolerates one that diverges."""
     monkeypatch.setitem(loop.CLOCKS, "steps", itertools.count().__next__)  # a step takes a second
     stage = stage_of_raster((1e-5, 3e-3, 1e30))
     trained = loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path, 1.0, "steps")
@@ -296,7 +296,7 @@ def test_the_loop_trains_and_chooses_a_rate(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    """With a sentence that says what to do."""
+    """A data set without validation pictures is refused with a sentence that says what to do."""
     folder = photo_folder(tmp_path / "pictures", 4, ("a",))
     prepare(folder, tmp_path / "set", size=32, quality=30, val_fraction=0.0, workers=1, progress=False)
     with pytest.raises(ValueError, match="has no validation pictures; prepare"):
@@ -308,7 +308,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch):
-    """`benchmarks/compare.py`'s entry point."""
+    """The entry point of `benchmarks/compare.py`."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import compare  # pyright: ignore[reportMissingImports]
 
@@ -318,11 +318,11 @@ def main(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
-    """Rows, table, sheet and JSON; run again, it makes nothing anew; other settings are refused."""
-    words = [str(data), "--out", str(tmp_path / "out"), "--minutes", "0.003", "--num", "5", "--few", "--preset", "tiny"]
-    words += ["--sides", "16", "8", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
-    words += ["--precision", "fp32", "--seeds", "0", "1"]
-    main(words)
+    """A run writes rows, tables, the sheet and JSON; a second run reuses them; other settings are refused."""
+    args = [str(data), "--out", str(tmp_path / "out"), "--minutes", "0.003", "--num", "5", "--few", "--preset", "tiny"]
+    args += ["--sides", "16", "8", "--scored", "2", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    args += ["--precision", "fp32", "--seeds", "0", "1"]
+    main(args)
     out = capsys.readouterr().out
     line = json.loads(out.splitlines()[-1])
     assert {"benchmark", "ratio", "goal"} <= line.keys()
@@ -345,22 +345,22 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert weights == ["dctransformer/model/model.safetensors", "image-gpt-16-px/model/model.safetensors",
                        "image-gpt-8-px/model/model.safetensors", "vq-vae-prior/autoencoder/model.safetensors",
                        "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
-    # Trained, but not scored, and a picture is missing: it is made as it was.
+    # Without the row and one of the pictures, the second run generates the same picture again.
     (tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").unlink()
     samples = tmp_path / "out" / "seed-0" / "vq-vae-prior" / "samples.safetensors"
-    made = load_file(samples)["pictures"]
-    save_file({"pictures": made[:4].contiguous()}, samples)
-    main(words)
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert again["frechet"] == line["frechet"]
-    assert torch.equal(load_file(samples)["pictures"], made)
+    pictures = load_file(samples)["pictures"]
+    save_file({"pictures": pictures[:4].contiguous()}, samples)
+    main(args)
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert second["frechet"] == line["frechet"]
+    assert torch.equal(load_file(samples)["pictures"], pictures)
     with pytest.raises(SystemExit) as stop:
-        main([*words, "--scored", "3"])
+        main([*args, "--scored", "3"])
     assert stop.value.code == 2 and "another scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("args", "sentence"),
     [
         (["--num", "100"], "small64-imagenette-frechet needs 161 generated pictures"),
         (["--num", "3", "--few"], "small64-imagenette-precision needs 4 generated pictures"),
@@ -372,21 +372,21 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     ],
 )
 def test_the_benchmark_refuses_with_a_sentence(
-    words: list[str], sentence: str, data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture
+    args: list[str], sentence: str, data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture
 ) -> None:
-    """Exit status 2, one sentence, no traceback."""
+    """Invalid args end in exit status 2 and one sentence, without a traceback."""
     threads = torch.get_num_threads()
     try:
         with pytest.raises(SystemExit) as stop:
-            main([str(data), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), *words])
+            main([str(data), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), *args])
     finally:
         torch.set_num_threads(threads)
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and said.startswith("compare: ") and sentence in said
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("compare: ") and sentence in error
 
 
 def test_pictures_of_several_sizes_are_refused(tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
-    """By every benchmark that knows squares only, in the same sentence."""
+    """Every benchmark that supports squares only refuses pictures of several sizes with the same sentence."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for i, size in enumerate([(40, 40), (40, 60), (60, 40)] * 2):
@@ -394,18 +394,18 @@ def test_pictures_of_several_sizes_are_refused(tmp_path: Path, main, capsys: pyt
     prepare(photos, tmp_path / "set", long_side=48, quality=30, val_fraction=0.3, workers=1, progress=False)
     import coders  # pyright: ignore[reportMissingImports]
 
-    words = [str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--num", "5", "--few"]
-    for run in (lambda: main(words), lambda: coders.main([words[0], "--model", "none"])):
+    args = [str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--num", "5", "--few"]
+    for run in (lambda: main(args), lambda: coders.main([args[0], "--model", "none"])):
         with pytest.raises(SystemExit) as stop:
             run()
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert stop.value.code == 2 and "squares of one size; prepare the pictures with --size" in said
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 2 and "squares of one size; prepare the pictures with --size" in error
     for name in ("coders", "counted_tables"):
         sys.modules.pop(name, None)
 
 
 def test_the_benchmark_needs_data(tmp_path: Path, main, capsys: pytest.CaptureFixture) -> None:
-    """A folder that is not there."""
+    """A missing data folder is reported with exit status 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "there is no folder" in capsys.readouterr().err

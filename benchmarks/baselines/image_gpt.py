@@ -1,4 +1,4 @@
-"""Image GPT (Chen et al. 2020): pixels in raster order, each one of a palette's colours."""
+"""Image GPT (Chen et al. 2020): an autoregressive model of pixels in raster order, quantised to a colour palette."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from baselines.raster import RasterConfig, RasterTransformer
 
 
 class ImageGPT(RasterTransformer):
-    """The Transformer, and the palette it reads pictures with."""
+    """The Transformer together with the palette that maps pictures to tokens."""
 
     palette: Tensor
     """uint8 ``[K, 3]``; saved with the weights."""
 
     def __init__(self, config: RasterConfig, palette: Tensor | None = None):
-        """Args: config; palette: uint8 ``[K, 3]``; None where it is to be loaded with the weights."""
+        """Create an untrained network.
+
+        Args:
+            config: shape of the Transformer.
+            palette: uint8 ``[K, 3]``; None if it will be loaded with the weights.
+
+        Raises:
+            ValueError: the palette does not have ``config.kinds`` colours.
+        """
         super().__init__(config)
         palette = torch.zeros(config.kinds, 3, dtype=torch.uint8) if palette is None else palette
         if palette.shape != (config.kinds, 3):
@@ -25,10 +33,17 @@ class ImageGPT(RasterTransformer):
         self.register_buffer("palette", palette)
 
     def tokens(self, pictures: Tensor) -> Tensor:
-        """Colour numbers, int64 ``[B, L]``, of uint8 ``[B, S, S, 3]`` (shrunk by box means to ``side``, if larger)."""
+        """Convert pictures to tokens.
+
+        Args:
+            pictures: uint8 ``[B, S, S, 3]``; shrunk to ``side`` by box averaging if they are larger.
+
+        Returns:
+            Palette indices, int64 ``[B, L]``.
+        """
         return nearest_colour(shrink(pictures, self.config.side), self.palette).flatten(1)
 
     def pictures(self, tokens: Tensor, size: int) -> Tensor:
-        """Pictures uint8 ``[B, size, size, 3]`` (bicubically enlarged, if need be) of int64 ``[B, L]``."""
+        """Convert tokens int64 ``[B, L]`` to pictures uint8 ``[B, size, size, 3]``, enlarged bicubically if needed."""
         side = self.config.side
         return enlarge(self.palette[tokens].view(-1, side, side, 3), size)

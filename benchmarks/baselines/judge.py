@@ -1,4 +1,4 @@
-"""What scores the pictures of every system: against the training pictures, before and after the codec."""
+"""Scores of generated pictures against the training pictures, before and after the codec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dctransformer.evaluate.two_sample import FEWEST, describe, recognition
 from dctransformer.model.precision import resolve_device
 
 C2ST = 1000
-"""The most pictures on each side of the classifier two-sample test."""
+"""Maximum number of pictures in each class of the classifier two-sample test."""
 
 
 class Judge:
@@ -31,18 +31,18 @@ class Judge:
     def __init__(
         self, data: Data, features: str, num: int, *, few: bool = False, device: str = "auto", cache: Path | None = None
     ):
-        """Find out beforehand whether there are enough pictures.
+        """Open the extractor and compute the features of the real pictures.
 
         Args:
             data: the real pictures.
-            features: the extractor.
-            num: how many pictures are to be scored.
+            features: name or path of the feature extractor.
+            num: number of pictures that will be scored.
             few: allow Fréchet distances from no more pictures than there are features.
-            device: of the extractor.
-            cache: folder for features of the real pictures; None for the user's cache.
+            device: device of the extractor.
+            cache: folder that caches the features of the real pictures; None for the user's cache folder.
 
         Raises:
-            ValueError: there are too few, or the extractor can't be had.
+            ValueError: there are too few pictures, or the extractor is not available.
         """
         self.extractor: Extractor = open_extractor(features, resolve_device(device))
         width = self.extractor(data.decoded[:1])[0].shape[1]
@@ -50,7 +50,7 @@ class Judge:
         for metric in ("fid", "precision"):
             require_enough(self.extractor, metric, (width, None), num, len(data.train), config)
         self.enough = len(data.held_out) > (2 if few else width)
-        """Whether the held-out pictures suffice for a distance of their own."""
+        """Whether there are enough held-out pictures for a Fréchet distance."""
         self.held_out = _pictures("held-out originals", data.held_out.pixels)
         self.real = {
             name: cached(self.extractor, _pictures(name, pixels), cache)
@@ -60,55 +60,65 @@ class Judge:
         self.floor: FeatureSet | None = None
 
     def scores(self, pictures: Tensor) -> dict[str, dict[str, float]]:
-        """Recall, precision, Fréchet and kernel distance of uint8 ``[n, S, S, 3]``, by what they are compared with."""
-        found, scores = extract(self.extractor, _pictures("generated", pictures)), {}
+        """Recall, precision, Fréchet and kernel distance of pictures uint8 ``[n, S, S, 3]``, by reference set."""
+        generated, scores = extract(self.extractor, _pictures("generated", pictures)), {}
         for name, real in self.real.items():
-            precision, recall = precision_recall(real.features, found.features)
+            precision, recall = precision_recall(real.features, generated.features)
             subset = min(KID_SUBSET_SIZE, len(pictures), len(real))
-            kernel, _ = kernel_distance(real.features, found.features, subset_size=subset)
-            distance = frechet_distance(real.moments, found.moments)
+            kernel, _ = kernel_distance(real.features, generated.features, subset_size=subset)
+            distance = frechet_distance(real.moments, generated.moments)
             scores[name] = {"recall": recall, "precision": precision, "frechet": distance, "kernel": kernel}
         return scores
 
     @functools.cached_property
-    def known(self) -> dict[str, Tensor]:
-        """What the classifier two-sample test sees of the first training pictures."""
+    def real_views(self) -> dict[str, Tensor]:
+        """The first training pictures as the classifier two-sample test reads them, by view."""
         return self._described(self.data.decoded[: 2 * C2ST])
 
     def _described(self, decoded: Tensor) -> dict[str, Tensor]:
         return describe(self.codec.encode(decoded), self.codec)
 
-    def recognised(self, pictures: Tensor, is_decoded: bool) -> dict[str, Any] | None:
-        """How often a classifier recognises generated pictures, by view; None for too few.
+    def two_sample_test(self, pictures: Tensor, is_decoded: bool) -> dict[str, Any] | None:
+        """Classifier two-sample test: how often a classifier tells generated pictures from real ones, by view.
 
-        The codec makes no difference, since all pictures, real ones too, are decoded and encoded again.
+        All pictures, real ones included, are passed through the codec, so that its artefacts give nothing away.
 
         Args:
             pictures: uint8 ``[n, S, S, 3]``.
-            is_decoded: whether they come out of the codec.
+            is_decoded: whether the pictures have been through the codec already.
+
+        Returns:
+            Results by view, or None if there are too few pictures.
         """
         count = min(C2ST, len(pictures), len(self.data.decoded) // 2)
         if count < FEWEST:
             return None
         pictures = pictures[:count]
-        made = self._described(pictures if is_decoded else self.codec.decode(self.codec.encode(pictures)))
-        return {view: recognition(real[:count], made[view]) for view, real in self.known.items()}
+        views = self._described(pictures if is_decoded else self.codec.decode(self.codec.encode(pictures)))
+        return {view: recognition(real[:count], views[view]) for view, real in self.real_views.items()}
 
     def real_from_real(self) -> dict[str, Any] | None:
-        """The same test of real pictures against as many others."""
+        """The chance level of the classifier two-sample test: real pictures against other real pictures."""
         count = min(C2ST, len(self.data.decoded) // 2)
         if count < FEWEST:
             return None
-        return {view: recognition(real[:count], real[count : 2 * count]) for view, real in self.known.items()}
+        return {view: recognition(real[:count], real[count : 2 * count]) for view, real in self.real_views.items()}
 
     def floors(self, pictures: Tensor) -> dict[str, Any]:
-        """How far held-out pictures are from the originals when a representation has held them."""
+        """Reconstruction error of a representation: distance of reconstructed held-out pictures from the originals.
+
+        Args:
+            pictures: the reconstructed held-out pictures, uint8 ``[n, S, S, 3]``.
+
+        Returns:
+            ``floor_psnr`` in dB (None if exact) and ``floor_frechet`` (None if there are too few held-out pictures).
+        """
         error = psnr(pictures, self.held_out.read(0, len(pictures)))
         distance = None
         if self.enough:
             self.floor = self.floor or extract(self.extractor, self.held_out)
-            held = extract(self.extractor, _pictures("reconstructed", pictures))
-            distance = frechet_distance(self.floor.moments, held.moments)
+            reconstructed = extract(self.extractor, _pictures("reconstructed", pictures))
+            distance = frechet_distance(self.floor.moments, reconstructed.moments)
         return {"floor_psnr": error if math.isfinite(error) else None, "floor_frechet": distance}
 
 

@@ -1,7 +1,7 @@
-"""Trains any system for a number of minutes with the package's `Trainer`, and finds its learning rate.
+"""Trains any system for a number of minutes with the package's `Trainer`, and tunes its learning rate.
 
-The clock runs while batches are made and steps are taken; validation and files don't count. It is the wall's, or, where
-other jobs share the processor, that of the time the processor gave to this process.
+Only loading batches and training steps count as training time, not validation or writing files. Time is wall-clock
+time, or the CPU time of this process on a machine that runs other jobs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.trainer import Diverged, Trainer
 
 WARMUP = 0.05
-"""Part of the budget that the learning rate rises in, up to `dctransformer.training.config`'s number of steps."""
+"""Fraction of the training time used for warmup, limited to the default number of warmup steps."""
 
 RATES = (1e-3, 3e-3, 9e-3)
-"""Learning rates that are tried."""
+"""Learning rates to choose from by default."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-"""What minutes are counted by; ``processor`` sums over threads, so it is for one thread."""
+"""Clocks that measure training time; ``processor`` is the sum over threads, so it is meant for one thread."""
 
 _PROBES = 3
-"""Steps that tell how long one takes; the first does not count."""
+"""Steps that are timed to estimate the seconds per step; the first is a warmup."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Stage:
     """One network to train.
 
     Attributes:
-        name: of the stage, for folders and reports.
-        make: makes the untrained network.
-        batches: batches by step number, for a config.
-        loss: mean loss of a network, in eval mode, on held-out pictures.
+        name: name of the stage in folders and reports.
+        make: creates the untrained network.
+        batches: returns the batches of a config, indexed by step number.
+        loss: computes the mean held-out loss of a network in eval mode.
         batch: rows per step.
-        per_image: predictions an image, to count pictures by.
-        share: part of the system's minutes.
+        per_image: predictions per image, which converts predictions to pictures seen.
+        share: fraction of the system's training time.
         rates: learning rates to choose from.
     """
 
@@ -63,11 +63,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What came of a stage.
+    """A trained stage.
 
     Attributes:
-        network: with averaged weights, in eval mode.
-        facts: JSON-ready: steps, seconds, pictures seen, pictures per second, learning rate, precision.
+        network: the network with EMA weights, in eval mode.
+        facts: JSON figures: steps, seconds, pictures seen, pictures per second, learning rate, precision.
     """
 
     network: nn.Module
@@ -75,7 +75,7 @@ class Trained:
 
 
 def base_config(*, seed: int = 0, device: str = "auto", precision: str = "auto") -> TrainConfig:
-    """The loop's settings that all systems share: training's defaults, for generating alone, by AdamW, not compiled."""
+    """Training settings common to all systems: the defaults, without conditions, with AdamW, not compiled."""
     only = Conditions(none=1.0, low=0.0, luma=0.0, region=0.0)
     return TrainConfig(
         seed=seed, optimizer="adamw", device=device, precision=cast(Any, precision), compile="off", conditions=only
@@ -89,16 +89,16 @@ def fit(
 
     Args:
         stage: what to train.
-        minutes: how long; the learning rate falls to its end over them.
+        minutes: training time, over which the learning rate decays to its final value.
         rate: peak learning rate.
         base: all other settings.
-        run: folder of the curves.
-        pace: seconds per step takes, from `step_seconds`, by which the warm-up's steps are chosen.
+        run: folder for the training curves.
+        pace: seconds per step, from `step_seconds`, from which the number of warmup steps follows.
         clock: one of `CLOCKS`.
 
     Raises:
         Diverged: the learning rate is too high.
-        ValueError: memory does not suffice.
+        ValueError: there is not enough memory.
     """
     steps = round(WARMUP * 60 * minutes / pace)
     config = dataclasses.replace(
@@ -120,8 +120,8 @@ def fit(
             log.write(state, {"train/loss": total / counted, "lr": trainer.rate})
             total, counted = 0.0, 0
     log.close()
-    for average, last in zip(trainer.ema.buffers(), trainer.model.buffers(), strict=True):
-        average.copy_(last)  # only parameters are averaged
+    for ema_buffer, buffer in zip(trainer.ema.buffers(), trainer.model.buffers(), strict=True):
+        ema_buffer.copy_(buffer)  # the EMA covers parameters only
     elapsed = time.perf_counter() - began
     images = state.triples / stage.per_image
     facts = {
@@ -135,21 +135,21 @@ def fit(
 def tune(
     stage: Stage, minutes: float, base: TrainConfig, run: Path, pace: float, clock: str = "wall"
 ) -> tuple[float, dict[str, float]]:
-    """Choose among the stage's rates by the held-out loss after a short training with each.
+    """Choose the learning rate of a stage by the held-out loss after a short training run with each candidate.
 
     Args:
         stage: what to train.
-        minutes: how long with each rate.
+        minutes: training time with each rate.
         base: all other settings.
-        run: folder of the curves.
-        pace: seconds per step takes.
+        run: folder for the training curves.
+        pace: seconds per step, from `step_seconds`.
         clock: one of `CLOCKS`.
 
     Returns:
         The best rate, and the held-out loss by rate (infinite where training diverged).
 
     Raises:
-        ValueError: training diverged with every rate, or memory does not suffice.
+        ValueError: training diverged with every rate, or there is not enough memory.
     """
     losses: dict[float, float] = {}
     for rate in stage.rates:
@@ -165,7 +165,7 @@ def tune(
 
 
 def step_seconds(stage: Stage, base: TrainConfig, clock: str = "wall") -> float:
-    """How long a step of a stage takes: the quickest of some, with a network that is thrown away."""
+    """Seconds per training step of a stage: the fastest of a few steps of a throwaway network."""
     trainer = _trainer(stage, dataclasses.replace(base, minutes=1.0, batch=stage.batch))
     batches = stage.batches(trainer.config)
     trainer.fit_memory(batches[0])
@@ -183,14 +183,14 @@ def _trainer(stage: Stage, config: TrainConfig) -> Trainer:
 
 
 def parameters(network: nn.Module) -> int:
-    """Numbers of a network that training decides: parameters and codes."""
+    """Number of trained values of a network: parameters and codebook entries."""
     codes = sum(m.codebook.numel() for m in network.modules() if isinstance(m, VectorQuantize))
     return codes + sum(p.numel() for p in network.parameters())
 
 
 @torch.inference_mode()
 def mean_loss(network: nn.Module, batches: list[Any]) -> float:
-    """Mean loss a prediction over batches, in fp32."""
+    """Mean loss per prediction over batches, in fp32."""
     device = next(network.parameters()).device
     total = sum(float(network(batch.to(device)).sum()) for batch in batches)
     return total / sum(int(batch.predicted.sum()) for batch in batches)

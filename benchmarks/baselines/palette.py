@@ -16,19 +16,19 @@ COLOURS = 512
 """Image GPT's palette: 9 bits per pixel."""
 
 _SAMPLE, _ROWS = 65_536, 16_384
-"""Pixels that k-means looks at, and rows of a distance matrix held at a time."""
+"""Number of pixels that k-means is fitted to, and rows of the distance matrix computed at a time."""
 
 
 def fit_palette(pixels: Tensor, colours: int = COLOURS, seed: int = 0) -> Tensor:
-    """k-means over colours, on a sample of the pixels.
+    """Fit a colour palette by k-means to a sample of the pixels.
 
     Args:
         pixels: uint8 ``[..., 3]``.
-        colours: K.
-        seed: of the sample and the start.
+        colours: number of colours K.
+        seed: seed of the sample and of the initial centres.
 
     Returns:
-        uint8 ``[K, 3]``, dark to light; the same for the same arguments.
+        uint8 ``[K, 3]``, from dark to light; deterministic.
 
     Raises:
         ValueError: there are fewer pixels than colours.
@@ -36,7 +36,7 @@ def fit_palette(pixels: Tensor, colours: int = COLOURS, seed: int = 0) -> Tensor
     flat = pixels.reshape(-1, 3)
     if len(flat) < colours:
         raise ValueError(f"a palette of {colours} colours needs as many pixels, not {len(flat)}; give more pictures")
-    # With replacement where there are many, for a permutation of all would take longer than k-means.
+    # Sampled with replacement: a permutation of all pixels would take longer than k-means.
     draw = torch.Generator().manual_seed(seed)
     if len(flat) > _SAMPLE:
         flat = flat[torch.randint(len(flat), (_SAMPLE,), generator=draw)]
@@ -49,7 +49,7 @@ def fit_palette(pixels: Tensor, colours: int = COLOURS, seed: int = 0) -> Tensor
 
 
 def nearest_colour(pixels: Tensor, palette: Tensor) -> Tensor:
-    """Number of the nearest colour (Euclidean, in RGB; the first of equally near ones).
+    """Index of the nearest palette colour of every pixel (Euclidean distance in RGB; the first one in a tie).
 
     Args:
         pixels: uint8 ``[..., 3]``.
@@ -59,6 +59,6 @@ def nearest_colour(pixels: Tensor, palette: Tensor) -> Tensor:
         int64 ``[...]``.
     """
     x, colours = pixels.reshape(-1, 3).float(), palette.float()
-    squares = colours.square().sum(1)  # whole numbers up to 255 give exact distances
-    found = [torch.addmm(squares, rows, colours.T, alpha=-2).argmin(1) for rows in x.split(_ROWS)]
-    return torch.cat(found).view(pixels.shape[:-1])
+    squares = colours.square().sum(1)  # exact in fp32: integers up to 3 · 255²
+    nearest = [torch.addmm(squares, rows, colours.T, alpha=-2).argmin(1) for rows in x.split(_ROWS)]
+    return torch.cat(nearest).view(pixels.shape[:-1])

@@ -1,6 +1,6 @@
-"""The pictures of a prepared data set as pixels, and batches for networks that read pixels or tokens.
+"""Pictures of a prepared data set as pixels, and batches for networks that read pixels or tokens.
 
-Shapes: B pictures of a batch, S side in pixels, L tokens or pixels that are predicted.
+Shapes: B pictures in a batch, S side in pixels, L predicted tokens or pixels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dctransformer.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class PictureStore:
-    """The pictures of a split, decoded, in memory.
+    """Decoded pictures of a split, held in memory.
 
     Attributes:
         info: settings of the data set.
-        pixels: uint8 ``[n, S, S, 3]``, its JPEG files as libjpeg decodes them.
-        labels: int64 ``[n]``, class numbers; the null label, ``len(info.labels)``, where there is none.
+        pixels: uint8 ``[n, S, S, 3]``, the JPEG files as decoded by libjpeg.
+        labels: class indices, int64 ``[n]``; the null label, ``len(info.labels)``, for pictures without a class.
     """
 
     info: DatasetInfo
@@ -37,7 +37,7 @@ class PictureStore:
     labels: Tensor
 
     def __len__(self) -> int:
-        """Number n of pictures."""
+        """Number of pictures n."""
         return len(self.labels)
 
     @classmethod
@@ -45,7 +45,7 @@ class PictureStore:
         """Decode a split of a prepared data set.
 
         Raises:
-            ValueError: the folder is no prepared data set, the split is empty, or a shard is damaged.
+            ValueError: the folder is not a prepared data set, the split is empty, or a shard is damaged.
         """
         info = DatasetInfo.load(folder)
         pixels: list[np.ndarray] = []
@@ -56,8 +56,8 @@ class PictureStore:
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(f"{shard} is damaged ({error}); prepare the data again into a new folder") from error
             pixels += [np.asarray(load_image(image["bytes"])) for image in table["image"].to_pylist()]
-            found = table["label"].to_pylist() if info.labels else [None] * len(table)
-            labels += [len(info.labels) if label is None else label for label in found]
+            shard_labels = table["label"].to_pylist() if info.labels else [None] * len(table)
+            labels += [len(info.labels) if label is None else label for label in shard_labels]
         if not pixels:
             raise ValueError(
                 f"{folder} has no {split} pictures; prepare a larger folder or another share with --val-fraction"
@@ -67,12 +67,12 @@ class PictureStore:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a network is shown; it has what `dctransformer.training.trainer.Trainer` asks of a batch.
+    """A batch of inputs with the interface that `dctransformer.training.trainer.Trainer` requires.
 
     Attributes:
-        inputs: ``[B, ...]``, tokens or pictures.
+        inputs: tokens or pictures, ``[B, ...]``.
         labels: int64 ``[B]``.
-        predicted: bool ``[B, L]``, what the loss is a mean over.
+        predicted: bool ``[B, L]``, the predictions that the mean loss is taken over.
     """
 
     inputs: Tensor
@@ -80,33 +80,39 @@ class Batch:
     predicted: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Copy the batch to another device."""
         return Batch(*(t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.predicted)))
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """Some of the rows."""
+        """Select rows of the batch."""
         return Batch(self.inputs[index], self.labels[index], self.predicted[index])
 
 
 def flat_batch(inputs: Tensor, labels: Tensor, predictions: int | None = None) -> Batch:
-    """A batch all of whose inputs are predicted (``predictions`` a row, as many as inputs if None)."""
+    """Create a batch in which everything is predicted: ``predictions`` per row, one per input if None."""
     count = inputs[0].numel() if predictions is None else predictions
     return Batch(inputs, labels, torch.ones(len(labels), count, dtype=torch.bool))
 
 
 class PictureSteps:
-    """The batches of a training, by step number: what step k sees depends on (seed, k) alone.
+    """Training batches indexed by step number: batch k depends on (seed, k) alone.
 
-    Flips and dropped labels are drawn as `dctransformer.training.setup.Steps` draws them.
+    Flips and label dropout use the same random numbers as `dctransformer.training.setup.Steps`.
     """
 
     def __init__(self, store: PictureStore, config: TrainConfig, convert: Callable[[Tensor, Tensor], Batch]):
-        """Args: store; config: batch, seed, flip, label dropout; convert: pictures and labels to a batch."""
+        """Set up the sampling of pictures.
+
+        Args:
+            store: the training pictures.
+            config: settings, of which batch, seed, flip and label dropout are read.
+            convert: turns pictures and labels into a batch.
+        """
         self.store, self.config, self.convert = store, config, convert
         self.visits = Visits(len(store), config.batch, config.seed, 1)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of one step."""
+        """Return the batch of a step."""
         c = self.config
         chosen = torch.from_numpy(self.visits(step))
         flip, drop = np.random.default_rng([c.seed, 2, step]).random((c.batch, 2)).T
@@ -119,7 +125,7 @@ class PictureSteps:
 
 
 def shrink(pictures: Tensor, side: int) -> Tensor:
-    """The mean of each box of pixels: uint8 ``[B, S, S, 3]`` to ``[B, side, side, 3]``; ``side`` divides S."""
+    """Downsample by box averaging: uint8 ``[B, S, S, 3]`` to ``[B, side, side, 3]``; ``side`` must divide S."""
     if pictures.shape[1] == side:
         return pictures
     boxes = F.avg_pool2d(pictures.permute(0, 3, 1, 2).float(), pictures.shape[1] // side)
@@ -127,7 +133,7 @@ def shrink(pictures: Tensor, side: int) -> Tensor:
 
 
 def enlarge(pictures: Tensor, side: int) -> Tensor:
-    """Bicubic resizing: uint8 ``[B, s, s, 3]`` to ``[B, side, side, 3]``."""
+    """Upsample bicubically: uint8 ``[B, s, s, 3]`` to ``[B, side, side, 3]``."""
     if pictures.shape[1] == side:
         return pictures
     large = F.interpolate(pictures.permute(0, 3, 1, 2).float(), (side, side), mode="bicubic", align_corners=False)
@@ -135,6 +141,6 @@ def enlarge(pictures: Tensor, side: int) -> Tensor:
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over pictures uint8 ``[n, S, S, 3]``; infinite if one is exact."""
+    """Peak signal-to-noise ratio in dB, averaged over pictures uint8 ``[n, S, S, 3]``; infinite if one is exact."""
     error = (pictures.double() - reference.double()).square().mean((1, 2, 3))
     return float((10 * torch.log10(255**2 / error)).mean())

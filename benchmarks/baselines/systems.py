@@ -1,4 +1,4 @@
-"""DCTransformer, Image GPT and VQ-VAE behind one interface: what is trained, sampled, reconstructed and counted."""
+"""One interface to train, sample, reconstruct and measure DCTransformer, Image GPT and VQ-VAE."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import Steps
 from dctransformer.training.validation import validation_sequences
 
-TOKENS_A_STEP = 2048
-"""Predictions a step of every network (a row at least): what DCTransformer's 16 chunks of 128 triples are."""
+PREDICTIONS_PER_STEP = 2048
+"""Predictions per training step of every network: 16 chunks of 128 triples for DCTransformer. A batch has at least one
+row, even if the row has more predictions."""
 
 AUTOENCODER_PARAMETERS = 0.15
-"""The autoencoder's part of VQ-VAE's parameters."""
+"""The autoencoder's fraction of VQ-VAE's parameters."""
 
 AUTOENCODER_MINUTES = 0.4
-"""The autoencoder's part of VQ-VAE's minutes."""
+"""The autoencoder's fraction of VQ-VAE's training time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The two splits of a prepared data set, as all systems see them.
+    """The training and validation splits of a prepared data set, common to all systems.
 
     Attributes:
-        folder: of the data set.
-        train: pictures to learn from, before the codec. (DCTransformer learns from their coefficients.)
-        held_out: pictures to choose learning rates by, to count bits of and to reconstruct, before the codec, too.
-        scored: how many of the held-out pictures losses and bits are taken of.
+        folder: folder of the data set.
+        train: training pictures before the codec. (DCTransformer is trained on their quantised coefficients.)
+        held_out: validation pictures before the codec, for choosing learning rates, counting bits and reconstruction.
+        scored: number of held-out pictures used for losses and bits.
         decoded: the training pictures after the codec, uint8 ``[n, S, S, 3]``.
     """
 
@@ -66,16 +67,16 @@ class Data:
 
     @classmethod
     def open(cls, folder: str | Path, scored: int, originals: str | Path | None = None) -> Data:
-        """Read a prepared data set and the pictures that it was made from.
+        """Read a prepared data set and its original pictures.
 
         Args:
-            folder: of the data set.
-            scored: how many of the held-out pictures losses and bits are taken of.
-            originals: folder that it was prepared from, if it is no longer where it was.
+            folder: folder of the data set.
+            scored: number of held-out pictures used for losses and bits.
+            originals: folder that the data set was prepared from, if it has moved since.
 
         Raises:
-            ValueError: there is none, its pictures are not squares of one size, a split is empty or damaged, or the
-                originals are not at hand.
+            ValueError: the data set is missing, its pictures are not squares of one size, a split is empty or damaged,
+                or the originals are not available.
         """
         info = DatasetInfo.load(folder)
         shape = preset("small", quality=info.quality, size=info.side)
@@ -96,48 +97,48 @@ class Data:
 
 
 class System(abc.ABC):
-    """A way to generate pictures."""
+    """A generative model of pictures: one or more networks, trained one after another."""
 
     def __init__(self, name: str, data: Data):
         self.name, self.data = name, data
         self.networks: dict[str, Any] = {}
-        """The trained networks by their stages' names."""
+        """The trained networks by stage name."""
 
     @abc.abstractmethod
     def stages(self) -> list[Stage]:
-        """What is trained, in order; a later stage may use the networks of the earlier ones."""
+        """The training stages in order; a later stage may use the networks of earlier ones."""
 
     @property
     @abc.abstractmethod
     def tokens(self) -> float:
-        """Tokens a picture, each a step of its sampling (DCTransformer: triples of a training picture, their mean)."""
+        """Tokens per picture, one per sampling step (for DCTransformer the mean number of triples)."""
 
     @abc.abstractmethod
     def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
-        """Generate pictures, one a label, numbered from ``first``: uint8 ``[n, S, S, 3]``."""
+        """Generate one picture per label, numbered from ``first``: uint8 ``[n, S, S, 3]``."""
 
     @abc.abstractmethod
     def reconstructed(self) -> Tensor:
-        """The held-out pictures as the system's representation holds them: uint8 ``[n, S, S, 3]``."""
+        """The held-out pictures, encoded to the system's representation and decoded: uint8 ``[n, S, S, 3]``."""
 
     @abc.abstractmethod
     def bits(self) -> float:
-        """Exact bits per picture of the representation of the first held-out ones, the mean."""
+        """Mean code length of the first held-out pictures in bits per picture, exact for the representation."""
 
     @property
     def parameters(self) -> int:
-        """Trained numbers of all networks."""
+        """Number of trained values of all networks."""
         return sum(parameters(stage.make()) for stage in self.stages())
 
     def save(self, folder: Path) -> None:
-        """Write the networks' weights, a folder a stage."""
+        """Write the weights of the networks, one folder per stage."""
         for name, network in self.networks.items():
-            # Weight files hold no bool (the codebook's mark that it has begun).
+            # Weight files can't hold booleans, such as the codebook's flag that it is initialised.
             state = {k: v.float() if v.dtype == torch.bool else v for k, v in network.state_dict().items()}
             write_weights(state, folder / name)
 
     def load(self, folder: Path) -> None:
-        """Take up networks that `save` wrote.
+        """Load the networks that `save` wrote.
 
         Raises:
             ValueError: a file is missing, damaged or of another shape.
@@ -149,10 +150,15 @@ class System(abc.ABC):
 
 
 class DCTransformerSystem(System):
-    """The method itself, trained for generating alone."""
+    """DCTransformer, trained for unconditional and class-conditional generation only."""
 
     def __init__(self, config: ModelConfig, data: Data):
-        """Args: config: the shape; quality, size and labels are taken from the data."""
+        """Open the triples of the data set.
+
+        Args:
+            config: shape of the model; quality, size and labels are replaced by those of the data.
+            data: the data set.
+        """
         super().__init__("DCTransformer", data)
         self.store, self.held_out = (TripleStore.open(data.folder, s, progress=False) for s in ("train", "validation"))
         info, names = self.store.info, tuple(self.store.info.labels)
@@ -161,8 +167,8 @@ class DCTransformerSystem(System):
         )
 
     def stages(self) -> list[Stage]:
-        """One."""
-        batch = max(1, TOKENS_A_STEP // self.config.stride)
+        """The single stage ``model``."""
+        batch = max(1, PREDICTIONS_PER_STEP // self.config.stride)
 
         def batches(config: TrainConfig) -> Steps:
             return Steps(self.store, self.config, config)
@@ -174,23 +180,23 @@ class DCTransformerSystem(System):
 
     @property
     def tokens(self) -> float:
-        """Triples and the stop."""
+        """Mean number of triples per training picture, plus one for the stop."""
         return float(np.diff(self.store.offsets).mean()) + 1
 
     def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
-        """By the sampling engine."""
+        """Generate pictures with the sampling engine."""
         requests = [Request(first + i, label) for i, label in enumerate(labels)]
         grid = Grid.of_size(self.config.size, self.config.size)
         return fill(self.networks["model"], requests, grid, config).pixels()
 
     def reconstructed(self) -> Tensor:
-        """The JPEG files themselves."""
+        """The held-out pictures as decoded from their JPEG coefficients."""
         codec, info = Codec(self.held_out.info.quality), self.held_out.info
         triples = [self.held_out.triples(i) for i in range(len(self.held_out))]
         return codec.decode(codec.from_triples(triples, info.side, info.side))
 
     def bits(self) -> float:
-        """Of the quantised DCT coefficients."""
+        """Mean code length of the quantised DCT coefficients in bits per picture."""
         return self._bits(self.networks["model"])
 
     def _bits(self, network: DCTransformer) -> float:
@@ -200,29 +206,29 @@ class DCTransformerSystem(System):
 
 
 class TokenSystem(System):
-    """What Image GPT and VQ-VAE share: pictures as a square of tokens, and the Transformer over them."""
+    """Base of Image GPT and VQ-VAE: pictures are square grids of tokens, modelled by a Transformer."""
 
     prior: str
-    """Name of the Transformer's stage."""
+    """Stage name of the Transformer."""
     rates: tuple[float, ...] = RATES
-    """Learning rates that are tried for it."""
+    """Learning rates to choose from for the Transformer."""
     raster: RasterConfig
 
     @abc.abstractmethod
     def to_tokens(self, pictures: Tensor) -> Tensor:
-        """uint8 ``[B, S, S, 3]`` to int64 ``[B, L]``."""
+        """Convert pictures uint8 ``[B, S, S, 3]`` to tokens int64 ``[B, L]``."""
 
     @abc.abstractmethod
     def to_pictures(self, tokens: Tensor) -> Tensor:
-        """Inverse of `to_tokens`, as far as there is one."""
+        """Convert tokens to pictures, the approximate inverse of `to_tokens`."""
 
     def transformer(self, make: Callable[[], RasterTransformer], share: float = 1.0) -> Stage:
-        """The Transformer's stage."""
+        """The stage that trains the Transformer."""
 
         def batches(config: TrainConfig) -> PictureSteps:
             return PictureSteps(self.data.train, config, self._batch)
 
-        batch = max(1, TOKENS_A_STEP // self.raster.length)
+        batch = max(1, PREDICTIONS_PER_STEP // self.raster.length)
         return Stage(
             self.prior, make, batches, lambda n: mean_loss(n, self._held_out()), batch, self.raster.length, share,
             self.rates,
@@ -230,44 +236,48 @@ class TokenSystem(System):
 
     @property
     def tokens(self) -> float:
-        """All of the square."""
+        """Number of tokens in the grid."""
         return float(self.raster.length)
 
     def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
-        """With key/value caches."""
+        """Generate pictures with a KV cache."""
         return self.to_pictures(sample_tokens(self.networks[self.prior], labels, config, first=first))
 
     def reconstructed(self) -> Tensor:
-        """There and back."""
+        """The held-out pictures converted to tokens and back."""
         parts = self.data.held_out.pixels.split(64)
         return torch.cat([self.to_pictures(self.to_tokens(part)) for part in parts])
 
     def bits(self) -> float:
-        """Of the tokens."""
+        """Mean code length of the tokens in bits per picture."""
         return mean_loss(self.networks[self.prior], self._held_out()) * self.raster.length / math.log(2)
 
     def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
         return flat_batch(self.to_tokens(pictures), labels)
 
     def _held_out(self) -> list[Batch]:
-        rows = max(1, 4 * TOKENS_A_STEP // self.raster.length)
-        known = self.data.held_out
-        parts = zip(known.pixels[: self.data.scored].split(rows), known.labels[: self.data.scored].split(rows),
-                    strict=True)  # fmt: skip
+        rows = max(1, 4 * PREDICTIONS_PER_STEP // self.raster.length)
+        held_out, count = self.data.held_out, self.data.scored
+        parts = zip(held_out.pixels[:count].split(rows), held_out.labels[:count].split(rows), strict=True)
         return [self._batch(pictures, labels) for pictures, labels in parts]
 
 
 class ImageGPTSystem(TokenSystem):
-    """Image GPT at a given side."""
+    """Image GPT at one resolution."""
 
     prior = "model"
     rates = (3e-4, 1e-3, 3e-3)
 
     def __init__(self, raster: RasterConfig, data: Data, seed: int = 0):
-        """Args: raster: the shape; data; seed: of the palette.
+        """Check the resolution.
+
+        Args:
+            raster: shape of the Transformer.
+            data: the data set.
+            seed: seed of the palette.
 
         Raises:
-            ValueError: the side does not divide that of the pictures.
+            ValueError: the side of the token grid does not divide that of the pictures.
         """
         super().__init__(f"Image GPT, {raster.side} px", data)
         size = data.train.info.side
@@ -279,46 +289,52 @@ class ImageGPTSystem(TokenSystem):
 
     @functools.cached_property
     def palette(self) -> Tensor:
-        """uint8 ``[K, 3]``, of the training pictures."""
+        """Palette of the training pictures, uint8 ``[K, 3]``."""
         return fit_palette(shrink(self.data.train.pixels, self.raster.side), self.raster.kinds, self.seed)
 
     @functools.cached_property
-    def _reader(self) -> ImageGPT:
-        """Reads and writes pictures; its Transformer is not used."""
+    def _converter(self) -> ImageGPT:
+        """A small network whose palette converts pictures; its Transformer is not used."""
         return ImageGPT(dataclasses.replace(self.raster, layers=1, hidden=8), self.palette)
 
     @property
     def parameters(self) -> int:
-        """The palette is none of them, and need not be fitted to count."""
+        """Number of trained values; the palette, which is not counted, need not be fitted for it."""
         return parameters(ImageGPT(self.raster))
 
     def stages(self) -> list[Stage]:
-        """One."""
+        """The single stage ``model``."""
         return [self.transformer(lambda: ImageGPT(self.raster, self.palette))]
 
     def to_tokens(self, pictures: Tensor) -> Tensor:
-        """Nearest colours."""
-        return self._reader.tokens(pictures)
+        """Convert pictures to indices of the nearest palette colours."""
+        return self._converter.tokens(pictures)
 
     def to_pictures(self, tokens: Tensor) -> Tensor:
-        """The palette's colours, enlarged to the data's size."""
-        return self._reader.pictures(tokens, self.data.train.info.side)
+        """Convert indices to palette colours, enlarged to the size of the data."""
+        return self._converter.pictures(tokens, self.data.train.info.side)
 
 
 class VQVAESystem(TokenSystem):
-    """VQ-VAE and its prior, trained one after the other."""
+    """VQ-VAE and its prior, trained one after another."""
 
     prior = "prior"
 
     def __init__(self, autoencoder: VQVAEConfig, raster: RasterConfig, data: Data):
-        """Args: autoencoder: its shape; raster: the prior's; data."""
+        """Combine an autoencoder with a prior.
+
+        Args:
+            autoencoder: shape of the autoencoder.
+            raster: shape of the prior.
+            data: the data set.
+        """
         super().__init__("VQ-VAE + prior", data)
         self.autoencoder, self.raster = autoencoder, raster
 
     def stages(self) -> list[Stage]:
-        """Autoencoder, prior."""
+        """The stages ``autoencoder`` and ``prior``."""
         size = self.data.train.info.side
-        known = self.data.held_out
+        held_out = self.data.held_out
 
         def whole(pictures: Tensor, labels: Tensor) -> Batch:
             return flat_batch(pictures, labels, size**2)
@@ -327,21 +343,21 @@ class VQVAESystem(TokenSystem):
             return PictureSteps(self.data.train, config, whole)
 
         def loss(network: nn.Module) -> float:
-            return mean_loss(network, [whole(*pair) for pair in zip(known.pixels.split(64), known.labels.split(64),
-                                                                    strict=True)])  # fmt: skip
+            pairs = zip(held_out.pixels.split(64), held_out.labels.split(64), strict=True)
+            return mean_loss(network, [whole(*pair) for pair in pairs])
 
-        batch = max(1, TOKENS_A_STEP // self.raster.length)
+        batch = max(1, PREDICTIONS_PER_STEP // self.raster.length)
         first = Stage("autoencoder", lambda: VQVAE(self.autoencoder), batches, loss, batch, size**2,
                       AUTOENCODER_MINUTES, rates=(5e-4, 1.5e-3, 4.5e-3))  # fmt: skip
         return [first, self.transformer(lambda: RasterTransformer(self.raster), 1 - AUTOENCODER_MINUTES)]
 
     def to_tokens(self, pictures: Tensor) -> Tensor:
-        """Numbers of the codes."""
+        """Convert pictures to code indices."""
         network = self.networks["autoencoder"]
         return network.tokens(pictures.to(network.device)).cpu()
 
     def to_pictures(self, tokens: Tensor) -> Tensor:
-        """The decoder's pictures."""
+        """Decode code indices to pictures."""
         network = self.networks["autoencoder"]
         return torch.cat([network.pictures(part.to(network.device)).cpu() for part in tokens.split(64)])
 
@@ -350,22 +366,25 @@ class VQVAESystem(TokenSystem):
 
 
 def systems(config: ModelConfig, data: Data, sides: tuple[int, ...], seed: int = 0) -> list[System]:
-    """DCTransformer and what it is compared with, all of as many parameters.
+    """Create DCTransformer and its baselines with equal numbers of parameters.
 
-    The Transformers are as wide and have as many heads as DCTransformer, and as many layers as its three decoders
-    together; the width of their feed-forward layers makes up the count.
+    The Transformers have the width and the number of heads of DCTransformer, and as many layers as its three decoders
+    together; the width of their feed-forward layers is chosen to match the number of parameters.
 
     Args:
-        config: DCTransformer's shape.
-        data: what they learn.
-        sides: Image GPT's, in pixels.
-        seed: of the palettes.
+        config: shape of DCTransformer.
+        data: the data set.
+        sides: sides of Image GPT's token grids, in pixels.
+        seed: seed of the palettes.
+
+    Returns:
+        DCTransformer, VQ-VAE and one Image GPT per side.
 
     Raises:
-        ValueError: DCTransformer is too small to be matched, or a side does not fit.
+        ValueError: DCTransformer has too few parameters to be matched, or a side does not divide that of the pictures.
     """
-    ours = DCTransformerSystem(config, data)
-    size, target = data.train.info.side, ours.parameters
+    dctransformer = DCTransformerSystem(config, data)
+    size, target = data.train.info.side, dctransformer.parameters
     layers = len(config.channel) + len(config.position) + len(config.value)
 
     def raster(side: int, budget: int) -> RasterConfig:
@@ -375,14 +394,14 @@ def systems(config: ModelConfig, data: Data, sides: tuple[int, ...], seed: int =
     autoencoder = autoencoder_within(AUTOENCODER_PARAMETERS * target)
     rest = target - parameters(VQVAE(autoencoder))
     gpts = [ImageGPTSystem(raster(side, target), data, seed) for side in sides]
-    return [ours, VQVAESystem(autoencoder, raster(size // SHRINK, rest), data), *gpts]
+    return [dctransformer, VQVAESystem(autoencoder, raster(size // SHRINK, rest), data), *gpts]
 
 
 def with_parameters(config: RasterConfig, target: int) -> RasterConfig:
-    """The config whose feed-forward width (a multiple of 8) brings the parameters nearest to ``target``.
+    """Set the feed-forward width (a multiple of 8) so that the number of parameters is closest to ``target``.
 
     Raises:
-        ValueError: even the narrowest has more.
+        ValueError: even the narrowest Transformer has more parameters.
     """
 
     def count(hidden: int) -> int:
@@ -397,10 +416,10 @@ def with_parameters(config: RasterConfig, target: int) -> RasterConfig:
 
 
 def autoencoder_within(budget: float) -> VQVAEConfig:
-    """The widest autoencoder (in steps of 8 channels) of at most ``budget`` parameters.
+    """Choose the widest autoencoder (a multiple of 8 channels) with at most ``budget`` parameters.
 
     Raises:
-        ValueError: even the narrowest has more.
+        ValueError: even the narrowest autoencoder has more parameters.
     """
 
     def count(channels: int) -> int:

@@ -1,8 +1,8 @@
-"""VQ-VAE (van den Oord et al. 2017): a convolutional autoencoder whose middle is a grid of codes from a codebook.
+"""VQ-VAE (van den Oord et al. 2017): a convolutional autoencoder whose latent is a grid of codes from a codebook.
 
-Two halvings make a grid of a quarter of the picture's side. The codebook is that of ``vector-quantize-pytorch``: it
-starts at centres by k-means of the first outputs and follows the encoder's outputs by moving averages (their appendix
-A.1); gradients pass straight through to the encoder, and codes that are no longer in use are put on random outputs.
+Two strided convolutions reduce the side of the picture to a quarter. The codebook is that of
+``vector-quantize-pytorch``: it is initialised by k-means on the first encoder outputs and updated by moving averages
+(their appendix A.1); gradients pass straight through to the encoder, and dead codes are reset to random outputs.
 
 Shapes: B pictures, S side in pixels, s = S / 4, K codes, W width of a code, C channels.
 """
@@ -19,16 +19,16 @@ from vector_quantize_pytorch import VectorQuantize
 from baselines.pictures import Batch
 
 SHRINK = 4
-"""Pixels along a side of a code's square."""
+"""Downsampling factor: the side in pixels that one code covers."""
 
 COMMITMENT = 0.25
-"""Weight of the loss that keeps the encoder's outputs near their codes (their β)."""
+"""Weight of the commitment loss, which keeps encoder outputs close to their codes (β in the paper)."""
 
 DECAY = 0.99
 """Decay per step of the codebook's moving averages."""
 
 DEAD = 0.1
-"""A code that this many outputs per step or fewer choose (their moving average) is put on a random output."""
+"""A code whose moving average of uses per step is at most this is reset to a random encoder output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,15 @@ class VQVAEConfig:
     """Shape of the autoencoder."""
 
     channels: int = 128
-    """C, an even number."""
+    """Number of channels C, even."""
     codes: int = 512
-    """K."""
+    """Number of codes K."""
     code_width: int = 32
-    """W."""
+    """Width W of a code."""
 
 
 class Residual(nn.Module):
-    """ReLU, 3 × 3, ReLU, 1 × 1, added to the input."""
+    """A residual block: ReLU, 3 × 3 convolution, ReLU, 1 × 1 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -52,7 +52,7 @@ class Residual(nn.Module):
         self.thin = nn.Conv2d(channels // 2, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, s, s]`` to the same."""
+        """Apply the block to ``[B, C, s, s]``."""
         return x + self.thin(F.relu(self.wide(F.relu(x))))
 
 
@@ -78,25 +78,26 @@ class VQVAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The encoder's outputs, fp32 ``[B, W, s, s]``, of uint8 ``[B, S, S, 3]``."""
+        """Encode pictures uint8 ``[B, S, S, 3]`` to continuous outputs fp32 ``[B, W, s, s]``."""
         return self.encoder(_scaled(pictures)).float()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Scaled pictures, fp32 ``[B, 3, S, S]``, of codes ``[B, W, s, s]``."""
+        """Decode codes ``[B, W, s, s]`` to scaled pictures fp32 ``[B, 3, S, S]``."""
         return self.decoder(codes).float()
 
     def forward(self, batch: Batch) -> Tensor:
-        """What is trained on: squared error (of pixels whose variance is about 1) and weighted commitment.
+        """Compute the training loss: squared error of the scaled pixels, and the weighted commitment loss.
 
-        Each is a mean over the picture, times its number of predictions, as the training loop divides by these:
-        fp32 ``[B, 1, 2]``.
+        Returns:
+            fp32 ``[B, 1, 2]``, each a mean over the picture multiplied by the number of predictions, because the
+            training loop divides by that number.
         """
         outputs = self.encode(batch.inputs)
-        with torch.autocast(outputs.device.type, enabled=False):  # distances of near neighbours
+        with torch.autocast(outputs.device.type, enabled=False):  # nearest codes need exact distances
             codes, _, _ = self.quantiser(outputs)
         commitment = (outputs - codes.detach()).square().mean((1, 2, 3))
         error = (self.decode(codes) - _scaled(batch.inputs)).square().mean((1, 2, 3))
@@ -104,17 +105,17 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:
-        """Codes' numbers, int64 ``[B, s²]``, of uint8 ``[B, S, S, 3]``."""
+        """Convert pictures uint8 ``[B, S, S, 3]`` to code indices int64 ``[B, s²]``."""
         return self.quantiser(self.encode(pictures), freeze_codebook=True)[1].flatten(1)
 
     @torch.no_grad()
     def pictures(self, tokens: Tensor) -> Tensor:
-        """Pictures uint8 ``[B, S, S, 3]`` of codes' numbers int64 ``[B, s²]``."""
+        """Convert code indices int64 ``[B, s²]`` to pictures uint8 ``[B, S, S, 3]``."""
         side = round(tokens.shape[1] ** 0.5)
         scaled = self.decode(self.quantiser.get_output_from_indices(tokens.view(-1, side, side)))
         return (scaled * 64 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _scaled(pictures: Tensor) -> Tensor:
-    """Channels first, variance about 1: fp32 ``[B, 3, S, S]``."""
+    """Scale pictures to a variance of about 1, channels first: fp32 ``[B, 3, S, S]``."""
     return (pictures.permute(0, 3, 1, 2).float() - 127.5) / 64
