@@ -5,9 +5,9 @@
 
 A step is the one of `dctransformer train`: bf16 autocast, fused optimiser, EMA; batches are in host memory. ``eager``
 and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed variants are reported with their errors, and variants
-for which no time is left are skipped, so that the last line is always JSON. Operations are counted by `measure.step_flops`.
-Utilisation is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other GPUs, to a measured matrix
-product.
+for which no time is left are skipped, so that the last line is always JSON. Operations are counted by
+`measure.step_flops`. Utilisation is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other
+GPUs, to a measured matrix product.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 Starts the app on a free loopback port and attacks it from several loopback addresses: forms with file paths, files that
 are invalid, damaged or decompression bombs, too many and too slow uploads, foreign hosts and origins, jobs whose
-results are never fetched, bytes that are not HTTP requests. Meanwhile an honest visitor with another address repeatedly uploads
-a picture, inspects it and waits for the result. Fails if the server returns one of its files, dies, logs a traceback,
-leaves the honest visitor without a result, or leaks memory. The last line is JSON.
+results are never fetched, bytes that are not HTTP requests. Meanwhile an honest visitor with another address repeatedly
+uploads a picture, inspects it and waits for the result. Fails if the server returns one of its files, dies, logs a
+traceback, leaves the honest visitor without a result, or leaks memory. The last line is JSON.
 """
 
 from __future__ import annotations

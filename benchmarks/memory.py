@@ -69,15 +69,16 @@ def main() -> None:
             model = DCTransformer(config)
             count = sum(p.numel() for p in model.parameters())
             one_chunk, two_chunks = (saved_bytes(model, config, rows) for rows in (1, 2))
-            activations, states = two_chunks - one_chunk, STATES * count
-            fits = [max(0, int((0.9 * gib * 2**30 - states) / activations)) for gib in arguments.gib]
+            per_chunk, states = two_chunks - one_chunk, STATES * count
+            fits = [max(0, int((0.9 * gib * 2**30 - states) / per_chunk)) for gib in arguments.gib]
             table.append(
                 {"preset": name, "size": size, "quality": config.quality, "parameters": count, "chunk": config.chunk,
-                 "states_gib": round(states / 2**30, 2), "mib_a_chunk": round(activations / 2**20, 1),
+                 "states_gib": round(states / 2**30, 2), "mib_a_chunk": round(per_chunk / 2**20, 1),
                  "fits": dict(zip(map(str, arguments.gib), fits, strict=True))}
             )  # fmt: skip
             print(
-                f"{name:7s} {size:4d} {config.quality:7d} {count:13,d} {states / 2**30:12.2f} {activations / 2**20:12.1f}  "
+                f"{name:7s} {size:4d} {config.quality:7d} {count:13,d} {states / 2**30:12.2f} "
+                + f"{per_chunk / 2**20:12.1f}  "
                 + "  ".join(f"{n:6d}" for n in fits)
             )
             del model

@@ -1,12 +1,12 @@
-"""Ten people use the web page at once, on this machine alone.
+"""Load test of the web app: ten users at once, on this machine.
 
     python benchmarks/page_users.py [--model flowers64] [--seconds 300] [--users 10] [--rounds 3]
 
-Starts a page on a free port of the loopback and calls it from an address per user. First one user generates alone and
-then all at once, in turns, which gives the median time of each. Then, for some minutes, everybody does what people do:
-generate, upscale, stop in the middle, reload, upload 10 MB, rubbish, a photo of 40 megapixels. Fails if an answer has
-status 500 or no words, if a result is another user's or not what the same settings give afterwards, if one address can
-fill the queue, or if the server ends, writes a traceback or keeps memory. The last line is JSON.
+Starts the app on a free loopback port and gives each user an address. First, one user alone and all users at once
+generate a picture, alternately, to compare median times. Then, for some minutes, all users do what people do: generate,
+upscale, stop a job, reload, upload 10 MB, an invalid file, a photo of 40 megapixels. Fails if a response has status 500
+or lacks an explanation, if a result belongs to another user or differs from a later one with the same settings, if one
+address can fill the queue, or if the server dies, logs a traceback or leaks memory. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,122 +39,122 @@ COMMAND = re.compile(r"<code>([^<]+)</code>")
 
 
 class User(Visitor):
-    """Somebody with a browser: clicks, and listens for results."""
+    """A user with a browser, who submits forms and waits for results."""
 
     def __init__(self, port: int, number: int, forms: dict[str, int]):
         super().__init__(port, f"127.0.1.{number + 1}")
         self.forms, self.rng = forms, random.Random(number)
 
     def click(self, tab: str, data: list[Any]) -> tuple[str, str]:
-        """Send a form; returns the names of the session and of the job.
+        """Submit a form, and return the ids of the session and of the job.
 
         Raises:
-            Busy: there is no room, which the answer states in words.
+            Busy: the queue is full, and the response explains it.
         """
         session = secrets.token_hex(6)
         form = {"data": data, "fn_index": self.forms[tab], "session_hash": session, "trigger_id": None}
-        status, body = self.ask("POST", "/gradio_api/queue/join", {**form, "event_data": None})
-        answer = json.loads(body)
+        status, body = self.request("POST", "/gradio_api/queue/join", {**form, "event_data": None})
+        response = json.loads(body)
         if status == 503:
-            assert len(str(answer["detail"]).split()) > 4, f"a full queue is explained as {answer}"
-            raise Busy(answer["detail"])
-        assert status == 200, f"{tab} was answered with {status}: {answer}"
-        return session, answer["event_id"]
+            assert len(str(response["detail"]).split()) > 4, f"a full queue is explained as {response}"
+            raise Busy(response["detail"])
+        assert status == 200, f"{tab} was answered with {status}: {response}"
+        return session, response["event_id"]
 
     def messages(self, session: str) -> Iterator[dict[str, Any]]:
-        """What the queue sends; the connection is closed where the caller stops."""
+        """Yield the messages of the queue; the connection is closed when the caller stops iterating."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-            answer = connection.getresponse()
-            while line := answer.readline():
+            response = connection.getresponse()
+            while line := response.readline():
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
 
-    def finished(self, session: str) -> str:
-        """The HTML of a job's end."""
+    def result(self, session: str) -> str:
+        """Wait for the end of a job, and return its HTML."""
         for message in self.messages(session):
             if message["msg"] == "process_completed":
                 return str(message["output"]["data"][0])
         raise RuntimeError("the queue ended without a result")
 
-    def begun(self, session: str) -> None:
-        """Wait for the first sign of work."""
+    def wait_for_start(self, session: str) -> None:
+        """Wait for the first progress message of a job."""
         next((m for m in self.messages(session) if m["msg"] in ("process_generating", "process_completed")), None)
 
     def settings(self) -> list[Any]:
-        """Class, seed, pictures, temperature, top-p, guidance."""
+        """Draw random settings: class, seed, pictures, temperature, top-p, guidance."""
         seed, rng = self.rng.randrange(10**6), self.rng
         return ["", seed, 1, rng.choice([1, 0.9, 0.8]), rng.choice([1, 0.95, 0.9]), rng.choice([1, 1, 1.5])]
 
 
 class Busy(Exception):
-    """The page has no room for a job."""
+    """The queue of the app is full."""
 
 
 def result_of(html: str, settings: list[Any]) -> str:
-    """The file of a result, in base64; checks that it is of these settings."""
-    found, command = LINK.findall(html), COMMAND.findall(html)
-    assert len(found) == 1 and found[0][1] == str(settings[1]), f"seed {settings[1]} gave {html[:300]}"
+    """Extract the file of a result, in base64, and check that it has these settings."""
+    links, command = LINK.findall(html), COMMAND.findall(html)
+    assert len(links) == 1 and links[0][1] == str(settings[1]), f"seed {settings[1]} gave {html[:300]}"
     _, seed, _, temperature, top_p, guidance = settings
     for name, value in (("seed", seed), ("temperature", temperature), ("top-p", top_p), ("guidance", guidance)):
         expected = f"--{name} {value:g}" if name == "seed" or value != 1 else None
         match = re.search(rf"--{name} \S+", command[0])
         assert (match[0] if match else None) == expected, f"{settings} gave {command[0]}"
-    return found[0][0]
+    return links[0][0]
 
 
 def generate(user: User, settings: list[Any]) -> str:
-    """Generate a picture; returns its file."""
+    """Generate a picture, and return its file."""
     session, _ = user.click("generate", ["", *settings])
-    return result_of(user.finished(session), settings)
+    return result_of(user.result(session), settings)
 
 
-# What users do: each returns a word for how it ended ------------------------------------------------------------------
+# Actions of users: each returns a word for its outcome ----------------------------------------------------------------
 
 
 def upload(user: User, task: str, data: bytes, expected: int) -> str:
-    """Upload a file; what is refused must be explained."""
+    """Upload a file, and return its id, or the status if it is refused; a refusal must be explained."""
     try:
-        status, body = user.ask("POST", f"/pictures/{task}", data)
-    except (ConnectionError, http.client.HTTPException):  # refused by its length, while it is being sent
+        status, body = user.request("POST", f"/pictures/{task}", data)
+    except (ConnectionError, http.client.HTTPException):  # refused by its length while it is being sent
         assert expected == 413
         return "413"
-    answer = json.loads(body)
-    assert status in (expected, 503), f"an upload was answered with {status}: {answer}"
-    assert status == 200 or len(str(answer.get("shown") or answer["detail"]).split()) > 4
-    return str(answer["picture"]) if status == 200 else str(status)
+    response = json.loads(body)
+    assert status in (expected, 503), f"an upload was answered with {status}: {response}"
+    assert status == 200 or len(str(response.get("shown") or response["detail"]).split()) > 4
+    return str(response["picture"]) if status == 200 else str(status)
 
 
 def upscale(user: User, small: bytes) -> str:
-    """Enlarge a picture."""
-    held, settings = upload(user, "upscale", small, 200), user.settings()
-    session, _ = user.click("upscale", [held, 2, *settings])
-    result_of(user.finished(session), settings)
+    """Upload and upscale a picture."""
+    picture_id, settings = upload(user, "upscale", small, 200), user.settings()
+    session, _ = user.click("upscale", [picture_id, 2, *settings])
+    result_of(user.result(session), settings)
     return "result"
 
 
 def stop(user: User) -> str:
-    """Click, wait for the first picture, click on Stop."""
+    """Start a job, wait for its first picture, and stop it."""
     session, event = user.click("generate", ["", *user.settings()])
-    user.begun(session)
+    user.wait_for_start(session)
     form = {"session_hash": session, "fn_index": user.forms["generate"], "event_id": event}
-    status, _ = user.ask("POST", "/gradio_api/cancel", form)
+    status, _ = user.request("POST", "/gradio_api/cancel", form)
     assert status == 200, f"Stop was answered with {status}"
     return "stopped"
 
 
 def reload(user: User) -> str:
-    """Click, and load the page again before the result is there."""
+    """Start a job, and reload the page before it is finished."""
     session, _ = user.click("generate", ["", *user.settings()])
-    user.begun(session)
+    user.wait_for_start(session)
     for path in ("/", "/config"):
-        status, _ = user.ask("GET", path)
+        status, _ = user.request("GET", path)
         assert status == 200, f"{path} was answered with {status}"
     return "reloaded"
 
 
 def files() -> dict[str, bytes]:
-    """A file of nearly 10 MB, one that is larger, a photo of 40 megapixels, a small picture."""
+    """Files to upload: one just below 10 MB, one above, a photo of 40 megapixels, and a small picture."""
     rng = np.random.default_rng(0)
     noise = encoded(rng.integers(0, 256, (1800, 1800, 3)).astype(np.uint8), "PNG")
     yy, xx = np.mgrid[:5400, :7400]
@@ -165,8 +165,8 @@ def files() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def actions(user: User, brought: dict[str, bytes], results: list[tuple[list[Any], str]], times: list[float]):
-    """What a user does, with how often."""
+def actions(user: User, uploads: dict[str, bytes], results: list[tuple[list[Any], str]], times: list[float]):
+    """Actions of a user by name, with their relative frequencies."""
 
     def draw() -> str:
         settings, start = user.settings(), time.monotonic()
@@ -175,28 +175,28 @@ def actions(user: User, brought: dict[str, bytes], results: list[tuple[list[Any]
         results.append((settings, file))
         return "result"
 
-    def bring(task: str, name: str, expected: int) -> Callable[[], str]:
-        return lambda: "kept" if len(upload(user, task, brought[name], expected)) > 3 else "refused"
+    def upload_file(task: str, name: str, expected: int) -> Callable[[], str]:
+        return lambda: "kept" if len(upload(user, task, uploads[name], expected)) > 3 else "refused"
 
     def rubbish() -> str:
         return upload(user, "colorize", user.rng.randbytes(3000), 400)
 
     return {
-        "generate": (6, draw), "upscale": (2, lambda: upscale(user, brought["small"])), "stop": (2, lambda: stop(user)),
-        "reload": (2, lambda: reload(user)), "10 MB": (1, bring("colorize", "heavy", 200)),
-        "10.5 MB": (1, bring("colorize", "too heavy", 413)), "rubbish": (1, rubbish),
-        "40 megapixels": (1, bring("inpaint", "photo", 200)),
+        "generate": (6, draw), "upscale": (2, lambda: upscale(user, uploads["small"])), "stop": (2, lambda: stop(user)),
+        "reload": (2, lambda: reload(user)), "10 MB": (1, upload_file("colorize", "heavy", 200)),
+        "10.5 MB": (1, upload_file("colorize", "too heavy", 413)), "rubbish": (1, rubbish),
+        "40 megapixels": (1, upload_file("inpaint", "photo", 200)),
     }  # fmt: skip
 
 
 def crowd(user: User) -> bool:
-    """Click more often than one address may, and wait for each job to begin; whether that was refused."""
+    """Submit more jobs than one address may, and return whether any was refused."""
     refused: list[bool] = []
 
     def click() -> None:
         try:
             session, _ = user.click("generate", ["", *user.settings()])
-            user.begun(session)
+            user.wait_for_start(session)
         except Busy:
             refused.append(True)
 
@@ -209,7 +209,7 @@ def crowd(user: User) -> bool:
 
 
 def at_once(users: list[User]) -> list[float]:
-    """Seconds that each user waits for a picture if all click at the same moment."""
+    """Seconds per user to wait for a picture if all users click at the same moment."""
     barrier, seconds = threading.Barrier(len(users)), []
 
     def wait(user: User) -> None:
@@ -227,16 +227,16 @@ def at_once(users: list[User]) -> list[float]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the load test and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="flowers64")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="pairs of a user alone and all at once; the first warms up"
+        "--rounds", type=int, default=3, help="pairs of one user alone and all at once; the first is a warmup"
     )
     args = parser.parse_args()
-    log, brought = Path(tempfile.mkdtemp(prefix="dctransformer-users-")) / "log", files()
+    log, uploads = Path(tempfile.mkdtemp(prefix="dctransformer-users-")) / "log", files()
     ends: dict[str, Counter[str]] = {}
     failures: list[str] = []
     results: list[tuple[list[Any], str]] = []
@@ -247,10 +247,10 @@ def main() -> None:
         first = Visitor(port, "127.0.1.1")
         for _ in range(600):
             with contextlib.suppress(OSError):
-                if first.ask("GET", "/")[0] == 200:
+                if first.request("GET", "/")[0] == 200:
                     break
             time.sleep(0.1)
-        config = json.loads(first.ask("GET", "/config")[1])
+        config = json.loads(first.request("GET", "/config")[1])
         tabs = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
         forms: dict[str, int] = {}
         for form in config["dependencies"]:
@@ -258,26 +258,26 @@ def main() -> None:
                 forms.setdefault(str(tabs[form["outputs"][0]]).removesuffix("-out"), form["id"])
         users = [User(port, i, forms) for i in range(args.users)]
 
-        # What a job, an upload and all users at once take stays with the process in part: it is there before, too.
+        # Part of the memory of a job, an upload and all users at once stays with the process: allocate it beforehand.
         for task in ("colorize", "inpaint"):
-            upload(users[0], task, brought["photo"], 200)
-        pairs = [(at_once(users[:1]), at_once(users)) for _ in range(max(2, args.rounds))][1:]  # the first one warms up
+            upload(users[0], task, uploads["photo"], 200)
+        pairs = [(at_once(users[:1]), at_once(users)) for _ in range(max(2, args.rounds))][1:]  # without the warmup
         alone, together = median(s for one, _ in pairs for s in one), median(s for _, all_ in pairs for s in all_)
         slowest = max(s for _, all_ in pairs for s in all_)
         before, end = memory_mb(process.pid), time.monotonic() + args.seconds
 
         def use(user: User) -> None:
-            todo = actions(user, brought, results, mixed)
+            choices = actions(user, uploads, results, mixed)
             while time.monotonic() < end:
-                (name,) = user.rng.choices(list(todo), [often for often, _ in todo.values()])
+                (name,) = user.rng.choices(list(choices), [weight for weight, _ in choices.values()])
                 try:
-                    ended = todo[name][1]()
+                    outcome = choices[name][1]()
                 except Busy:
-                    ended = "busy, in words"
+                    outcome = "busy, in words"
                 except Exception as error:
                     failures.append(f"{name}: {error!r}"[:500])
-                    ended = "failed"
-                ends.setdefault(name, Counter())[ended] += 1
+                    outcome = "failed"
+                ends.setdefault(name, Counter())[outcome] += 1
 
         threads = [threading.Thread(target=use, args=(user,)) for user in users]
         for thread in threads:
@@ -289,8 +289,8 @@ def main() -> None:
             failures.append("one address could send more jobs than a part of the queue")
         for settings, file in random.Random(0).sample(results, min(3, len(results))):
             if generate(users[1], settings) != file:
-                failures.append(f"{settings} gave another picture among others than alone")
-        for _ in range(30):  # what is under way ends
+                failures.append(f"{settings} gave another picture under load than alone")
+        for _ in range(30):  # running jobs end
             time.sleep(1)
             after = memory_mb(process.pid)
             if after < before + KEPT_MB / 2:

@@ -1,13 +1,12 @@
-"""What the paper's own runs would cost: operations counted here, GPU hours extrapolated from them.
+"""Cost of training as in the paper: operations counted on a CPU, and GPU hours extrapolated from them.
 
     python benchmarks/paper_cost.py [--configs configs/paper] [--mfu 0.4] [--triples-per-picture 25000]
 
-For every settings file: parameters, triples, operations of a training step a target triple (`measure.step_flops` of one
-whole chunk at the file's size and quality, on the CPU; a minute or two, once for files of one shape), the hours on one
-GPU of a kind at a stated part of its dense bf16 peak (``--mfu``, an assumption), and how many pictures are seen at a
-number of triples per picture. Where a file keeps the aspect ratio, pictures of 4 to 3 stand for all. Nothing of it was
-run on a GPU.
-The last line is JSON.
+For every settings file: parameters, triples, training operations per target triple (`measure.step_flops` of one full
+chunk at the file's size and quality, on the CPU; a minute or two, once for files of one shape), the hours on one GPU at
+an assumed fraction of its dense bf16 peak (``--mfu``), and the number of pictures seen, for an assumed number of
+triples per picture. For files that keep the aspect ratio, pictures of 4:3 stand for all. Nothing was run on a GPU. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ GPUS = ("A100", "H100")
 
 
 def parameters(config: ModelConfig) -> int:
-    """How many weights a model has, without making them."""
+    """Number of parameters of a model, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in DCTransformer(config).parameters())
 
 
 def flops_per_triple(config: ModelConfig) -> float:
-    """Operations of a forward and a backward pass over one whole chunk, by the triples it predicts."""
+    """Operations of a forward and a backward pass over one full chunk, per predicted triple."""
     model = DCTransformer(config)
     batch = chunks(sequences(1, config.trained_shape, config.quality, config.null_label), config, 1)
     return step_flops(model, batch) / int(batch.predicted.sum())
 
 
 def hours(flops: float, gpu: str, mfu: float) -> float:
-    """Hours on one GPU."""
+    """Hours on one GPU at a model FLOP utilisation of ``mfu``."""
     return flops / (PEAKS[gpu] * mfu) / 3600
 
 

@@ -1,18 +1,19 @@
-"""Compare where windows lie in a model's position tables: at their beginning, anywhere, or as in their pictures.
+"""Compare placements of training windows in a model's position tables: at the start, random, or as in the picture.
 
     python benchmarks/positions.py DATA [LARGER …] [--seeds 0 1] [--triples 250000] [--window 64]
 
-DATA is a data set made by `dctransformer prepare --long-side …`; LARGER are others of the same pictures and quality.
-The structure alone of models of one layout is trained on random windows of DATA, the same windows in the same order:
+DATA is a data set prepared by `dctransformer prepare --long-side …`; LARGER are larger versions of the same pictures at
+the same quality. Models are trained on the structure of random windows of DATA, the same windows in the same order,
+with one layout each:
 
-- ``start``: every window at the beginning of the tables (`train`);
-- ``random``: a step's windows at a random row and column of tables that end at the largest pictures scored;
-- ``random-long``: the same with the tables that models have if nothing else is asked for (1,024 pixels a side);
-- ``centre``: a window at its place in its picture, whose centre lies at the centre of the tables.
+- ``start``: every window at the start of the tables (as in `train`);
+- ``random``: the windows of a step at a random row and column of tables that fit the largest scored pictures;
+- ``random-long``: the same with tables of the default length (1,024 pixels per side);
+- ``centre``: every window at its place in its picture, with the centre of the picture at the centre of the tables.
 
-Scored are held-out pictures of each data set: bytes per image of DC, band 1–3 and the stop, with the pictures at the
-beginning of the tables, at their middle, or (``start``) also cut into windows that are scored alone. Texture reads no
-positions. The last line is JSON.
+Scores are bytes per image of DC, band 1–3 and the stop, on held-out pictures of each data set, placed at the start of
+the tables or in their middle; for ``start`` also cut into windows that are scored separately. Texture does not depend
+on positions. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -46,48 +47,49 @@ from measure import machine
 Offset = tuple[int, int]
 Scored = list[tuple[str, TripleStore, Grid | None]]
 LONG = 128
-"""Luma blocks along a side of the tables of a model's default layout."""
+"""Default length of position tables, in luma blocks."""
 
 
 class Windows(ChunkBatches):
-    """Batches that know where each window lies in tables with the picture's centre in the middle."""
+    """Batches of windows with their offsets from the centres of their pictures."""
 
     def offsets(self, step: int) -> list[Offset]:
-        """The row and the column of MCUs of each of a step's windows in tables of ``span`` MCUs a side."""
+        """Row and column, in MCUs, of each window of a step relative to the centre of its picture."""
         sampler = self.sampler
         flips = np.random.default_rng([sampler.seed, 2, step]).random((sampler.batch, 2))[:, 0] < 0.5
-        found = []
-        for row, seen in zip(sampler.rows, sampler.draws(step, sampler.rows), strict=True):
-            picture = self.store.grid(seen.picture)
-            left = picture.cols - seen.grid.cols - seen.left if self.flip and flips[row] else seen.left
-            found.append((seen.top - picture.rows // 2, left - picture.cols // 2))
-        return found
+        offsets = []
+        for row, draw in zip(sampler.rows, sampler.draws(step, sampler.rows), strict=True):
+            picture = self.store.grid(draw.picture)
+            left = picture.cols - draw.grid.cols - draw.left if self.flip and flips[row] else draw.left
+            offsets.append((draw.top - picture.rows // 2, left - picture.cols // 2))
+        return offsets
 
 
-class Placed(Trainer):
-    """A trainer of windows that lie at different places: ``at`` has the offset of each row of a step."""
+class OffsetTrainer(Trainer):
+    """A trainer whose windows may have different offsets in the position tables."""
 
-    at: list[Offset] | None = None
+    offsets: list[Offset] | None = None
+    """The offset of each row of the current step; None if all are 0."""
 
     def accumulate(self, batch: ChunkBatch, count: int, micro_batch: int | None) -> Tensor:
-        """As a trainer does, one group of rows with the same offset after the other."""
-        if self.at is None:
+        """Accumulate gradients as `Trainer` does, one group of rows with equal offsets at a time."""
+        if self.offsets is None:
             return super().accumulate(batch, count, micro_batch)
         total = torch.zeros(())
-        for offset in sorted(set(self.at)):
-            part = batch.rows(torch.tensor([here == offset for here in self.at])).trimmed()
+        for offset in sorted(set(self.offsets)):
+            part = batch.rows(torch.tensor([other == offset for other in self.offsets])).trimmed()
             part.offset = offset
             total = total + super().accumulate(part, count, micro_batch)
         return total
 
 
 def train(store: TripleStore, shape: ModelConfig, how: str, window: Grid, triples: int, seed: int) -> DCTransformer:
-    """Train the structure of one model, as long as it takes to see so many triples."""
+    """Train a model on structure for a number of triples."""
     config = TrainConfig(
         triples=triples, seed=seed, texture=0, sample_every=0, device="cpu", precision="fp32", warmup=20
     )
     torch.manual_seed(seed)
-    trainer = Placed(DCTransformer(shape), config)
+    trainer = OffsetTrainer(DCTransformer(shape), config)
     span = shape.max_grid // 2
     batches = Windows(
         store, shape.chunk, shape.overlap, config.batch, seed=seed, window=window, texture_from=shape.texture_rank,
@@ -96,14 +98,14 @@ def train(store: TripleStore, shape: ModelConfig, how: str, window: Grid, triple
     while trainer.progress.triples < triples:
         step = trainer.progress.step
         if how == "centre":
-            trainer.at = [(span // 2 + down, span // 2 + right) for down, right in batches.offsets(step)]
+            trainer.offsets = [(span // 2 + down, span // 2 + right) for down, right in batches.offsets(step)]
         trainer.step(batches[step])
     assert isinstance(trainer.ema, DCTransformer)
     return trainer.ema
 
 
 def structures(model: DCTransformer, store: TripleStore, window: Grid | None, count: int) -> Iterator[Sequence]:
-    """Held-out pictures, or the windows at their centres, as the model lists their structure."""
+    """Yield the structure of held-out pictures, or of the windows at their centres, as sequences."""
     config = model.config
     for i in range(min(count, len(store))):
         triples, grid = centred(store.triples(i), store.grid(i), window)
@@ -111,7 +113,7 @@ def structures(model: DCTransformer, store: TripleStore, window: Grid | None, co
 
 
 def pieces(sequences: Iterable[Sequence], store: TripleStore, window: Grid, rank: int) -> Iterator[Sequence]:
-    """The same pictures cut into windows, each a picture of its own."""
+    """Cut the pictures into windows, and yield the structure of each window as a separate picture."""
     for i, sequence in enumerate(sequences):
         triples, picture = store.triples(i), store.grid(i)
         for top in range(0, picture.rows, window.rows):
@@ -123,17 +125,17 @@ def pieces(sequences: Iterable[Sequence], store: TripleStore, window: Grid, rank
 
 @torch.inference_mode()
 def nats(model: DCTransformer, sequences: Iterable[Sequence], at: str) -> float:
-    """All nats of some sequences, which lie at the ``start`` or in the ``middle`` of the model's tables."""
+    """Total nats of sequences that are placed at the ``start`` or in the ``middle`` of the model's tables."""
     config = model.config
     chunks: dict[Grid, list[tuple[Sequence, int]]] = {}
     for sequence in sequences:
         chunks.setdefault(sequence.grid, []).extend((sequence, k) for k in range(sequence.chunks(config.stride)))
     total = 0.0
-    for grid, several in chunks.items():
-        several.sort(key=lambda one: min(config.stride, len(one[0]) - one[1] * config.stride))
-        for first in range(0, len(several), 16):
-            some = several[first : first + 16]
-            batch = cut_chunks([s for s, _ in some], [k for _, k in some], config.chunk, config.overlap)
+    for grid, pairs in chunks.items():
+        pairs.sort(key=lambda pair: min(config.stride, len(pair[0]) - pair[1] * config.stride))
+        for first in range(0, len(pairs), 16):
+            part = pairs[first : first + 16]
+            batch = cut_chunks([s for s, _ in part], [k for _, k in part], config.chunk, config.overlap)
             if at == "middle":
                 batch.offset = config.max_grid // 4 - grid.rows // 2, config.max_grid // 4 - grid.cols // 2
             total += float(model.triple_nats(batch).sum())
@@ -141,23 +143,23 @@ def nats(model: DCTransformer, sequences: Iterable[Sequence], at: str) -> float:
 
 
 def score(model: DCTransformer, how: str, sets: Scored, window: Grid, count: int) -> dict[str, float]:
-    """Bytes per image of every set, wherever pictures may lie."""
-    found = {}
+    """Bytes per image by data set and placement of the pictures."""
+    scores = {}
     places = {"start": ("start", "windows"), "centre": ("middle",)}.get(how, ("start", "middle"))
     for name, store, crop in sets:
-        some = min(count, len(store))
+        num = min(count, len(store))
         for at in places:
             sequences = structures(model, store, crop, count)
             if at == "windows":
                 if crop is not None:
                     continue
                 sequences = pieces(sequences, store, window, model.config.texture_rank)
-            found[f"{name}, {at}"] = nats(model, sequences, at) / math.log(2) / 8 / some
-    return found
+            scores[f"{name}, {at}"] = nats(model, sequences, at) / math.log(2) / 8 / num
+    return scores
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and score everything."""
+    """Train and score every layout with every seed."""
     window = parse_window(args.window)
     store = TripleStore.open(args.data, "train")
     sets: Scored = [(f"windows of {args.window}", TripleStore.open(args.data, "validation"), window)]
@@ -175,9 +177,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             began = time.process_time()
             model = train(store, shape, how, window, args.triples, seed)
             trained = time.process_time()
-            found = score(model.eval(), how, sets, window, args.num)
+            scores = score(model.eval(), how, sets, window, args.num)
             seconds = {"seconds": trained - began, "seconds_scored": time.process_time() - trained}
-            rows.append({"layout": how, "seed": seed, **found, **seconds})
+            rows.append({"layout": how, "seed": seed, **scores, **seconds})
             print(json.dumps(rows[-1]), flush=True)
     return {"benchmark": "positions", "rows": rows, "triples": args.triples, **machine(torch.device("cpu"))}
 
@@ -198,11 +200,11 @@ def main(argv: list[str] | None = None) -> None:
         choices=["start", "random", "random-long", "centre"],
     )  # fmt: skip
     try:
-        found = measure(parser.parse_args(argv))
+        result = measure(parser.parse_args(argv))
     except ValueError as error:
         print(f"positions: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

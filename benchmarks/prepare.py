@@ -1,9 +1,9 @@
-"""How fast `prepare` is compared with a bare Pillow loop: pictures per second of both, over the same folder, in turns.
+"""Speed of `prepare` compared with a bare Pillow loop, in pictures per second on the same folder.
 
     python benchmarks/prepare.py FOLDER [--workers N] [--size 64] [--quality 20] [--rounds 3]
 
-The bare loop decodes, crops, resizes and encodes in as many processes and throws the result away. Both are timed whole,
-from the start of their processes to the last picture. The last line is JSON.
+The bare loop decodes, crops, resizes and encodes with the same number of processes and discards the result. Both are
+timed from the start of their processes to the last picture, alternately. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GOAL = 0.7
 
 
 def bare(path: Path, size: int, quality: int) -> int:
-    """Decode, crop, resize and encode a picture as one would by hand; returns its bytes."""
+    """Decode, crop, resize and encode a picture with Pillow, and return the size of the file in bytes."""
     image = Image.open(path).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -38,7 +38,7 @@ def bare(path: Path, size: int, quality: int) -> int:
 
 
 def time_bare(paths: list[Path], size: int, quality: int, workers: int) -> float:
-    """Seconds for all pictures by a pool of processes."""
+    """Seconds for all pictures with the bare loop in a pool of processes."""
     start = time.perf_counter()
     job = functools.partial(bare, size=size, quality=quality)
     with multiprocessing.Pool(workers) as pool:
@@ -48,7 +48,7 @@ def time_bare(paths: list[Path], size: int, quality: int, workers: int) -> float
 
 
 def time_prepare(folder: Path, size: int, quality: int, workers: int) -> tuple[float, int]:
-    """Seconds for all pictures by `prepare`, and how many came out."""
+    """Seconds for all pictures with `prepare`, and the number of prepared pictures."""
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         info = prepare(folder, Path(out) / "data", size=size, quality=quality, workers=workers, progress=False)
@@ -56,7 +56,7 @@ def time_prepare(folder: Path, size: int, quality: int, workers: int) -> tuple[f
 
 
 def main() -> None:
-    """Run both in turns and print what came out."""
+    """Time both alternately and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="photos that Pillow can read; sub-folders are labels")
     parser.add_argument("--workers", type=int, default=cores())
@@ -69,7 +69,7 @@ def main() -> None:
     if not paths:
         parser.error(f"{args.folder} holds no .jpg or .png files; give a folder of photos")
     for path in paths:
-        path.read_bytes()  # so that nobody reads from a cold disk
+        path.read_bytes()  # warm the disk cache
     speeds: dict[str, list[float]] = {"bare": [], "prepare": []}
     for i in range(args.rounds):
         speeds["bare"].append(len(paths) / time_bare(paths, args.size, args.quality, args.workers))

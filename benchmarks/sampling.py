@@ -1,16 +1,17 @@
-"""Sampling speed: the engine against itself without caches, and against Hugging Face's GPT-2 `generate`.
+"""Sampling speed of the engine compared with uncached decoding and with Hugging Face's GPT-2 `generate`.
 
-Two ratios, from one run on one machine:
+Measures two ratios in one run:
 
-* ``no_cache``: pictures per second of the engine over those of the same weights when every step runs the decoders over
-  the whole chunk so far, both on chunks of 896 triples. The slow side is timed at evenly spaced fillings of a chunk.
-* ``gpt2``: steps per second of the engine, its steps compiled or not (a step is a triple: one pass through all decoder
-  layers and three draws), over those of `transformers`' GPT-2 of the same width, heads, number of layers, batch and
-  number of steps (512 tokens). The engine's are on chunks of 128 triples.
+* ``no_cache``: pictures per second of the engine relative to decoding without a KV cache, where every step runs the
+  decoders over the whole chunk so far, both with chunks of 896 triples. The uncached step is timed at evenly spaced
+  chunk lengths.
+* ``gpt2``: steps per second of the engine, compiled and eager, relative to `transformers`' GPT-2 with the same width,
+  heads, layers, batch and number of steps, and a vocabulary of 512. A step of the engine is a triple: one pass through
+  all decoder layers and three draws. Chunks have 128 triples.
 
-Weights that decide texture a channel at a time decide it triple by triple here, so that a step is a triple everywhere.
+Models that decide texture by channel decide it triple by triple here, so that every step is a triple.
 
-Ends in one JSON line. Example: python benchmarks/sampling.py
+The last line is JSON. Example: python benchmarks/sampling.py
 """
 
 from __future__ import annotations
@@ -38,37 +39,37 @@ from dctransformer.sequence.chunks import Sequence, cut_chunks
 
 @dataclasses.dataclass
 class Args:
-    """Time sampling."""
+    """Settings of the benchmark."""
 
     model: str = "flowers64"
-    """Weights of the `small` preset's shape."""
+    """Model with the shape of the `small` preset."""
     batch: int = 16
-    """Pictures at a time."""
+    """Batch size."""
     steps: int = 256
-    """Steps to time against GPT-2."""
+    """Number of steps timed for the comparison with GPT-2."""
     rounds: int = 3
-    """Rounds in turns; the median counts."""
+    """Number of alternating rounds; figures are medians."""
     threads: int | None = None
-    """Threads, and so the engine's processes; PyTorch's default if not given."""
+    """Number of threads, and of processes of the engine; PyTorch's default if not given."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Wall-clock seconds of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def by_triples(model: Model, chunk: int) -> Model:
-    """The same weights on chunks of another length, every triple decided by its own step, also those of texture."""
+    """Copy a model with another chunk length and without texture decisions, so that every triple is a step."""
     config = dataclasses.replace(model.config, chunk=chunk, overlap=0, texture_from=len(order.BANDS))
-    other = Model(config).eval()
-    other.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("texture.")})
-    return other
+    copy = Model(config).eval()
+    copy.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("texture.")})
+    return copy
 
 
 def uncached_step(model: Model, sequences: list[Sequence], filled: int) -> Callable[[], object]:
-    """One step without caches: the decoders over ``filled`` triples of a chunk whose context is there."""
+    """Return a step without a KV cache: the decoders over ``filled`` triples of a chunk whose context is computed."""
     begun = [Sequence(s.ranks[:filled], s.positions[:filled], s.values[:filled], None, None, s.label, s.grid)
              for s in sequences]  # fmt: skip
     batch = cut_chunks(begun, [0] * len(begun), model.config.chunk, 0)
@@ -88,7 +89,7 @@ def uncached_step(model: Model, sequences: list[Sequence], filled: int) -> Calla
 
 
 def gpt2(model: Model, batch: int, steps: int) -> Callable[[], object]:
-    """`generate` of a GPT-2 as wide and deep as the decoders together."""
+    """Return a call of `generate` of a GPT-2 with the width of the decoders and their total number of layers."""
     from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
     c = model.config
@@ -110,9 +111,9 @@ def gpt2(model: Model, batch: int, steps: int) -> Callable[[], object]:
 
 
 class EngineSteps:
-    """``steps`` steps of a batch of pictures, chunk after chunk, dealt to forked processes as `sample` does.
+    """Runs ``steps`` steps of a batch of pictures, chunk by chunk, in forked processes as `sample` does.
 
-    The processes stay for all rounds, so that setting up and compiling, which happen once, are timed apart.
+    The processes are reused in all rounds, so that setup and compilation are timed separately.
     """
 
     def __init__(self, model: Model, batch: int, steps: int, compiled: bool, workers: int):
@@ -127,7 +128,7 @@ class EngineSteps:
         self.set_up = seconds(self.gate.wait)
 
     def __call__(self) -> None:
-        """A round."""
+        """Run one round."""
         self.gate.wait()
         self.gate.wait()
 
@@ -157,17 +158,17 @@ class EngineSteps:
 
 @torch.inference_mode()
 def main(args: Args) -> None:
-    """Time all, in turns."""
+    """Time the engine and its rivals alternately, and print the result."""
     if args.threads:
         torch.set_num_threads(args.threads)
     weights = DCTransformer.from_pretrained(args.model)
     model, long = by_triples(weights, 128), by_triples(weights, 896)
     config = SampleConfig(seed=1, batch=args.batch)
     labels = [i % model.config.num_labels for i in range(args.batch)]
-    made = sample(long, args.batch, config, labels=labels)
-    triples = statistics.fmean(map(len, made.triples))
-    longest = max(map(len, made.triples))
-    sequences = [Sequence.from_triples(t, made.grid, 0) for t in made.triples]
+    samples = sample(long, args.batch, config, labels=labels)
+    triples = statistics.fmean(map(len, samples.triples))
+    longest = max(map(len, samples.triples))
+    sequences = [Sequence.from_triples(t, samples.grid, 0) for t in samples.triples]
     fillings = [f for f in range(64, min(map(len, sequences)), 128)]
     workers = useful_workers(None, args.batch, model.device)
     engines = {c: EngineSteps(model, args.batch, args.steps, c, workers) for c in (False, True)}
@@ -179,11 +180,11 @@ def main(args: Args) -> None:
         cached.append(seconds(lambda: sample(long, args.batch, config, labels=labels)))
         steps = [seconds(uncached_step(long, sequences, f)) for f in fillings]
         slow.append(statistics.fmean(steps) * longest)
-        for compiled, ours in engines.items():
-            engine[compiled].append(seconds(ours))
+        for compiled, steps_of_engine in engines.items():
+            engine[compiled].append(seconds(steps_of_engine))
         rival.append(seconds(gpt2_steps))
-    for ours in engines.values():
-        ours.close()
+    for steps_of_engine in engines.values():
+        steps_of_engine.close()
     no_cache = statistics.median(s / c for s, c in zip(slow, cached, strict=True))
     ratios = {c: [r / e for r, e in zip(rival, times, strict=True)] for c, times in engine.items()}
     eager, gpt = (statistics.median(ratios[c]) for c in (False, True))
@@ -193,7 +194,7 @@ def main(args: Args) -> None:
         f"with caches {args.batch / statistics.median(cached):.2f} pictures per second, "
         f"without {args.batch / statistics.median(slow):.3f}: {no_cache:.1f} times (goal 20)\n"
         f"engine, compiled in {engines[True].set_up:.0f} s: {speed[True]:.0f} steps per second, "
-        f"GPT-2 {rival_speed:.0f}: {gpt:.2f} times (goal 1.5); as it is {speed[False]:.0f}: {eager:.2f} times"
+        f"GPT-2 {rival_speed:.0f}: {gpt:.2f} times (goal 1.5); eager {speed[False]:.0f}: {eager:.2f} times"
     )
     print(json.dumps({
         "benchmark": "sampling", "ratio": round(gpt, 3), "goal": 1.5, "eager_ratio": round(eager, 3),

@@ -1,17 +1,18 @@
-"""Which sampling settings give the pictures that are nearest to real ones? A scan, scored without looking.
+"""Scan sampling settings, and score how close the samples are to real pictures.
 
     python benchmarks/settings.py DATA --out FOLDER [--model flowers64] [--num 1000] [--only "as it is" "top-p 0.9"]
 
-DATA is a prepared data set of the model's size and quality. Each of `SETTINGS` generates ``--num`` pictures of the same
-classes and seed; what is compared with all training pictures (after the codec) is
+DATA is a prepared data set of the model's size and quality. ``--num`` pictures of the same classes and seed are
+generated with each of `SETTINGS`, and compared with all training pictures (after the codec) by
 
-- the kernel distance of features (times 1,000; the mean over subsets);
-- triples per band, over those of real pictures (1 is right);
-- the spread of luma's DC coefficients, over that of real pictures: contrast;
-- the edge ratio: mean steps of brightness across block borders over steps inside blocks. What is blocky has more.
+- the kernel distance of features (times 1,000, averaged over subsets);
+- triples per band, relative to real pictures (ideally 1);
+- contrast: the standard deviation of luma's DC coefficients, relative to real pictures;
+- the edge ratio: mean brightness step across block borders divided by that inside blocks, which is higher in blocky
+  pictures.
 
-Temperature and top-p can be set for structure (DC and band 1–3) and texture apart, and guidance, too. Pictures are kept
-in FOLDER as they are made, so the same command goes on; at the end stand a table (``table.md``) and a line of JSON.
+Temperature, top-p and guidance can be set separately for structure (DC and band 1–3) and texture. Pictures are written
+to FOLDER, from which the same command continues. The outputs are a table (``table.md``) and a line of JSON.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "guidance": 1.5, "texture_guidance": 1.0, "texture_temperature": 0.9,
     },
 }  # fmt: skip
-"""What is tried, by name: fields of `SampleConfig`."""
+"""Sampling settings by name: fields of `SampleConfig`."""
 
 
 def triples_by_band(pictures: DCTImage) -> np.ndarray:
-    """Non-zero coefficients per picture: float64 ``[4]``."""
+    """Mean number of triples per picture by band: float64 ``[4]``."""
     counts = sum((part != 0).double().sum((0, 1, 2)) for part in pictures.components)
     assert isinstance(counts, Tensor)
     return np.array([float(counts[low:high].sum()) for low, high in order.BANDS]) / len(pictures)
 
 
 def edge_ratio(pixels: Tensor) -> float:
-    """Mean absolute steps of brightness across block borders over those inside blocks.
+    """Blockiness: mean absolute brightness step across block borders divided by that inside blocks.
 
     Args:
         pixels: uint8 ``[n, H, W, 3]``.
@@ -81,12 +82,12 @@ def edge_ratio(pixels: Tensor) -> float:
 
 
 def contrast(pictures: DCTImage) -> float:
-    """Standard deviation of luma's DC coefficients."""
+    """Contrast: standard deviation of luma's DC coefficients."""
     return float(pictures.luma[..., 0].float().std())
 
 
-def of(pictures: DCTImage, codec: Codec) -> dict[str, Any]:
-    """What is measured of a set of pictures without features."""
+def statistics_of(pictures: DCTImage, codec: Codec) -> dict[str, Any]:
+    """Statistics of a set of pictures that need no features: triples, contrast and edge ratio."""
     return {
         "triples": triples_by_band(pictures).tolist(),
         "contrast": contrast(pictures),
@@ -95,7 +96,7 @@ def of(pictures: DCTImage, codec: Codec) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; triples and contrast over those of real pictures."""
+    """Format the rows as a Markdown table, with triples and contrast relative to real pictures."""
     real = rows[0]
     head = ["settings", "kernel distance × 1,000", *(f"triples {b}" for b in order.BAND_TITLES), "contrast"]
     head += ["edge ratio", "s per picture"]
@@ -110,10 +111,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def scan(data: Path, model: str, out: Path, num: int, names: list[str], features: str, batch: int) -> dict[str, Any]:
-    """Generate and score; returns the last line.
+    """Generate and score pictures with each of the settings.
+
+    Returns:
+        The fields of the JSON line.
 
     Raises:
-        ValueError: model or data is missing or doesn't fit, or a name is unknown.
+        ValueError: model or data is missing or does not match, or a name is unknown.
     """
     unknown = [name for name in names if name not in SETTINGS]
     if unknown or num < 2:
@@ -121,10 +125,12 @@ def scan(data: Path, model: str, out: Path, num: int, names: list[str], features
     network = load_model(model)
     reference = open_reference(data, network.config, find_originals=False)
     extractor, codec = open_extractor(features), Codec(network.config.quality)
-    known = cached(extractor, reference.round_trip)
+    real_features = cached(extractor, reference.round_trip)
     labels = [reference.labels[i % len(reference)] for i in range(num)]
     real = reference.dct(0, min(len(reference), max(num, KID_SUBSET_SIZE)))
-    rows: list[dict[str, Any]] = [{"name": "real pictures", "kernel": None, "seconds": None, **of(real, codec)}]
+    rows: list[dict[str, Any]] = [
+        {"name": "real pictures", "kernel": None, "seconds": None, **statistics_of(real, codec)}
+    ]
     make_folder(out)
     for name in names:
         path = out / f"{name.replace(' ', '-')}-{num}.safetensors"
@@ -140,12 +146,12 @@ def scan(data: Path, model: str, out: Path, num: int, names: list[str], features
             write_tensors(path, parts, {})
         height, width = network.config.trained_shape
         tables = codec.luma_table, codec.chroma_table
-        made = DCTImage(parts["luma"], parts["cb"], parts["cr"], *tables, height, width)
-        pixels = codec.decode(made)
-        found = extract(extractor, Pictures("generated", num, lambda a, b, pixels=pixels: pixels[a:b]))
-        subset = min(KID_SUBSET_SIZE, num, len(known))
-        kernel, _ = kernel_distance(known.features, found.features, subset_size=subset)
-        rows.append({"name": name, "kernel": kernel, "seconds": seconds, **of(made, codec)})
+        samples = DCTImage(parts["luma"], parts["cb"], parts["cr"], *tables, height, width)
+        pixels = codec.decode(samples)
+        sample_features = extract(extractor, Pictures("generated", num, lambda a, b, pixels=pixels: pixels[a:b]))
+        subset = min(KID_SUBSET_SIZE, num, len(real_features))
+        kernel, _ = kernel_distance(real_features.features, sample_features.features, subset_size=subset)
+        rows.append({"name": name, "kernel": kernel, "seconds": seconds, **statistics_of(samples, codec)})
         print(table([rows[0], rows[-1]]).splitlines()[-1], file=sys.stderr, flush=True)
     write_text(out / "table.md", table(rows))
     print(table(rows))
@@ -158,15 +164,16 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and table")
+    parser.add_argument("--out", type=Path, required=True, help="output folder for pictures and table")
     parser.add_argument("--model", default="flowers64", help="shipped weights, a run folder, …")
     parser.add_argument("--num", type=int, default=1000, help="pictures for each of the settings")
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), help="names of settings; all if not given")
     parser.add_argument("--features", default="small64", help="small64, inception, or a TorchScript or .onnx file")
     parser.add_argument("--batch", type=int, default=64, help="pictures at a time")
-    a = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        print(json.dumps(scan(a.data, a.model, a.out, a.num, a.only, a.features, a.batch)))
+        result = scan(args.data, args.model, args.out, args.num, args.only, args.features, args.batch)
+        print(json.dumps(result))
     except ValueError as error:
         print(f"settings: {error}", file=sys.stderr)
         raise SystemExit(2) from None

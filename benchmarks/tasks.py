@@ -1,7 +1,7 @@
-"""Upscale, colorize and inpaint against what a person would do otherwise, on held-out pictures.
+"""Upscale, colorize and inpaint held-out pictures, compared with conventional methods.
 
-The true pictures are the decoded validation pictures of a prepared data set. Ends in one JSON line: ``checks`` holds
-each figure with its goal, ``ratio`` is the part of the goals that are met.
+The true pictures are the decoded validation pictures of a prepared data set. The last line is JSON: ``checks`` has each
+figure with its goal, ``ratio`` is the fraction of goals met.
 
 Example: python benchmarks/tasks.py prepared/flowers64 --num 128
 
@@ -39,25 +39,25 @@ Pictures = list[np.ndarray]
 
 @dataclasses.dataclass
 class Args:
-    """Compare the tasks with the usual ways."""
+    """Settings of the benchmark."""
 
     data: tyro.conf.Positional[Path]
     """Prepared data set."""
     model: str = "flowers64"
-    """Model."""
+    """Model to evaluate."""
     num: int = 128
-    """Validation pictures."""
+    """Number of validation pictures."""
     seed: int = 0
-    """Seed of the samples."""
+    """Random seed of the samples."""
     top_p: float = 1.0
-    """Nucleus of the samples."""
+    """Top-p (nucleus) of the samples."""
     shrink: Literal["lanczos", "box", "dct"] = "dct"
-    """How the small pictures for upscaling are made: by the low frequencies of each 8 × 8 block, which is what
-    upscaling undoes (`dctransformer.codec.resize.shrink`), or by Pillow's Lanczos or box filter, which are softer."""
+    """How pictures are shrunk before upscaling: to the low frequencies of each 8 × 8 block, which is what upscaling
+    inverts (`dctransformer.codec.resize.shrink`), or with Pillow's Lanczos or box filter, which are softer."""
     upscale_only: bool = False
-    """Leave colorize and inpaint out."""
+    """Skip colorize and inpaint."""
     sheet: Path | None = None
-    """Write a sheet of the first pictures there."""
+    """File for a sheet of the first pictures."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -71,12 +71,12 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """Y of an RGB picture, fp64."""
+    """Luma of an RGB picture, fp64 ``[H, W]``."""
     return picture @ np.array([0.299, 0.587, 0.114])
 
 
 def high_energy(picture: np.ndarray, corner: int) -> float:
-    """Energy of the luma outside the low-frequency corner of its 8 × 8 blocks."""
+    """Energy of the luma's 8 × 8 DCT coefficients outside the low-frequency corner of ``corner`` × ``corner``."""
     height, width = (n // 8 * 8 for n in picture.shape[:2])
     blocks = luma(picture)[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2)
     matrix = dct_matrix(8).numpy()
@@ -86,20 +86,20 @@ def high_energy(picture: np.ndarray, corner: int) -> float:
 
 
 def colourfulness(picture: np.ndarray) -> float:
-    """Hasler and Süsstrunk's measure."""
+    """Colourfulness by Hasler and Süsstrunk (2003)."""
     r, g, b = picture.astype(float).reshape(-1, 3).T
     rg, yb = r - g, (r + g) / 2 - b
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def ciede2000(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean colour difference."""
+    """Mean CIEDE2000 colour difference of two RGB pictures."""
     difference: np.ndarray = deltaE_ciede2000(rgb2lab(a), rgb2lab(b))
     return float(difference.mean())
 
 
 def true_pictures(data: Path, num: int) -> Pictures:
-    """Decoded validation pictures."""
+    """Decode the first validation pictures of a data set."""
     store = TripleStore.open(data, "validation")
     size = store.info.side
     codec = Codec(store.info.quality)
@@ -108,7 +108,7 @@ def true_pictures(data: Path, num: int) -> Pictures:
 
 
 def mean_chroma(data: Path) -> np.ndarray:
-    """Mean Cb and Cr of the training pictures, 0 to 255."""
+    """Mean Cb and Cr of about 1,000 training pictures, 0 to 255."""
     store = TripleStore.open(data, "train")
     size = store.info.side
     codec = Codec(store.info.quality)
@@ -120,19 +120,19 @@ def mean_chroma(data: Path) -> np.ndarray:
 
 
 def with_chroma(picture: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """A picture's luma with one chroma everywhere."""
+    """Replace the chroma of a picture by a constant."""
     y, (cb, cr) = luma(picture), chroma - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1)
     return rgb.round().clip(0, 255).astype(np.uint8)
 
 
 def resized(picture: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
-    """By Pillow."""
+    """Resize a picture to a square of side ``size`` with a filter of Pillow."""
     return np.asarray(Image.fromarray(picture).resize((size, size), how))
 
 
 def shrunk(pictures: Pictures, factor: int, how: str) -> Pictures:
-    """The small pictures to start from."""
+    """Shrink pictures by a factor, as the input of upscaling."""
     if how == "dct":
         return list(shrink(torch.from_numpy(np.stack(pictures)), factor).numpy())
     filters = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
@@ -146,13 +146,13 @@ def table(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
         print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
 
 
-def mean(of: Callable[..., float], *pictures: Pictures) -> float:
-    """Mean of a figure over pictures taken together."""
-    return float(np.mean([of(*each) for each in zip(*pictures, strict=True)]))
+def mean(metric: Callable[..., float], *pictures: Pictures) -> float:
+    """Mean of a metric over one or more aligned lists of pictures."""
+    return float(np.mean([metric(*group) for group in zip(*pictures, strict=True)]))
 
 
 def main(args: Args) -> None:
-    """Run all three."""
+    """Run all tasks and print the result."""
     truth = true_pictures(args.data, args.num)
     side = truth[0].shape[0]
     sampling = SampleConfig(seed=args.seed, top_p=args.top_p)
@@ -174,41 +174,43 @@ def main(args: Args) -> None:
 
     for factor in (2, 4):
         small = shrunk(truth, factor, args.shrink)
-        ours = [p[0] for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o))]
+        upscaled = [p[0] for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o))]
         rivals = {
             "bicubic": [resized(s, side, Image.Resampling.BICUBIC) for s in small],
             "Lanczos": [resized(s, side, Image.Resampling.LANCZOS) for s in small],
-            "DCTransformer": ours,
+            "DCTransformer": upscaled,
         }
         energy = sum(high_energy(t, 8 // factor) for t in truth)
         rows = {
-            name: [mean(psnr, made, truth), mean(ssim, made, truth),
-                   sum(high_energy(m, 8 // factor) for m in made) / energy]
-            for name, made in rivals.items()
+            name: [mean(psnr, results, truth), mean(ssim, results, truth),
+                   sum(high_energy(p, 8 // factor) for p in results) / energy]
+            for name, results in rivals.items()
         }  # fmt: skip
         table(f"upscale ×{factor}", ["PSNR", "SSIM", "high-frequency energy / true"], rows)
         check(f"upscale_x{factor}_energy", rows["DCTransformer"][2], 0.85, 1.15)
-        for row, s, m, t in zip(shown, small, ours, truth, strict=False):
-            row += [resized(s, side, Image.Resampling.NEAREST), m, *([t] if factor == 4 else [])]
+        for row, s, u, t in zip(shown, small, upscaled, truth, strict=False):
+            row += [resized(s, side, Image.Resampling.NEAREST), u, *([t] if factor == 4 else [])]
 
     if not args.upscale_only:
         grey = [np.repeat(luma(t).round().astype(np.uint8)[..., None], 3, 2) for t in truth]
-        eight = run("colorize", lambda o: colorize(args.model, grey, o), 8)
+        coloured = run("colorize", lambda o: colorize(args.model, grey, o), 8)
         flat = [with_chroma(t, mean_chroma(args.data)) for t in truth]
         colour = mean(colourfulness, truth)
-        best = float(np.mean([min(ciede2000(m, t) for m in made) for made, t in zip(eight, truth, strict=True)]))
-        first = [made[0] for made in eight]
+        best = float(
+            np.mean([min(ciede2000(s, t) for s in samples) for samples, t in zip(coloured, truth, strict=True)])
+        )
+        first = [samples[0] for samples in coloured]
         rows = {
-            name: [mean(ciede2000, made, truth), mean(colourfulness, made) / colour]
-            for name, made in {"grey": grey, "mean colour": flat, "DCTransformer": first}.items()
+            name: [mean(ciede2000, results, truth), mean(colourfulness, results) / colour]
+            for name, results in {"grey": grey, "mean colour": flat, "DCTransformer": first}.items()
         }
-        every = float(np.mean([colourfulness(m) for made in eight for m in made])) / colour
+        every = float(np.mean([colourfulness(s) for samples in coloured for s in samples])) / colour
         rows["DCTransformer, best of 8"] = [best, every]
         table("colorize", ["CIEDE2000", "colourfulness / true"], rows)
         check("colorize_colourfulness", every, 0.85, 1.15)
         check("colorize_best_of_8_below_mean_colour", best / rows["mean colour"][0], 0.0, 1.0)
-        for row, g, made in zip(shown, grey, eight, strict=False):
-            row += [g, made[0], made[1]]
+        for row, g, samples in zip(shown, grey, coloured, strict=False):
+            row += [g, samples[0], samples[1]]
 
         grid = Grid.of_size(side, side)
         start, length = grid.rows // 4 * 16, max(1, grid.rows // 2) * 16
@@ -221,14 +223,14 @@ def main(args: Args) -> None:
         cut = [t[inside] for t in truth]
         energy = sum(high_energy(t, 1) for t in cut)
         rows = {
-            name: [mean(psnr, [m[inside] for m in made], cut), mean(ssim, [m[inside] for m in made], cut),
-                   sum(high_energy(m[inside], 1) for m in made) / energy,
-                   mean(colourfulness, [m[inside] for m in made]) / mean(colourfulness, cut)]
-            for name, made in {"OpenCV Telea": telea, "DCTransformer": filled}.items()
+            name: [mean(psnr, [p[inside] for p in results], cut), mean(ssim, [p[inside] for p in results], cut),
+                   sum(high_energy(p[inside], 1) for p in results) / energy,
+                   mean(colourfulness, [p[inside] for p in results]) / mean(colourfulness, cut)]
+            for name, results in {"OpenCV Telea": telea, "DCTransformer": filled}.items()
         }  # fmt: skip
         table("inpaint, in the hole", ["PSNR", "SSIM", "AC energy / true", "colourfulness / true"], rows)
-        for row, m, f in zip(shown, telea, filled, strict=False):
-            row += [m, f]
+        for row, classical, generated in zip(shown, telea, filled, strict=False):
+            row += [classical, generated]
 
     if args.sheet is not None:
         from dctransformer.sheets import captioned_rows

@@ -1,20 +1,20 @@
-"""Texture a channel at a time against all triples: decisions, seconds per picture, training speed, bits, distances.
+"""Deciding texture by channel compared with triple by triple: decisions, sampling and training speed, bits, distances.
 
     python benchmarks/texture.py DATA [--minutes 2] [--seeds 0] [--num 16] [--batch 16]
     python benchmarks/texture.py DATA --minutes 40 --seeds 0 1 --samples 1000 --out FOLDER --clock processor
 
-DATA is a data set made by `dctransformer prepare`. Two models of the same preset, one with texture and one without, are
-trained on it for generating alone, for the same time, with each seed; each is scored on validation pictures and samples
-some. After a short training samples are shorter or longer than real pictures, so seconds are counted per decision and
-scaled to the decisions of a validation picture; models that were trained for seconds still give no meaningful
-``seconds_ratio``. With ``--samples``, so many are compared with the training pictures after the codec, by features.
-``--shares`` adds models with texture that give it another part of the training, ``--bands`` models whose texture begins
-at another band (1: only DC triple by triple).
+DATA is a data set prepared by `dctransformer prepare`. With each seed, two models of the same preset, one with texture
+and one without, are trained on it for generation only and for the same time. Each is scored on validation pictures and
+then sampled. After a short training, samples may have fewer or more triples than real pictures, so seconds are measured
+per decision and scaled to the decisions of a validation picture; even so, models trained for seconds give no meaningful
+``seconds_ratio``. With ``--samples``, that many samples are compared with the training pictures after the codec, by
+features. ``--shares`` adds models with another share of texture in training, ``--bands`` models whose texture starts at
+another band (1: only DC triple by triple).
 
-The last line is JSON: ``decisions`` and ``decisions_triples`` (per validation picture), ``seconds_ratio`` (per picture,
-all triples over texture), ``pictures_ratio`` (trained per second, texture over all triples), and every model's bytes
-per image, those of structure alone (DC and the first band) and distances. With ``--out``, weights and rows are kept
-there, and the same command goes on with what is missing.
+The last line is JSON: ``decisions`` and ``decisions_triples`` (per validation picture), ``seconds_ratio`` (seconds per
+picture, all triples divided by texture), ``pictures_ratio`` (training pictures per second, texture divided by all
+triples), and for every model bytes per image, those of structure (DC and the first band), and distances. With
+``--out``, weights and rows are written there, and the same command computes only the missing ones.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from measure import machine
 Row = dict[str, float]
 
 STRUCTURE = order.BAND_NAMES[:2]
-"""The bands whose bytes are counted apart."""
+"""Bands of structure, whose bytes are also counted separately."""
 
 
 def decisions(store: TripleStore, texture: int) -> float:
-    """Sequential decisions per picture, the mean: triples of ranks below ``texture``, and channels above in use."""
+    """Mean number of sequential decisions per picture: triples of ranks below ``texture``, plus used channels above."""
     counts = []
     for i in range(len(store)):
         rank = order.RANK[store.channels[store.offsets[i] : store.offsets[i + 1]]]
@@ -60,10 +60,10 @@ def decisions(store: TripleStore, texture: int) -> float:
 
 
 def train(store: TripleStore, shape: ModelConfig, share: float, seed: int, folder: Path, args: Any) -> Row:
-    """Train one model into a folder.
+    """Train one model and write it to a folder.
 
     Returns:
-        Pictures per second, by the triples that its transformer is trained on.
+        The number of steps, and pictures per second, counted by the triples that the Transformer is trained on.
     """
     base = dataclasses.replace(
         base_config(seed=seed), optimizer=TrainConfig().optimizer, texture=share, batch=args.batch
@@ -80,7 +80,7 @@ def train(store: TripleStore, shape: ModelConfig, share: float, seed: int, folde
 
 
 def measure(store: TripleStore, texture_from: int, share: float, seed: int, folder: Path, args: Any) -> Row:
-    """Train, score and sample one model."""
+    """Train, score and sample one model, and return its row."""
     shape = dataclasses.replace(
         preset(args.preset, texture_from=texture_from), quality=store.info.quality, size=store.info.side,
         num_labels=len(store.info.labels), label_names=tuple(store.info.labels),
@@ -105,22 +105,24 @@ def measure(store: TripleStore, texture_from: int, share: float, seed: int, fold
 
 
 def main() -> None:
-    """Measure all models and print."""
+    """Measure all models and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of training, each")
-    parser.add_argument("--num", type=int, default=16, help="pictures to sample for the seconds per picture")
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time per model")
+    parser.add_argument("--num", type=int, default=16, help="pictures to sample for measuring seconds per picture")
     parser.add_argument("--batch", type=int, default=16, help="chunks per training step")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each model is trained with each")
-    parser.add_argument("--shares", type=float, nargs="*", default=[], help="further settings of train's --texture")
-    parser.add_argument("--bands", type=int, nargs="*", default=[], help="further settings of --model.texture-from")
-    parser.add_argument("--samples", type=int, default=0, help="pictures for distances; 0 for none")
-    parser.add_argument("--features", default="small64", help="the extractor of distances, see dctransformer evaluate")
-    parser.add_argument("--out", type=Path, help="folder for weights and rows, to go on from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="every model is trained with each seed")
+    parser.add_argument("--shares", type=float, nargs="*", default=[], help="more values of train's --texture")
+    parser.add_argument("--bands", type=int, nargs="*", default=[], help="more values of --model.texture-from")
+    parser.add_argument("--samples", type=int, default=0, help="samples for distances; 0 to leave distances out")
+    parser.add_argument(
+        "--features", default="small64", help="feature extractor for distances, see dctransformer evaluate"
+    )
+    parser.add_argument("--out", type=Path, help="folder for weights and rows, from which the same command continues")
     parser.add_argument(
         "--clock", choices=list(CLOCKS), default="wall",
-        help="processor counts this process's time, on a machine shared with other jobs (one thread)",
+        help="processor measures CPU time, for a machine that runs other jobs (one thread)",
     )  # fmt: skip
     args = parser.parse_args()
     texture_from = preset(args.preset).texture_from
@@ -135,10 +137,10 @@ def main() -> None:
         for seed in args.seeds:
             for name, (bands, part) in kinds.items():
                 folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{args.minutes:g}min-{seed}"
-                known = folder / "row.json"
-                if not known.is_file():
-                    write_text(known, json.dumps(measure(store, bands, part, seed, folder, args)))
-                rows[name].append(json.loads(known.read_text()))
+                row_file = folder / "row.json"
+                if not row_file.is_file():
+                    write_text(row_file, json.dumps(measure(store, bands, part, seed, folder, args)))
+                rows[name].append(json.loads(row_file.read_text()))
                 print(f"{name}, seed {seed}: {rows[name][-1]}", flush=True)
     mean = {n: {k: statistics.fmean(row[k] for row in all_) for k in all_[0]} for n, all_ in rows.items()}
     held_out = TripleStore.open(args.data, "validation", progress=False)

@@ -1,17 +1,19 @@
-"""How well a training step uses the processor, and what it gains over a plain one.
+"""CPU efficiency of a training step, and its speedup over a plain implementation.
 
     python benchmarks/train.py [--preset small] [--batch 16] [--rounds 12] [--threads N]
 
-Side by side, in turns, on the same batches of made pictures:
+The following are timed alternately on the same batches of synthetic pictures:
 
-* *ours*: `train`'s step as `--precision auto --compile on` makes it, optimiser and weight average included;
-* *plain*: fp32, eager, attention written out as softmax(QKᵀ)V, AdamW a parameter at a time; the model's own code is
-  otherwise the same;
-* *no masks*: ours, eager, with the legality masks taken out, against ours, eager, with them;
+* *compiled*: the step of `dctransformer train --precision auto --compile on`, including optimiser and EMA;
+* *eager*: the same without compilation;
+* *no masks*: the eager step without the legality masks;
+* *plain*: fp32, eager, attention written out as softmax(QKᵀ)V, AdamW one parameter at a time; the model code is the
+  same;
 * large matrix products in bf16 and fp32.
 
-Operations are counted as in `measure.step_flops`. The last line is JSON: ``ratio`` is ours in FLOP/s over the bf16
-product's; ``speedup`` is triples per second over the plain step's; ``mask_share`` is what the masks cost of a step.
+Operations are counted by `measure.step_flops`. The last line is JSON: ``ratio`` is the FLOP/s of the compiled step
+divided by those of the bf16 product; ``speedup`` is its triples per second divided by those of the plain step;
+``mask_share`` is the fraction of an eager step that the masks take.
 """
 
 from __future__ import annotations
@@ -40,24 +42,24 @@ from dctransformer.training.trainer import Trainer
 from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops
 
 GOAL, SPEEDUP_GOAL, MASK_GOAL = 0.7, 1.3, 0.1
-SETTLE = 6
-"""Steps before the clock starts: the compiler meets every shape it will see."""
+WARMUP_STEPS = 6
+"""Steps before the clock starts, in which the compiler sees every shape."""
 
 
 def plain_optimizer(trainer: Trainer) -> Optimizers:
-    """The same groups, a parameter at a time."""
+    """AdamW with the same parameter groups, applied to one parameter at a time."""
     groups = [
         {k: g[k] for k in ("params", "weight_decay", "scale")}
         for part in trainer.optimizer.parts
         for g in part.param_groups
     ]
-    kept = {"lr": trainer.config.lr, "betas": (0.9, 0.95), "eps": 1e-9}
-    return Optimizers(torch.optim.AdamW(groups, **kept, foreach=False, fused=False))
+    options = {"lr": trainer.config.lr, "betas": (0.9, 0.95), "eps": 1e-9}
+    return Optimizers(torch.optim.AdamW(groups, **options, foreach=False, fused=False))
 
 
 @contextlib.contextmanager
 def without_masks() -> Iterator[None]:
-    """The distributions without what makes impossible outcomes impossible (the sums over open places stay)."""
+    """Disable the masks that give impossible outcomes probability 0 (the sums over open places remain)."""
     everything = torch.ones(1, dtype=torch.bool)
     with (
         mock.patch.object(heads, "legal_channels", lambda *_: everything.expand(NUM_CHANNELS + 1)),
@@ -70,7 +72,7 @@ def without_masks() -> Iterator[None]:
 
 
 def timed(trainer: Trainer, batch: ChunkBatch, context: contextlib.AbstractContextManager) -> float:
-    """Seconds of a step."""
+    """Seconds of a training step."""
     with context:
         start = time.perf_counter()
         trainer.step(batch)
@@ -78,7 +80,7 @@ def timed(trainer: Trainer, batch: ChunkBatch, context: contextlib.AbstractConte
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all variants and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--size", type=int, default=64)
@@ -86,7 +88,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--optimizer", default="adamw", help="muon's own products take time, but are not counted")
+    parser.add_argument(
+        "--optimizer", default="adamw", help="muon's matrix products take time but are not counted as operations"
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -101,18 +105,18 @@ def main() -> None:
         )
         return Trainer(new_model(config, settings.seed), settings)
 
-    ours, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
+    compiled, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
     plain.optimizer = plain_optimizer(plain)  # type: ignore[assignment]
     flops = [step_flops(eager.model, batch) for batch in batches]
     triples = [int(batch.predicted.sum()) for batch in batches]
-    as_it_is, math = contextlib.nullcontext(), lambda: sdpa_kernel(SDPBackend.MATH)
+    unchanged, math = contextlib.nullcontext(), lambda: sdpa_kernel(SDPBackend.MATH)
     variants = {
-        "ours": (ours, lambda: as_it_is),
-        "eager": (eager, lambda: as_it_is),
+        "compiled": (compiled, lambda: unchanged),
+        "eager": (eager, lambda: unchanged),
         "no masks": (eager, without_masks),
         "plain": (plain, math),
     }
-    for batch in batches[:SETTLE]:
+    for batch in batches[:WARMUP_STEPS]:
         for step, context in variants.values():
             timed(step, batch, context())
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -122,24 +126,25 @@ def main() -> None:
         for name, (step, context) in order:
             times[name].append(timed(step, batch, context()))
         if i % 2 == 0:
-            for dtype, seen in products.items():
-                seen.append(product_flops(dtype, cpu, 2048))
+            for dtype, speeds in products.items():
+                speeds.append(product_flops(dtype, cpu, 2048))
 
-    reached = [count / seconds for count, seconds in zip(flops, times["ours"], strict=True)]
+    reached = [count / seconds for count, seconds in zip(flops, times["compiled"], strict=True)]
     bf16, fp32 = max(products[torch.bfloat16]), max(products[torch.float32])
     ratio = statistics.median(reached) / bf16
-    speedup = median_ratio(times["plain"], times["ours"])
+    speedup = median_ratio(times["plain"], times["compiled"])
     mask_share = 1 - median_ratio(times["no masks"], times["eager"])
-    for name, seen in times.items():
-        rate = statistics.median(t / s for t, s in zip(triples, seen, strict=True))
-        print(f"{name:9s} {statistics.median(seen) * 1e3:7.0f} ms a step  {rate:7.0f} triples/s")
-    print(f"products: bf16 {bf16 / 1e9:.0f}, fp32 {fp32 / 1e9:.0f} GFLOP/s; ours {ratio * bf16 / 1e9:.0f} GFLOP/s")
+    for name, durations in times.items():
+        rate = statistics.median(t / s for t, s in zip(triples, durations, strict=True))
+        print(f"{name:9s} {statistics.median(durations) * 1e3:7.0f} ms per step  {rate:7.0f} triples/s")
+    print(f"products: bf16 {bf16 / 1e9:.0f}, fp32 {fp32 / 1e9:.0f} GFLOP/s")
+    print(f"compiled step: {ratio * bf16 / 1e9:.0f} GFLOP/s")
     result = {
         "benchmark": "train",
         "preset": arguments.preset,
         "batch": arguments.batch,
         "optimizer": arguments.optimizer,
-        "precision": ours.precision,
+        "precision": compiled.precision,
         "gflop_per_step": round(statistics.mean(flops) / 1e9, 2),
         "gflops": round(statistics.median(reached) / 1e9, 2),
         "bf16_product_gflops": round(bf16 / 1e9, 2),
@@ -147,7 +152,7 @@ def main() -> None:
         "ratio": round(ratio, 3),
         "goal": GOAL,
         "ratio_to_the_faster_product": round(ratio * bf16 / max(bf16, fp32), 3),
-        "triples_per_second": round(statistics.median(t / s for t, s in zip(triples, times["ours"], strict=True))),
+        "triples_per_second": round(statistics.median(t / s for t, s in zip(triples, times["compiled"], strict=True))),
         "speedup": round(speedup, 3),
         "speedup_goal": SPEEDUP_GOAL,
         "mask_share": round(mask_share, 3),

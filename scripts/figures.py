@@ -1,4 +1,4 @@
-"""Draw the README's pictures of the tasks, from samples of models alone (no photograph is needed or shown).
+"""Draw the README's figures of the tasks from samples of models; no photographs are needed or shown.
 
 Example: python scripts/figures.py --out docs/images
 """
@@ -23,35 +23,35 @@ from dctransformer.tasks.edit import Edited, Options, colorize, continue_, inpai
 
 @dataclasses.dataclass
 class Args:
-    """Figures of every task."""
+    """Settings of the figures."""
 
     model: str = "photos"
-    """Model of the tasks."""
+    """Model that performs the tasks."""
     pictures: str = "cats128"
-    """Model whose samples the tasks start from."""
+    """Model whose samples are the input of the tasks."""
     flowers: str = "flowers64"
-    """Model of the figure of the bands."""
+    """Model of the figure that shows the bands."""
     out: Path = Path("docs/images")
-    """Folder."""
+    """Output folder."""
     seed: int = 0
-    """Of the pictures that the tasks start from."""
+    """Random seed of the samples."""
     rows: int = 3
-    """Pictures per figure."""
+    """Number of pictures per figure."""
 
 
 def write(sheet: Image.Image, path: Path) -> None:
-    """Write a JPEG file."""
+    """Write a sheet as a JPEG file."""
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="JPEG", quality=88, optimize=True)
 
 
 def rows_of(edits: list[Edited], originals: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """What was known, the alternatives, and where the known part came from."""
+    """Rows of a figure: the input of the task, its results, and the original picture."""
     return [[e.before, *e.pixels(), o] for e, o in zip(edits, originals, strict=True)]
 
 
 def main(args: Args) -> None:
-    """Draw."""
+    """Draw all figures."""
     model = DCTransformer.from_pretrained(args.model)
     originals = sample(DCTransformer.from_pretrained(args.pictures), args.rows, SampleConfig(seed=args.seed))
     pictures = [p.numpy() for p in originals.pixels()]
@@ -69,11 +69,11 @@ def main(args: Args) -> None:
     draw("inpaint", inpaint(model, pictures, box=(side // 2, side // 4, side // 4, side // 4), options=options))
     draw("continue", continue_(model, pictures, bands=2, options=options))
 
-    # A large picture from a small one: in one piece, without seams.
-    once = upscale(model, pictures[:1], 2, Options(1, None, calm))[0].pixels()[0]
-    twice = upscale(model, [once], 2, Options(1, None, calm))[0].pixels()[0]
+    # Upscale twice, to show that a large picture has no seams.
+    doubled = upscale(model, pictures[:1], 2, Options(1, None, calm))[0].pixels()[0]
+    quadrupled = upscale(model, [doubled], 2, Options(1, None, calm))[0].pixels()[0]
     lanczos = np.asarray(Image.fromarray(pictures[0]).resize((4 * side, 4 * side), Image.Resampling.LANCZOS))
-    enlarged = [[pictures[0], lanczos, twice]]
+    enlarged = [[pictures[0], lanczos, quadrupled]]
     sheet = captioned_rows(enlarged, [f"{side} px", "Lanczos x4", "two times x2"], side=3 * side)
     write(sheet, args.out / "large.jpg")
 

@@ -1,9 +1,8 @@
-"""Device tests, GPU benchmarks and a training within some minutes: see ``scripts/gpu_session.sh``.
+"""Run device tests, GPU benchmarks and a training within a few minutes, see ``scripts/gpu_session.sh``.
 
-Phases, in this order: ``tests`` (tests/test_gpu.py), ``benchmark`` (benchmarks/gpu_train.py), ``training`` (as long as
-time is left; it takes the faster of eager and compiled), ``sampling`` (pictures per second of the trained weights).
-Each is a process with a time limit of its own, so that none costs the others their time. After each the results file
-is replaced.
+The phases are ``tests`` (tests/test_gpu.py), ``benchmark`` (benchmarks/gpu_train.py), ``training`` (for most of the
+remaining time, compiled if that was faster in the benchmark) and ``sampling`` (pictures per second of the trained
+model). Each phase is a process with its own time limit. The results file is updated after each phase.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-AROUND = 120.0
-"""Seconds kept for the start of a training, and for what follows its last step: validation, a sheet of samples, and the
-sampling phase."""
+OVERHEAD = 120.0
+"""Seconds reserved for starting the training and for everything after its last step: validation, a sheet of samples and
+the sampling phase."""
 TAIL = 6000
-"""Characters of a phase's output that are kept."""
+"""Number of characters of a phase's output that are recorded."""
 
 
 class Session:
-    """The time that is left, and the results so far."""
+    """Keeps the remaining time and the results so far."""
 
     def __init__(self, minutes: float, out: Path):
         self.ends = time.monotonic() + 60 * minutes
@@ -38,11 +37,11 @@ class Session:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining time in seconds."""
         return self.ends - time.monotonic()
 
     def done(self, phase: str) -> bool:
-        """Whether a phase has succeeded, now or before."""
+        """Whether a phase has succeeded, in this session or an earlier one."""
         return self.results.get(phase, {}).get("status") == 0
 
     def record(self, phase: str, facts: dict[str, Any]) -> None:
@@ -54,7 +53,14 @@ class Session:
         print(f"-- {phase}: status {facts['status']}, {facts['seconds']} s; {self.left:.0f} s left", flush=True)
 
     def run(self, phase: str, command: list[str], limit: float, grace: float = 20.0) -> dict[str, Any]:
-        """Run a command, with SIGTERM at its limit and SIGKILL after a grace; record and return what came of it."""
+        """Run a command, and record and return the outcome.
+
+        Args:
+            phase: name of the phase.
+            command: command line.
+            limit: seconds after which the process receives SIGTERM.
+            grace: seconds after SIGTERM until it receives SIGKILL.
+        """
         limit = max(limit, 1.0)
         print(f"-- {phase}: at most {limit:.0f} s: {' '.join(command)}", flush=True)
         began = time.monotonic()
@@ -84,7 +90,7 @@ class Session:
 
 
 def run_tests() -> int:
-    """Run tests/test_gpu.py, by pytest if there is one, and else one function after the other; returns the status."""
+    """Run tests/test_gpu.py, with pytest if it is installed, otherwise function by function; return the exit status."""
     path = ROOT / "tests" / "test_gpu.py"
     try:
         import pytest
@@ -114,7 +120,7 @@ def run_tests() -> int:
 
 
 def best_mode(benchmark: dict[str, Any]) -> list[str]:
-    """Options of ``train`` for the faster of eager and compiled, as measured at the last batch size."""
+    """Options of ``train`` for the faster of eager and compiled mode, as measured at the last batch size."""
     gains = benchmark.get("result", {}).get("compiled_over_eager") or {}
     if not gains:
         return ["--compile", "off"]
@@ -122,49 +128,50 @@ def best_mode(benchmark: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Do what is left to do."""
+    """Run the phases that have not succeeded yet, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, help="folder made by `dctransformer prepare`; without it nothing is trained"
+        "--data", type=Path, help="folder written by `dctransformer prepare`; without it there is no training"
     )
     parser.add_argument("--run", type=Path, default=Path("runs/gpu"), help="run folder")
-    parser.add_argument("--out", type=Path, default=Path("gpu-session.json"), help="file of the results")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for everything together")
-    parser.add_argument("--train-minutes", type=float, help="budget of the training; what is left, if not given")
+    parser.add_argument("--out", type=Path, default=Path("gpu-session.json"), help="results file")
+    parser.add_argument("--minutes", type=float, default=10.0, help="total time")
+    parser.add_argument("--train-minutes", type=float, help="training time; the remaining time by default")
     parser.add_argument("--device", default="cuda", help="cpu for a dry run")
     parser.add_argument(
         "--bench", nargs="+", default=[], help="options of benchmarks/gpu_train.py without their dashes, as seconds=60"
     )
     parser.add_argument("--skip", nargs="+", default=[], choices=["tests", "benchmark", "training", "sampling"])
     parser.add_argument("--only-tests", action="store_true", help=argparse.SUPPRESS)
-    own, options = sys.argv[1:], []
-    if "--" in own:
-        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
-    arguments = parser.parse_args(own)
+    session_options, options = sys.argv[1:], []
+    if "--" in session_options:
+        at = session_options.index("--")
+        session_options, options = session_options[:at], session_options[at + 1 :]
+    arguments = parser.parse_args(session_options)
     if arguments.only_tests:
         return run_tests()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     session = Session(arguments.minutes, arguments.out.resolve())
     python, share = sys.executable, 60 * arguments.minutes
-    wanted = [p for p in ("tests", "benchmark", "training", "sampling") if p not in arguments.skip]
+    phases = [p for p in ("tests", "benchmark", "training", "sampling") if p not in arguments.skip]
 
-    if "tests" in wanted and not session.done("tests"):
+    if "tests" in phases and not session.done("tests"):
         session.run("tests", [python, "scripts/gpu_session.py", "--only-tests"], min(0.2 * share, 120))
-    if "benchmark" in wanted and not session.done("benchmark"):
+    if "benchmark" in phases and not session.done("benchmark"):
         limit = min(0.2 * share, 90)
         command = [python, "benchmarks/gpu_train.py", "--device", arguments.device, "--seconds", f"{0.8 * limit:.0f}"]
         command += [part for option in arguments.bench for part in expanded(option)]
         session.run("benchmark", command, limit, grace=10)
-    if "training" in wanted and arguments.data is not None and not session.done("training"):
-        around = min(AROUND, 0.3 * share)
-        minutes = arguments.train_minutes or max(session.left - around, 5.0) / 60
+    if "training" in phases and arguments.data is not None and not session.done("training"):
+        overhead = min(OVERHEAD, 0.3 * share)
+        minutes = arguments.train_minutes or max(session.left - overhead, 5.0) / 60
         command = [python, "-m", "dctransformer.cli", "train", "--data", str(arguments.data.resolve())]
         command += ["--run", str(arguments.run.resolve()), "--device", arguments.device, "--minutes", f"{minutes:.2f}"]
         if "--compile" not in options:
             command += best_mode(session.results.get("benchmark", {}))
-        session.run("training", [*command, *options], session.left - 0.3 * around, grace=0.2 * around)
+        session.run("training", [*command, *options], session.left - 0.3 * overhead, grace=0.2 * overhead)
     weights = arguments.run.resolve() / "model.safetensors"
-    if "sampling" in wanted and weights.exists() and session.left > 5:
+    if "sampling" in phases and weights.exists() and session.left > 5:
         command = [python, "-m", "dctransformer.cli", "sample", str(arguments.run.resolve()), "--num", "64", "--json"]
         out = session.out.with_suffix(".samples")
         facts = session.run(
@@ -172,13 +179,13 @@ def main() -> int:
         )
         facts["pictures_per_second"] = round(64 / facts["seconds"], 2)  # loading included
         session.record("sampling", facts)
-    phases = {p: session.results.get(p, {}).get("status", "not run") for p in wanted}
-    print(json.dumps({"out": str(session.out), "weights": weights.exists(), "status": phases}))
-    return 0 if all(status == 0 for status in phases.values()) else 1
+    status_of = {p: session.results.get(p, {}).get("status", "not run") for p in phases}
+    print(json.dumps({"out": str(session.out), "weights": weights.exists(), "status": status_of}))
+    return 0 if all(status == 0 for status in status_of.values()) else 1
 
 
 def expanded(option: str) -> list[str]:
-    """``name=a,b`` as ``--name a b``."""
+    """Convert ``name=a,b`` to ``--name a b``."""
     name, _, values = option.partition("=")
     return [f"--{name}", *values.split(",")]
 

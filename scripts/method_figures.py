@@ -1,9 +1,9 @@
-"""Draw the pictures of docs/method.md from one sample of a model (no photograph is needed or shown).
+"""Draw the figures of docs/method.md from one sample of a model; no photographs are needed or shown.
 
-Every number shown is computed: blocks, coefficients and triples are the sample's, distributions are the model's.
+All numbers shown are computed: blocks, coefficients and triples from the sample, distributions by the model.
 
-The figures show the list of triples to its end, so the model must decide all of it triple by triple. Those in docs
-are of the weights `flowers64` of commit 7bbb71c:
+The figures show the complete list of triples, so the model must decide everything triple by triple. The figures in docs
+are from the weights `flowers64` of commit 7bbb71c:
 
     git worktree add before 7bbb71c
     python scripts/method_figures.py before/src/dctransformer/weights/flowers64 --out docs/images
@@ -45,22 +45,22 @@ MARK = "#f1a340"
 
 @dataclasses.dataclass
 class Args:
-    """Figures of the method."""
+    """Settings of the figures."""
 
     model: tyro.conf.Positional[Path]
     """Folder of a model without texture (`texture_from = 4`)."""
     out: Path = Path("docs/images")
-    """Folder."""
+    """Output folder."""
     seed: int = 1
-    """Of the picture that is shown."""
+    """Random seed of the sample."""
     index: int = 3
-    """Which picture of that seed."""
+    """Index of the sample."""
     chunk: int = 3
-    """Which of its chunks is shown."""
+    """Index of the chunk that is shown."""
 
 
 def write(figure: Any, path: Path) -> None:
-    """Write a PNG file."""
+    """Write a figure as a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, facecolor="white")
     with atomic_write(path) as temporary:
@@ -68,7 +68,7 @@ def write(figure: Any, path: Path) -> None:
 
 
 def bare(axis: Any, title: str = "") -> None:
-    """No ticks and no frame."""
+    """Remove ticks and frame, and set the title."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
@@ -76,13 +76,13 @@ def bare(axis: Any, title: str = "") -> None:
 
 
 def show(axis: Any, picture: Any, title: str = "", **options: Any) -> None:
-    """A picture, its pixels as squares."""
+    """Show a picture without interpolation."""
     axis.imshow(picture, interpolation="nearest", **options)
     bare(axis, title)
 
 
 def numbers(axis: Any, table: np.ndarray, colours: Any, title: str, dark: np.ndarray, zero: str = "0") -> None:
-    """An 8×8 table on coloured cells."""
+    """Show an 8×8 table of numbers on coloured cells."""
     axis.imshow(colours, interpolation="nearest")
     for (row, column), value in np.ndenumerate(table):
         text = zero if value == 0 else f"{value:.0f}"
@@ -92,7 +92,7 @@ def numbers(axis: Any, table: np.ndarray, colours: Any, title: str, dark: np.nda
 
 
 def arrow(figure: Any, left: Any, right: Any, text: str = "") -> None:
-    """From one axis to the next."""
+    """Draw an arrow from one axis to the next."""
     a, b = left.get_position(), right.get_position()
     y = (a.y0 + a.y1) / 2
     figure.add_artist(
@@ -108,19 +108,19 @@ def arrow(figure: Any, left: Any, right: Any, text: str = "") -> None:
 
 
 def busiest(levels: torch.Tensor) -> tuple[int, int]:
-    """Row and column of the luma block with most coefficients, away from the border."""
+    """Row and column of the luma block with the most coefficients, away from the border."""
     count = (levels != 0).sum(-1)[1:-1, 1:-1]
     best = int(count.flatten().argmax())
     return 1 + best // count.shape[1], 1 + best % count.shape[1]
 
 
 def block_figure(samples: Samples) -> Any:
-    """A block of the picture as pixels, as DCT coefficients, quantised, and along the zigzag."""
+    """Draw a block as pixels, as DCT coefficients, quantised, and along the zigzag."""
     dct = samples.dct()
     picture = samples.pixels()[0].numpy()
     row, column = busiest(dct.luma[0])
     levels = dct.luma[0, row, column].numpy()
-    # What the block looked like before it was quantised is not known: these are the pixels of the decoded file.
+    # The pixels before quantisation are unknown: these are the pixels of the decoded file.
     grey = np.asarray(Image.fromarray(picture).convert("L"), dtype=float)
     pixels = grey[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
     k = np.arange(8)
@@ -146,7 +146,7 @@ def block_figure(samples: Samples) -> Any:
 
 
 def show_signed(axis: Any, table: np.ndarray, reach: float, title: str, zero: str = "0") -> None:
-    """Numbers on blue (negative) to red (positive)."""
+    """Show numbers on a colour map from blue (negative) to red (positive)."""
     import matplotlib
 
     x = np.sign(table) * np.sqrt(np.abs(table) / max(reach, 1e-9))
@@ -155,7 +155,7 @@ def show_signed(axis: Any, table: np.ndarray, reach: float, title: str, zero: st
 
 
 def zigzag(axis: Any, levels: np.ndarray) -> None:
-    """The order of frequencies in a block, in its four bands."""
+    """Show the zigzag order of frequencies in a block, and the four bands."""
     import matplotlib
 
     shades = matplotlib.colormaps["YlGnBu"](np.linspace(0.15, 0.65, len(order.BANDS)))
@@ -166,8 +166,8 @@ def zigzag(axis: Any, levels: np.ndarray) -> None:
     axis.imshow(cells)
     rows, columns = order.ZIGZAG // 8, order.ZIGZAG % 8
     axis.plot(columns, rows, color="white", linewidth=1.0)
-    there = levels != 0
-    axis.scatter(columns[there], rows[there], s=22, color="#b2182b", zorder=3, linewidths=0)
+    nonzero = levels != 0
+    axis.scatter(columns[nonzero], rows[nonzero], s=22, color="#b2182b", zorder=3, linewidths=0)
     bare(axis, "the zigzag and its four bands")
 
 
@@ -175,7 +175,7 @@ def zigzag(axis: Any, levels: np.ndarray) -> None:
 
 
 def triples_figure(samples: Samples) -> Any:
-    """The list of triples: what is there after so many of them, and where they lie in the sequence."""
+    """Draw the list of triples: the picture after each band, and positions along the sequence."""
     triples = samples.triples[0].numpy()
     grid, codec = samples.grid, Codec(samples.quality)
     height, width = grid.rows * order.MCU, grid.cols * order.MCU
@@ -236,7 +236,7 @@ def triples_figure(samples: Samples) -> Any:
 
 
 def chunk_figure(samples: Samples, batch: ChunkBatch, index: int, stride: int) -> Any:
-    """What the encoder sees before a chunk, and what the chunk lists."""
+    """Draw the encoder's input before a chunk, and the coefficients of the chunk."""
     grid, codec = samples.grid, Codec(samples.quality)
     partial = dataclasses.replace(samples, mcus=batch.coefficients)
     settled = planes(batch.settled[0], grid)
@@ -245,12 +245,12 @@ def chunk_figure(samples: Samples, batch: ChunkBatch, index: int, stride: int) -
     ranks, positions = batch.ranks[0, 1 : n + 1], batch.positions[0, 1 : n + 1]
     listed = ranks < order.NUM_CHANNELS
     target.view(-1)[grid.slot(ranks[listed], positions[listed])] = True
-    there = planes((batch.coefficients[0] != 0), grid)
-    next_ones = planes(target[0], grid)
+    nonzero = planes((batch.coefficients[0] != 0), grid)
+    predicted = planes(target[0], grid)
 
-    # Unknown white, known to be 0 pale, known and not 0 dark, to be listed now orange.
+    # Unknown: white; settled and 0: pale; settled and not 0: dark; predicted by this chunk: orange.
     tints = np.array([[255, 255, 255], [214, 226, 236], [49, 86, 128], [241, 163, 64]], dtype=np.uint8)
-    kind = np.where(next_ones, 3, np.where(there, 2, np.where(settled, 1, 0)))
+    kind = np.where(predicted, 3, np.where(nonzero, 2, np.where(settled, 1, 0)))
 
     figure = Figure(figsize=(11, 4.5))
     axes = [figure.add_axes((x, 0.3, 0.27, 0.6)) for x in (0.02, 0.345, 0.70)]
@@ -296,10 +296,10 @@ def chunk_figure(samples: Samples, batch: ChunkBatch, index: int, stride: int) -
 
 
 def planes(slots: torch.Tensor, grid: Grid) -> np.ndarray:
-    """Luma slots of ``[N, 6, 64]`` as they lie in the picture, 8×8 frequencies a block: ``[8·h, 8·w]``."""
+    """Arrange the luma slots of ``[N, 6, 64]`` as in the picture, 8×8 frequencies per block: ``[8·h, 8·w]``."""
     blocks = slots.flatten(0, 1)[grid.luma_block][:, torch.from_numpy(order.UNZIGZAG)]
-    laid = blocks.view(2 * grid.rows, grid.width, 8, 8).permute(0, 2, 1, 3)
-    return laid.reshape(16 * grid.rows, 8 * grid.width).numpy()
+    arranged = blocks.view(2 * grid.rows, grid.width, 8, 8).permute(0, 2, 1, 3)
+    return arranged.reshape(16 * grid.rows, 8 * grid.width).numpy()
 
 
 # Decoders -------------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def planes(slots: torch.Tensor, grid: Grid) -> np.ndarray:
 
 @dataclasses.dataclass
 class Step:
-    """One step of a chunk: the three distributions and what was drawn."""
+    """A decoding step of a chunk: the three distributions and the drawn triple."""
 
     channel: np.ndarray
     position: np.ndarray
@@ -320,7 +320,7 @@ class Step:
 
 @torch.inference_mode()
 def steps_of(model: DCTransformer, batch: ChunkBatch) -> tuple[list[Step], Context, Places]:
-    """Every step of a chunk."""
+    """Compute the distributions of every step of a chunk."""
     context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
     places = model.places_of_chunk(batch, context)
     streams = model.streams(batch, context, places)
@@ -340,13 +340,13 @@ def steps_of(model: DCTransformer, batch: ChunkBatch) -> tuple[list[Step], Conte
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax in fp64."""
+    """Softmax of logits."""
     x = np.exp(logits - logits.max())
     return x / x.sum()
 
 
 def decoders_figure(model: DCTransformer, samples: Samples, batch: ChunkBatch, step: Step) -> Any:
-    """The model as boxes, with what each head says at one step."""
+    """Draw the model as boxes, with the distribution of each head at one step."""
     grid, codec = samples.grid, Codec(samples.quality)
     figure = Figure(figsize=(11, 5.2))
     canvas = figure.add_axes((0, 0, 1, 1))
@@ -400,7 +400,7 @@ def decoders_figure(model: DCTransformer, samples: Samples, batch: ChunkBatch, s
     for x in columns:
         line(x + 1.0, 2.28, x + 1.0, 2.75)
     for x, y, text in (
-        (6.85, 0.42, "local context: sums over what is settled at and\naround each place, refreshed once a channel"),
+        (6.85, 0.42, "local context: sums over what is settled at and\naround each place, refreshed once per channel"),
     ):
         box(x - 0.9, y - 0.24, text, "#e8f1e4", 4.75, 0.55)
     line(6.6, 0.73, 6.6, 1.62)
@@ -464,7 +464,7 @@ def decoders_figure(model: DCTransformer, samples: Samples, batch: ChunkBatch, s
 
 
 def survival_figure(samples: Samples, step: Step) -> Any:
-    """How scores of places become the probability of the next one."""
+    """Draw how hazards of the open positions give the probability of the next position."""
     grid = samples.grid
     legal = np.flatnonzero(step.position > NEVER / 2)
     unnormalised = np.exp(step.position[legal])
@@ -512,11 +512,11 @@ def survival_figure(samples: Samples, step: Step) -> Any:
 
 
 def context_figure(samples: Samples, batch: ChunkBatch, model: DCTransformer, place: int) -> Any:
-    """What is known around a place when a channel begins, channel by channel."""
+    """Draw the local context of a place: the settled coefficients around it and their running sums."""
     grid = samples.grid
     row, column = place // grid.width, place % grid.width
     figure = Figure(figsize=(11, 3.0))
-    known = planes(batch.coefficients[0], grid).astype(float)
+    coefficients = planes(batch.coefficients[0], grid).astype(float)
     settled = planes(batch.settled[0], grid)
     axis = figure.add_axes((0.02, 0.08, 0.22, 0.8))
     codec = Codec(samples.quality)
@@ -529,7 +529,7 @@ def context_figure(samples: Samples, batch: ChunkBatch, model: DCTransformer, pl
     axis.add_patch(Rectangle((8 * column - 0.5, 8 * row - 0.5), 8, 8, fill=False, edgecolor="#b2182b", linewidth=2.2))
     middle = figure.add_axes((0.29, 0.08, 0.22, 0.8))
     window = (slice(8 * row - 8, 8 * row + 16), slice(8 * column - 8, 8 * column + 16))
-    size = np.sign(known[window]) * np.log1p(np.abs(known[window]))
+    size = np.sign(coefficients[window]) * np.log1p(np.abs(coefficients[window]))
     middle.imshow(np.where(settled[window], size, np.nan), cmap="RdBu_r", vmin=-3.5, vmax=3.5)
     for at in (7.5, 15.5):
         middle.axhline(at, color="#777777", linewidth=0.8)
@@ -551,7 +551,7 @@ def context_figure(samples: Samples, batch: ChunkBatch, model: DCTransformer, pl
         0.5,
         0.5,
         "3 × 3 convolution\nover the sums,\n+ the encoder's feature,\n+ the channel\n\n"
-        "→ the place's features,\nonce a channel",
+        "→ the place's features,\nonce per channel",
         ha="center",
         va="center",
         fontsize=9,
@@ -562,7 +562,7 @@ def context_figure(samples: Samples, batch: ChunkBatch, model: DCTransformer, pl
 
 
 def outcome_figure(samples: Samples, bits: torch.Tensor) -> Any:
-    """The finished picture, how often each place was chosen, and what it cost."""
+    """Draw the finished picture, the number of triples and the bits per place."""
     figure = Figure(figsize=(11, 3.1))
     axes = [figure.add_axes((x, 0.06, 0.22, 0.8)) for x in (0.13, 0.40, 0.67)]
     show(axes[0], samples.pixels()[0].numpy(), f"a sample: {len(samples.triples[0])} triples")
@@ -573,42 +573,42 @@ def outcome_figure(samples: Samples, bits: torch.Tensor) -> Any:
     return figure
 
 
-def telling(steps: list[Step]) -> int:
-    """The step amid a luma channel at which the model was least sure: it shows most."""
+def most_uncertain(steps: list[Step]) -> int:
+    """Index of the step, in the middle of a luma channel, with the highest entropy."""
 
     def entropy(p: np.ndarray) -> float:
         return float(-(p * np.log(p.clip(1e-12))).sum())
 
-    def unsure(i: int) -> float:
+    def uncertainty(i: int) -> float:
         step = steps[i]
         closed = (step.position <= NEVER / 2).sum()
         if order.GENERATION_ORDER[min(step.rank, order.STOP - 1)] >= order.CB or not 4 <= closed <= 32:
             return -1.0
         return entropy(step.channel) + entropy(probabilities(step.position)) + entropy(step.value)
 
-    return max(range(len(steps)), key=unsure)
+    return max(range(len(steps)), key=uncertainty)
 
 
 def main(args: Args) -> None:
-    """Draw."""
+    """Draw all figures."""
     model = DCTransformer.from_pretrained(args.model)
     config = model.config
     if config.texture_from < len(order.BANDS):
-        raise SystemExit(f"{args.model} decides texture a channel at a time; give a model with texture_from = 4")
+        raise SystemExit(f"{args.model} decides texture by channel; give a model with texture_from = 4")
     grid = Grid.of_size(config.size, config.size)
     label = int(np.random.default_rng([args.seed, args.index, 1]).integers(config.num_labels))
-    made = fill(model, [Request(args.index, label)], grid, SampleConfig(seed=args.seed, top_p=0.9))
-    sequence = Sequence.from_triples(made.triples[0], grid, label)
+    samples = fill(model, [Request(args.index, label)], grid, SampleConfig(seed=args.seed, top_p=0.9))
+    sequence = Sequence.from_triples(samples.triples[0], grid, label)
     batch = cut_chunks([sequence], [args.chunk], config.chunk, config.overlap)
     steps, *_ = steps_of(model, batch)
-    first = telling(steps)
-    write(block_figure(made), args.out / "method-block.png")
-    write(triples_figure(made), args.out / "method-triples.png")
-    write(chunk_figure(made, batch, args.chunk, config.stride), args.out / "method-chunk.png")
-    write(decoders_figure(model, made, batch, steps[first]), args.out / "method-decoders.png")
-    write(survival_figure(made, steps[first]), args.out / "method-survival.png")
-    write(context_figure(made, batch, model, 3 * grid.width + 3), args.out / "method-context.png")
-    write(outcome_figure(made, surprise(model, [sequence])), args.out / "method-outcome.png")
+    first = most_uncertain(steps)
+    write(block_figure(samples), args.out / "method-block.png")
+    write(triples_figure(samples), args.out / "method-triples.png")
+    write(chunk_figure(samples, batch, args.chunk, config.stride), args.out / "method-chunk.png")
+    write(decoders_figure(model, samples, batch, steps[first]), args.out / "method-decoders.png")
+    write(survival_figure(samples, steps[first]), args.out / "method-survival.png")
+    write(context_figure(samples, batch, model, 3 * grid.width + 3), args.out / "method-context.png")
+    write(outcome_figure(samples, surprise(model, [sequence])), args.out / "method-outcome.png")
 
 
 if __name__ == "__main__":

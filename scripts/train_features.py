@@ -1,17 +1,16 @@
-"""Trains ``small64``, the feature extractor that ships for offline use, and checks what its distances see.
+"""Train ``small64``, the feature extractor that ships with the package, and check its distances on distorted pictures.
 
     python scripts/train_features.py flowers102 imagenette --minutes 12 --out small64
     python scripts/train_features.py imagenette cats --minutes 10 --out features --torchscript
 
-Each folder holds pictures in class folders (below ``train`` and ``val`` or not), or pictures of a single class. A
-convolutional network learns to
-tell all their classes apart at 64 × 64 pixels, mirrored, shifted and with changed brightness and contrast; pictures
-whose hash is in the lowest twentieth (those that `dctransformer prepare` holds out, too) are kept for validation.
-The last layer is dropped, batch normalisation folded into the convolutions, and the rest written in fp16. The last line
-is JSON.
+Each folder contains pictures in class folders (optionally below ``train`` and ``val``), or pictures of a single class.
+A convolutional network is trained to classify them at 64 × 64 pixels, with random flips, shifts, brightness and
+contrast. Pictures whose hash is in the lowest twentieth (as in `dctransformer prepare`) are held out for validation.
+The last layer is dropped, batch normalisation is folded into the convolutions, and the weights are written in fp16. The
+last line is JSON.
 
-With ``--torchscript`` the features can be used by name of the file, ``--features OUT/features.pt``, and a model card is
-written next to it: so pictures can be scored by an extractor that was trained on other ones.
+With ``--torchscript`` the extractor is also written as a file for ``--features OUT/features.pt``, with a model card, so
+that pictures can be scored by an extractor that was trained on other pictures.
 """
 
 from __future__ import annotations
@@ -39,11 +38,15 @@ from dctransformer.evaluate.small64 import SIDE, WIDTH, Small64, load_small64
 from dctransformer.files import write_tensors, write_text
 
 HELD_OUT = 0.05
-"""Part of the pictures, by hash, that is not trained on."""
+"""Fraction of the pictures, chosen by hash, that is held out."""
 
 
 def load(folders: list[Path]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All pictures: uint8 ``[n, 64, 64, 3]``, classes int64 ``[n]``, held out bool ``[n]``, number of classes."""
+    """Load all pictures.
+
+    Returns:
+        Pictures uint8 ``[n, 64, 64, 3]``, classes int64 ``[n]``, held out bool ``[n]``, and the number of classes.
+    """
     pictures, classes, held_out, first = [], [], [], 0
     for folder in folders:
         source = open_source(folder)
@@ -58,7 +61,7 @@ def load(folders: list[Path]) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def augmented(pictures: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirrored, shifted by up to 6 pixels, with another brightness and contrast: float ``[B, 64, 64, 3]``."""
+    """Augment pictures by random flips, shifts of up to 6 pixels, brightness and contrast: fp32 ``[B, 64, 64, 3]``."""
     count = len(pictures)
     x = pictures.float().permute(0, 3, 1, 2)
     x = F.pad(x, (6, 6, 6, 6), mode="reflect")
@@ -72,16 +75,16 @@ def augmented(pictures: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def train(pictures: Tensor, classes: Tensor, number: int, minutes: float, batch: int, seed: int) -> nn.Sequential:
-    """Train for a time with a cosine; returns the network and its last layer, with averaged weights."""
+    """Train with a cosine schedule, and return the network and its last layer with EMA weights."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     body, head = Small64(normalised=True), nn.Linear(WIDTH, number)
     model = nn.Sequential(body, head)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.05)
-    average = torch.optim.swa_utils.AveragedModel(
+    ema = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
-    start, step, seen, shown = time.perf_counter(), 0, 0, 0.0
+    start, step, seen, mean_loss = time.perf_counter(), 0, 0, 0.0
     order = torch.randperm(len(pictures), generator=rng)
     while (done := (time.perf_counter() - start) / (60 * minutes)) < 1:
         if len(order) < batch:
@@ -94,19 +97,19 @@ def train(pictures: Tensor, classes: Tensor, number: int, minutes: float, batch:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        average.update_parameters(model)
+        ema.update_parameters(model)
         step, seen = step + 1, seen + batch
-        shown = 0.98 * shown + 0.02 * loss.item()
+        mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
         if step % 200 == 0:
-            print(f"{done:4.0%} step {step}, {seen / len(pictures):.1f} epochs, loss {shown:.3f}", flush=True)
+            print(f"{done:4.0%} step {step}, {seen / len(pictures):.1f} epochs, loss {mean_loss:.3f}", flush=True)
     print(f"{step} steps of {batch}, {seen / len(pictures):.1f} epochs")
-    averaged = average.module.eval()
-    assert isinstance(averaged, nn.Sequential)
-    return averaged
+    ema_model = ema.module.eval()
+    assert isinstance(ema_model, nn.Sequential)
+    return ema_model
 
 
 def fused(body: Small64) -> Small64:
-    """The same network without batch normalisation, which is folded into the convolutions."""
+    """Fold batch normalisation into the convolutions, and return the network without it."""
     plain = Small64().eval()
     layers: list[Any] = [body.stem, *body.down, *body.stay]
     targets: list[Any] = [plain.stem, *plain.down, *plain.stay]
@@ -117,17 +120,17 @@ def fused(body: Small64) -> Small64:
 
 @torch.inference_mode()
 def features(network: nn.Module, pictures: Tensor, kind: int = 0) -> Tensor:
-    """The mean (kind 0) or spatial (kind 1) features: fp32 ``[n, D]``."""
+    """Mean (kind 0) or spatial (kind 1) features of pictures: fp32 ``[n, D]``."""
     return torch.cat([network(part)[kind] for part in pictures.split(256)])
 
 
 def calibrate(network: Small64, pictures: Tensor) -> None:
-    """Scale both kinds of features so that their total variance on some pictures is 100."""
+    """Scale both kinds of features to a total variance of 100 on the given pictures."""
     network.gain = torch.stack([10 / features(network, pictures, kind).var(0).sum().sqrt() for kind in (0, 1)])
 
 
 def distortions(pictures: Tensor) -> dict[str, Tensor]:
-    """Pictures made worse in steps, by kind."""
+    """Distort pictures by JPEG, blur and noise of increasing strength."""
 
     def each(change) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(change(Image.fromarray(p.numpy()))) for p in pictures]))
@@ -143,7 +146,7 @@ def distortions(pictures: Tensor) -> dict[str, Tensor]:
 
 
 class AnySize(nn.Module):
-    """A network for 64 × 64 pixels behind a resize; uint8 ``[B, 3, H, W]`` in, features and spatial features out."""
+    """Resizes pictures uint8 ``[B, 3, H, W]`` to 64 × 64 pixels and returns features and spatial features."""
 
     def __init__(self, network: Any):
         super().__init__()
@@ -157,7 +160,7 @@ class AnySize(nn.Module):
 
 
 def write_torchscript(network: Small64, folder: Path, folders: list[Path], result: dict[str, Any]) -> None:
-    """Write ``features.pt`` and a model card that says what the features were trained on."""
+    """Write ``features.pt`` and a model card that lists the training data."""
     traced = torch.jit.trace(network, torch.zeros(1, SIDE, SIDE, 3))
     torch.jit.script(AnySize(traced)).save(folder / "features.pt")
     names = ", ".join(path.name for path in folders)
@@ -165,21 +168,21 @@ def write_torchscript(network: Small64, folder: Path, folders: list[Path], resul
         folder / "README.md",
         f"""# Features trained on {names}
 
-A feature extractor of the same shape as `small64` (a TorchScript file, {WIDTH} features), for
-`dctransformer evaluate MODEL --data DATA --features features.pt`. Its distances compare with each other only.
+A feature extractor with the architecture of `small64` (a TorchScript file, {WIDTH} features), for
+`dctransformer evaluate MODEL --data DATA --features features.pt`. Compare its distances only with each other.
 
 - Data: {names}, {result["trained_on"]:,} pictures at {SIDE}×{SIDE} pixels; {result["held_out"]:,} more were held out.
   Score other pictures than these with it.
-- Recipe: `{result["command"]}`; classification of {result["classes"]} classes, mirrored, shifted, with changed
-  brightness and contrast; averaged weights.
-- {100 * result["accuracy"]:.1f} % of the held-out pictures were classified rightly. Two halves of them are
-  {result["frechet_two_halves"]} apart (Fréchet distance).
+- Recipe: `{result["command"]}`; classification of {result["classes"]} classes with random flips, shifts,
+  brightness and contrast; EMA weights.
+- {100 * result["accuracy"]:.1f} % of the held-out pictures were classified correctly. The Fréchet distance between
+  two halves of them is {result["frechet_two_halves"]}.
 """,
     )
 
 
 def main() -> None:
-    """Load, train, write, check."""
+    """Train, write and check the extractor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--minutes", type=float, default=12)

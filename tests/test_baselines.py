@@ -374,7 +374,7 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
 def test_the_benchmark_refuses_with_a_sentence(
     args: list[str], sentence: str, data: Path, tmp_path: Path, main, capsys: pytest.CaptureFixture
 ) -> None:
-    """Invalid args end in exit status 2 and one sentence, without a traceback."""
+    """Invalid arguments end in exit status 2 and one sentence, without a traceback."""
     threads = torch.get_num_threads()
     try:
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The tour runs from top to bottom, in its short form."""
+"""Test of the tour notebook, in its short form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOUR = Path(__file__).parents[1] / "notebooks" / "tour.ipynb"
 
 
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell, on a CPU, and what the text claims of the codec is what it prints."""
+    """Every cell runs on a CPU, and the printed results are those that the text claims."""
     monkeypatch.setenv("DCTRANSFORMER_SHORT_TOUR", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     book = nbformat.read(TOUR, as_version=4)
@@ -22,7 +22,11 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = "".join(
         o.text for cell in cells for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"
     )
-    for says in ("lossless: True  exact mirror: True", "coefficients: True  pixels: True", "bytes a held-out picture"):
-        assert says in printed, printed
+    for text in (
+        "lossless: True  exact mirror: True",
+        "coefficients: True  pixels: True",
+        "bytes per held-out picture",
+    ):
+        assert text in printed, printed
     pictures = sum("image/png" in o.get("data", {}) for cell in cells for o in cell.outputs)
     assert pictures == 7
