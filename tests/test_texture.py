@@ -26,7 +26,7 @@ from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.rows import Request
-from dctransformer.sampling.running_texture import RunningTexture
+from dctransformer.sampling.running_texture import RunningMix, RunningStatistics
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch
@@ -426,18 +426,22 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
         return Picture(torch.where(known, pictures, 0).to(torch.int16), given, hidden, labels, grid)
 
     whole, rows = Picture(pictures, given, hidden, labels, grid), torch.arange(2)
-    running = RunningTexture(texture, as_of([first, first]))
+    statistics, mix = (make(texture, as_of([first, first])) for make in (RunningStatistics, RunningMix))
     path = [(first, first), (first + 7, first), (60, 61), (100, 191)]  # the second picture waits once
     for ranks in path:
         now, rank = as_of(list(ranks)), torch.tensor(ranks)
-        torch.testing.assert_close(running.rates(rows, labels), texture.use_rates(now), atol=1e-5, rtol=1e-4)
-        found, anew = running.begin(rows, rank, labels), texture.begin(now, rows, rank)
+        rates, some = texture.use_rates(now), torch.tensor([[3, first, 90], [191, 60, 61]])
+        torch.testing.assert_close(statistics.rates(rows, labels), rates, atol=1e-5, rtol=1e-4)
+        picked = statistics.rates(rows, labels, some)
+        torch.testing.assert_close(picked, rates.gather(1, some), atol=1e-5, rtol=1e-4)
+        found, anew = texture.begin(now, rows, rank, mixed=mix.before(rows, rank)), texture.begin(now, rows, rank)
         torch.testing.assert_close(found.features, anew.features, atol=2e-5, rtol=1e-4)
         assert torch.equal(found.values, anew.values) and torch.equal(found.opened, anew.opened)
         following = torch.tensor(path[min(path.index(ranks) + 1, len(path) - 1)])
         for row in range(2):  # channels up to the next one become settled, in order
             for r in range(int(rank[row]), int(following[row])):
-                running.settle(rows[row : row + 1], torch.tensor([r]), whole.planes[row, r][None])
+                for running in (statistics, mix):
+                    running.settle(rows[row : row + 1], torch.tensor([r]), whole.planes[row, r][None])
 
 
 @torch.inference_mode()
@@ -450,6 +454,18 @@ def test_large_pictures_are_drawn_alike(guidance: float, monkeypatch: pytest.Mon
     monkeypatch.setattr(texture_sampling, "LARGE", 1)
     running = sample(model, 2, config, labels=[0, 1], size=(32, 48))
     assert torch.equal(few.mcus, running.mcus) and bool((few.mcus != 0).any())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [1, 7, 500])
+def test_channels_are_searched_in_windows(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures, however many channels are looked at together."""
+    model = make_model(5)
+    config = SampleConfig(batch=3, workers=1)
+    expected = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
+    monkeypatch.setattr(texture_sampling, "WINDOW", window)
+    found = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
+    assert torch.equal(found.mcus, expected.mcus) and torch.equal(found.decisions(), expected.decisions())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -149,18 +149,35 @@ class Texture(nn.Module):
             self.channel_statistics(picture.planes, visible, rank, grid),
         )
 
-    def rates(self, known: Tensor, all_of: Tensor, open_count: Tensor, labels: Tensor) -> Tensor:
-        """`use_rates` from `statistics`, numbers of open places (int64 ``[B, C]``) and labels (int64 ``[B]``)."""
-        known, all_of = (torch.einsum("bcf,cfw->bcw", x, self.summary) for x in (known, all_of))
+    def rates(
+        self, given: Tensor, settled: Tensor, open_count: Tensor, labels: Tensor, ranks: Tensor | None = None
+    ) -> Tensor:
+        """Compute `use_rates` from statistics.
+
+        Args:
+            given: fp32 ``[B, C, 4]``, `channel_statistics` of what is given.
+            settled: fp32 ``[B, C, 4]``, those of all that is settled.
+            open_count: int64 ``[B, C]``, numbers of open places.
+            labels: int64 ``[B]``.
+            ranks: int64 ``[B, K]``, the channels whose rates are wanted; None for all.
+
+        Returns:
+            fp32 ``[B, C]``, or ``[B, K]``.
+        """
+        given, settled = (torch.einsum("bcf,cfw->bcw", x, self.summary) for x in (given, settled))
         # Before rank c: everything of lower ranks, and of the others what is given.
-        before = all_of.cumsum(1) - all_of + known.sum(1, keepdim=True) - known.cumsum(1) + known
-        x = before + self.use_channel.weight + self.use_label(labels)[:, None]
+        before = settled.cumsum(1) - settled + given.sum(1, keepdim=True) - given.cumsum(1) + given
+        if ranks is None:
+            ranks = torch.arange(order.NUM_CHANNELS, device=labels.device)[None]
+        else:
+            before = before.gather(1, ranks[..., None].expand(-1, -1, before.shape[-1]))
+            open_count = open_count.gather(1, ranks)
+        x = before + self.use_channel(ranks) + self.use_label(labels)[:, None]
         x = self.use_norm(self.use_mlp(x))
-        score = ((x * self.use_out.weight).sum(-1, dtype=torch.float32) + self.use_bias.weight[:, 0]).float()
+        score = ((x * self.use_out(ranks)).sum(-1, dtype=torch.float32) + self.use_bias(ranks)[..., 0]).float()
         score = torch.where(score.isinf(), torch.nan, score)  # the clamp would hide an overflow
         rate = (score.clamp(max=12.0)).exp() * open_count
-        index = torch.arange(order.NUM_CHANNELS, device=rate.device)
-        return torch.where((open_count > 0) & (index >= self.first), rate, 0.0)
+        return torch.where((open_count > 0) & (ranks >= self.first), rate, 0.0)
 
     def channel_statistics(self, planes: Tensor, settled: Tensor, rank: Tensor, grid: Grid) -> Tensor:
         """What is known of channels as a whole.
@@ -168,7 +185,7 @@ class Texture(nn.Module):
         Args:
             planes: int16 ``[B, K, P]``, coefficients.
             settled: bool ``[B, K, P]``, which of them are known.
-            rank: int64 ``[K]``, the channels.
+            rank: int64 ``[K]`` or ``[B, K]``, the channels.
             grid: the MCU grid.
 
         Returns:
@@ -176,7 +193,7 @@ class Texture(nn.Module):
         """
         chroma = self.is_chroma[rank] > 0
         places = torch.where(chroma, float(grid.mcus), float(grid.positions))
-        exists = ~chroma[:, None] | grid.table("is_chroma_place", rank.device)
+        exists = ~chroma[..., None] | grid.table("is_chroma_place", rank.device)
         size = torch.where(settled, planes, 0).abs().float()
         density = (size > 0).sum(-1) / places
         return torch.stack(

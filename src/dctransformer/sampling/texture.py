@@ -24,10 +24,13 @@ from dctransformer.model.texture_state import Channels, Picture, settle
 from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
-from dctransformer.sampling.running_texture import LARGE, RunningTexture
+from dctransformer.sampling.running_texture import LARGE, RunningMix, RunningStatistics
 
 TURNS_PER_READ = 8
 """Turns between two reads of which pictures are finished, where a read makes the host wait: until then they idle."""
+
+WINDOW = 16
+"""Channels whose rates are computed together in search of the next one in use, where a read costs nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +109,11 @@ def fill_texture(
     decided = torch.zeros_like(before)
     slots = rank_slots(grid, device)
     active, check = list(range(len(keys))), PredictionCheck(device)
-    running = None
-    if device.type == "cpu" and grid.positions >= LARGE:
-        running = RunningTexture(model.texture, picture)
+    statistics = RunningStatistics(model.texture, picture)
+    running_mix = RunningMix(model.texture, picture) if device.type == "cpu" and grid.positions >= LARGE else None
     rows, draws = torch.arange(len(keys), device=device), Draws.of(configs, device, guided=guided)
     for turn in itertools.count(1):
-        labels = _labels(model, picture, rows, draws)
-        if running is None:
-            view = _view(picture, coefficients, draws.both(rows), labels)
-            rates = model.texture.use_rates(view)
-        else:
-            rates = running.rates(draws.both(rows), labels)
-        check.see(rates, limit=torch.inf)  # before they are mixed, which would hide NaN
-        following = next_channel(_mixed_rates(rates, draws), before[rows], noise.which(rows, before[rows]))
+        following = _following(statistics, model, rows, before[rows], noise.which(rows, before[rows]), draws, check)
         if device.type == "cpu" or turn % TURNS_PER_READ == 0:
             *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
             if not sound:
@@ -131,36 +126,72 @@ def fill_texture(
                 rows = torch.tensor(active).to(device, non_blocking=True)
                 following = following[torch.tensor(staying).to(device, non_blocking=True)]
                 draws = Draws.of([configs[i] for i in active], device, guided=guided)
-                labels = _labels(model, picture, rows, draws)
-                if running is None:
-                    view = _view(picture, coefficients, draws.both(rows), labels)
         going = following < order.STOP  # finished pictures idle: nothing is open to them
         rank = following.clamp(first, order.NUM_CHANNELS - 1)
-        if running is None:
-            channels = model.texture.begin(view, torch.arange(len(labels), device=device), draws.both(rank))
+        if running_mix is None:
+            now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
+            view = dataclasses.replace(
+                picture, coefficients=now, given=picture.given[rows], hidden=picture.hidden[rows]
+            )
+            mix = model.texture.mix(view, torch.arange(len(rows), device=device), rank)
         else:
-            channels = running.begin(draws.both(rows), draws.both(rank), labels)
+            mix = running_mix.before(rows, rank)
+        labels = _labels(model, statistics.labels[rows], draws)
+        channels = model.texture.begin(
+            picture, draws.both(rows), draws.both(rank), mixed=draws.both(mix), labels=labels
+        )
         values, opened = _draw_channels(model, channels, going, noise.places(rows, rank), grid, draws, check)
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots[rank]))
-        if running is not None:
-            running.settle(rows, rank, drawn)
+        statistics.settle(rows, rank, drawn)
+        if running_mix is not None:
+            running_mix.settle(rows, rank, drawn)
         coefficients[rows] = coefficients[rows].scatter(1, slots[rank], drawn)
         before[rows] = following
         decided[rows] += going
     return coefficients[:, :-1].view_as(picture.coefficients), decided.tolist()
 
 
-def _labels(model: DCTransformer, picture: Picture, rows: Tensor, draws: Draws) -> Tensor:
-    """The labels of some pictures (int64 ``[B]``), and after them the null label of their twins."""
-    labels = picture.labels[draws.both(rows)]
-    labels[len(rows) :] = model.config.null_label
-    return labels
+def _labels(model: DCTransformer, labels: Tensor, draws: Draws) -> Tensor:
+    """Append the null label of the twins to the labels of pictures: int64 ``[B]`` to ``[B + G]``."""
+    return torch.cat([labels, torch.full_like(draws.twins, model.config.null_label)])
 
 
-def _view(picture: Picture, coefficients: Tensor, rows: Tensor, labels: Tensor) -> Picture:
-    """Pictures as they are now, with labels (int64 ``[B + G]`` each)."""
-    now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
-    return Picture(now, picture.given[rows], picture.hidden[rows], labels, picture.grid)
+def _following(
+    statistics: RunningStatistics, model: DCTransformer, rows: Tensor, before: Tensor, uniform: Tensor, draws: Draws,
+    check: PredictionCheck,
+) -> Tensor:  # fmt: skip
+    """Draw the next channel in use of each of some pictures; int64 ``[B]``, `order.STOP` where there is none.
+
+    Args:
+        statistics: of all pictures.
+        model: with texture.
+        rows: int64 ``[B]``, the pictures.
+        before: int64 ``[B]``, the ranks to start after.
+        uniform: ``[B]`` in [0, 1).
+        draws: guidance of each.
+        check: sees the rates before they are mixed, which would hide NaN.
+    """
+    labels = _labels(model, statistics.labels[rows], draws)
+    if rows.device.type != "cpu" or len(draws.twins):
+        rates = statistics.rates(draws.both(rows), labels)
+        check.see(rates, limit=torch.inf)
+        return next_channel(_mixed_rates(rates, draws), before, uniform)
+    # Mostly one of the next few channels is in use: the rates of the others need not be known.
+    following, passed = torch.full_like(before, order.STOP), torch.zeros(len(rows), dtype=draw_dtype(rows.device))
+    aim = -torch.log1p(-uniform.to(passed.dtype))
+    begin, searching = before + 1, torch.arange(len(rows))
+    while len(searching := searching[begin[searching] < order.NUM_CHANNELS]):
+        ranks = begin[searching, None] + torch.arange(WINDOW)
+        rates = statistics.rates(rows[searching], labels[searching], ranks.clamp(max=order.NUM_CHANNELS - 1))
+        check.see(rates, limit=torch.inf)
+        rates = torch.where(ranks < order.NUM_CHANNELS, rates, 0.0)
+        sums = passed[searching, None] + rates.to(passed.dtype).cumsum(-1)
+        count = (sums <= aim[searching, None]).sum(-1)  # p(none up to c is in use) = exp(−sum up to c)
+        found = count < WINDOW
+        following[searching[found]] = (begin[searching] + count)[found]
+        passed[searching], begin[searching] = sums[:, -1], begin[searching] + WINDOW
+        searching = searching[~found]
+    return following
 
 
 def _mixed_rates(rates: Tensor, draws: Draws) -> Tensor:
