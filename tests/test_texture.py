@@ -26,7 +26,7 @@ from dctransformer.sampling.drawing import Draws
 from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.rows import Request
-from dctransformer.sampling.running_texture import RunningMix, RunningStatistics
+from dctransformer.sampling.running_texture import RunningMix, RunningRates
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch
@@ -426,13 +426,13 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
         return Picture(torch.where(known, pictures, 0).to(torch.int16), given, hidden, labels, grid)
 
     whole, rows = Picture(pictures, given, hidden, labels, grid), torch.arange(2)
-    statistics, mix = (make(texture, as_of([first, first])) for make in (RunningStatistics, RunningMix))
+    running_rates, mix = (make(texture, as_of([first, first])) for make in (RunningRates, RunningMix))
     path = [(first, first), (first + 7, first), (60, 61), (100, 191)]  # the second picture waits once
     for ranks in path:
         now, rank = as_of(list(ranks)), torch.tensor(ranks)
         rates, some = texture.use_rates(now), torch.tensor([[3, first, 90], [191, 60, 61]])
-        torch.testing.assert_close(statistics.rates(rows, labels), rates, atol=1e-5, rtol=1e-4)
-        picked = statistics.rates(rows, labels, some)
+        torch.testing.assert_close(running_rates(rows, labels), rates, atol=1e-5, rtol=1e-4)
+        picked = running_rates(rows, labels, some)
         torch.testing.assert_close(picked, rates.gather(1, some), atol=1e-5, rtol=1e-4)
         found, anew = texture.begin(now, rows, rank, mixed=mix.before(rows, rank)), texture.begin(now, rows, rank)
         torch.testing.assert_close(found.features, anew.features, atol=2e-5, rtol=1e-4)
@@ -440,7 +440,7 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
         following = torch.tensor(path[min(path.index(ranks) + 1, len(path) - 1)])
         for row in range(2):  # channels up to the next one become settled, in order
             for r in range(int(rank[row]), int(following[row])):
-                for running in (statistics, mix):
+                for running in (running_rates, mix):
                     running.settle(rows[row : row + 1], torch.tensor([r]), whole.planes[row, r][None])
 
 

@@ -138,25 +138,26 @@ class Texture(nn.Module):
             fp32 ``[B, C]``, rates λ of p(channel in use) = 1 − exp(−λ); 0 where no place is open and for structure;
             NaN where the network overflows.
         """
-        return self.rates(*self.statistics(picture), picture.opened.sum(-1), picture.labels)
+        return self.rates(self.before(picture), picture.opened.sum(-1), picture.labels)
 
-    def statistics(self, picture: Picture) -> tuple[Tensor, Tensor]:
-        """What `rates` reads of pictures: of what is given, and of all that is not hidden, fp32 ``[B, C, 4]`` each."""
+    def before(self, picture: Picture) -> Tensor:
+        """Sum up for every channel what is known of the others: ``[B, C, W]``.
+
+        Those are the statistics of channels of lower ranks, and of the others as far as they are given.
+        """
         grid, rank = picture.grid, torch.arange(order.NUM_CHANNELS, device=picture.labels.device)
         visible = ~gather(picture.hidden, grid)
-        return (
-            self.channel_statistics(picture.planes, picture.given_planes, rank, grid),
-            self.channel_statistics(picture.planes, visible, rank, grid),
+        given, settled = (
+            torch.einsum("bcf,cfw->bcw", self.statistics(picture.planes, known, rank, grid), self.summary)
+            for known in (picture.given_planes, visible)
         )
+        return settled.cumsum(1) - settled + given.sum(1, keepdim=True) - given.cumsum(1) + given
 
-    def rates(
-        self, given: Tensor, settled: Tensor, open_count: Tensor, labels: Tensor, ranks: Tensor | None = None
-    ) -> Tensor:
-        """Compute `use_rates` from statistics.
+    def rates(self, before: Tensor, open_count: Tensor, labels: Tensor, ranks: Tensor | None = None) -> Tensor:
+        """Compute `use_rates` from what `before` returns.
 
         Args:
-            given: fp32 ``[B, C, 4]``, `channel_statistics` of what is given.
-            settled: fp32 ``[B, C, 4]``, those of all that is settled.
+            before: ``[B, C, W]``.
             open_count: int64 ``[B, C]``, numbers of open places.
             labels: int64 ``[B]``.
             ranks: int64 ``[B, K]``, the channels whose rates are wanted; None for all.
@@ -164,9 +165,6 @@ class Texture(nn.Module):
         Returns:
             fp32 ``[B, C]``, or ``[B, K]``.
         """
-        given, settled = (torch.einsum("bcf,cfw->bcw", x, self.summary) for x in (given, settled))
-        # Before rank c: everything of lower ranks, and of the others what is given.
-        before = settled.cumsum(1) - settled + given.sum(1, keepdim=True) - given.cumsum(1) + given
         if ranks is None:
             ranks = torch.arange(order.NUM_CHANNELS, device=labels.device)[None]
         else:
@@ -179,8 +177,8 @@ class Texture(nn.Module):
         rate = (score.clamp(max=12.0)).exp() * open_count
         return torch.where((open_count > 0) & (ranks >= self.first), rate, 0.0)
 
-    def channel_statistics(self, planes: Tensor, settled: Tensor, rank: Tensor, grid: Grid) -> Tensor:
-        """What is known of channels as a whole.
+    def statistics(self, planes: Tensor, settled: Tensor, rank: Tensor, grid: Grid) -> Tensor:
+        """Summarise channels as a whole.
 
         Args:
             planes: int16 ``[B, K, P]``, coefficients.

@@ -1,7 +1,7 @@
 """Inputs of texture decisions that change little from channel to channel, kept up to date.
 
-`Texture.rates` reads a few statistics per channel, and `Texture.mix` is linear in the features of settled coefficients:
-what a channel adds to either when it becomes settled is found without looking at the others.
+`Texture.before` sums up a few statistics per channel, and `Texture.mix` is linear in the features of settled
+coefficients: what a channel adds to either when it becomes settled is found without looking at the others.
 
 Shapes: B pictures, R of them (in any order), K channels, P positions, C = 192 ranks, W place width.
 """
@@ -21,39 +21,45 @@ LARGE = 1024
 """Positions from which on a picture is large, and its mix is kept up to date: 256 × 256 pixels."""
 
 
-class RunningStatistics:
-    """The statistics of the channels of B pictures, on any device."""
+class RunningRates:
+    """The rates of channels in use of B pictures, on any device."""
 
     def __init__(self, texture: Texture, picture: Picture):
-        """Compute the statistics before the first channel of texture.
+        """Sum up the statistics before the first channel of texture.
 
         Args:
             texture: in eval mode.
             picture: the structure and what else is given are settled. It is not changed.
         """
-        self.texture, self.grid, self.labels = texture, picture.grid, picture.labels
-        self.visible = picture.opened | picture.given_planes
+        self.texture, self.picture = texture, picture
         self.open_count = picture.opened.sum(-1)
-        self.given, self.settled = texture.statistics(picture)
+        before = texture.before(picture)
+        self.dtype, self.before = before.dtype, before.float()  # many small numbers are added to it
 
-    def rates(self, rows: Tensor, labels: Tensor, ranks: Tensor | None = None) -> Tensor:
+    def __call__(self, rows: Tensor, labels: Tensor, ranks: Tensor | None = None) -> Tensor:
         """Compute `Texture.use_rates` of some pictures.
 
         Args:
             rows: int64 ``[R]``, the pictures.
             labels: int64 ``[R]``.
-            ranks: int64 ``[R, K]``, the channels that are asked for; None for all.
+            ranks: int64 ``[R, K]``, the channels whose rates are wanted; None for all.
 
         Returns:
             fp32 ``[R, C]``, or ``[R, K]``.
         """
-        return self.texture.rates(self.given[rows], self.settled[rows], self.open_count[rows], labels, ranks)
+        return self.texture.rates(self.before[rows].to(self.dtype), self.open_count[rows], labels, ranks)
 
     def settle(self, rows: Tensor, rank: Tensor, values: Tensor) -> None:
         """Settle a channel (int64 ``[R]``) of each of R different pictures, to values int16 ``[R, P]``."""
-        self.settled[rows, rank] = self.texture.channel_statistics(
-            values[:, None], self.visible[rows, rank][:, None], rank[:, None], self.grid
-        )[:, 0]
+        texture, picture = self.texture, self.picture
+        visible = (picture.opened[rows, rank] | picture.given_planes[rows, rank])[:, None]
+        new, old = (
+            texture.statistics(planes[:, None], visible, rank[:, None], picture.grid)[:, 0]
+            for planes in (values, picture.planes[rows, rank])
+        )
+        gained = torch.einsum("rf,rfw->rw", new - old, texture.summary[rank])
+        later = torch.arange(self.before.shape[1], device=rank.device) > rank[:, None]
+        self.before[rows] += torch.where(later[..., None], gained.float()[:, None], 0.0)
 
 
 class RunningMix:

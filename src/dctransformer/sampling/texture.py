@@ -24,12 +24,12 @@ from dctransformer.model.texture_state import Channels, Picture, settle
 from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
-from dctransformer.sampling.running_texture import LARGE, RunningMix, RunningStatistics
+from dctransformer.sampling.running_texture import LARGE, RunningMix, RunningRates
 
 TURNS_PER_READ = 8
 """Turns between two reads of which pictures are finished, where a read makes the host wait: until then they idle."""
 
-WINDOW = 16
+WINDOW = 32
 """Channels whose rates are computed together in search of the next one in use, where a read costs nothing."""
 
 
@@ -109,11 +109,11 @@ def fill_texture(
     decided = torch.zeros_like(before)
     slots = rank_slots(grid, device)
     active, check = list(range(len(keys))), PredictionCheck(device)
-    statistics = RunningStatistics(model.texture, picture)
+    running_rates = RunningRates(model.texture, picture)
     running_mix = RunningMix(model.texture, picture) if device.type == "cpu" and grid.positions >= LARGE else None
     rows, draws = torch.arange(len(keys), device=device), Draws.of(configs, device, guided=guided)
     for turn in itertools.count(1):
-        following = _following(statistics, model, rows, before[rows], noise.which(rows, before[rows]), draws, check)
+        following = _following(running_rates, model, rows, before[rows], noise.which(rows, before[rows]), draws, check)
         if device.type == "cpu" or turn % TURNS_PER_READ == 0:
             *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
             if not sound:
@@ -136,13 +136,13 @@ def fill_texture(
             mix = model.texture.mix(view, torch.arange(len(rows), device=device), rank)
         else:
             mix = running_mix.before(rows, rank)
-        labels = _labels(model, statistics.labels[rows], draws)
+        labels = _labels(model, picture.labels[rows], draws)
         channels = model.texture.begin(
             picture, draws.both(rows), draws.both(rank), mixed=draws.both(mix), labels=labels
         )
         values, opened = _draw_channels(model, channels, going, noise.places(rows, rank), grid, draws, check)
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots[rank]))
-        statistics.settle(rows, rank, drawn)
+        running_rates.settle(rows, rank, drawn)
         if running_mix is not None:
             running_mix.settle(rows, rank, drawn)
         coefficients[rows] = coefficients[rows].scatter(1, slots[rank], drawn)
@@ -157,13 +157,13 @@ def _labels(model: DCTransformer, labels: Tensor, draws: Draws) -> Tensor:
 
 
 def _following(
-    statistics: RunningStatistics, model: DCTransformer, rows: Tensor, before: Tensor, uniform: Tensor, draws: Draws,
+    running_rates: RunningRates, model: DCTransformer, rows: Tensor, before: Tensor, uniform: Tensor, draws: Draws,
     check: PredictionCheck,
 ) -> Tensor:  # fmt: skip
     """Draw the next channel in use of each of some pictures; int64 ``[B]``, `order.STOP` where there is none.
 
     Args:
-        statistics: of all pictures.
+        running_rates: of all pictures.
         model: with texture.
         rows: int64 ``[B]``, the pictures.
         before: int64 ``[B]``, the ranks to start after.
@@ -171,9 +171,9 @@ def _following(
         draws: guidance of each.
         check: sees the rates before they are mixed, which would hide NaN.
     """
-    labels = _labels(model, statistics.labels[rows], draws)
+    labels = _labels(model, running_rates.picture.labels[rows], draws)
     if rows.device.type != "cpu" or len(draws.twins):
-        rates = statistics.rates(draws.both(rows), labels)
+        rates = running_rates(draws.both(rows), labels)
         check.see(rates, limit=torch.inf)
         return next_channel(_mixed_rates(rates, draws), before, uniform)
     # Mostly one of the next few channels is in use: the rates of the others need not be known.
@@ -182,7 +182,7 @@ def _following(
     begin, searching = before + 1, torch.arange(len(rows))
     while len(searching := searching[begin[searching] < order.NUM_CHANNELS]):
         ranks = begin[searching, None] + torch.arange(WINDOW)
-        rates = statistics.rates(rows[searching], labels[searching], ranks.clamp(max=order.NUM_CHANNELS - 1))
+        rates = running_rates(rows[searching], labels[searching], ranks.clamp(max=order.NUM_CHANNELS - 1))
         check.see(rates, limit=torch.inf)
         rates = torch.where(ranks < order.NUM_CHANNELS, rates, 0.0)
         sums = passed[searching, None] + rates.to(passed.dtype).cumsum(-1)
