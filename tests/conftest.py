@@ -1,4 +1,4 @@
-"""Settings for all tests."""
+"""Settings that apply to all tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ tqdm.set_lock(threading.RLock())
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what is cached away from the user's own cache folder, for child processes, too."""
+    """Use a temporary cache folder, in child processes too."""
     with pytest.MonkeyPatch.context() as patch:
         if "DCTRANSFORMER_CACHE" not in os.environ:
             patch.setenv("DCTRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))

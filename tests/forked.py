@@ -1,4 +1,4 @@
-"""Processes for tests, forked from one that has imported PyTorch and done nothing else.
+"""Child processes for tests, forked from a server process that has imported PyTorch and done nothing else.
 
 Importing it anew for each would take seconds, and the process that runs the tests can't be forked: its OpenMP threads
 and those of other libraries don't exist in the copy, which crashes now and then in their code (as a segmentation fault
@@ -23,7 +23,7 @@ _CONTEXT.set_forkserver_preload(["dctransformer.cli", "dctransformer.training.lo
 
 @contextlib.contextmanager
 def forked(output: Path, work: Callable[..., Any], *arguments: Any) -> Iterator[BaseProcess]:
-    """Run a function in a process of its own, which ends at the latest with the block.
+    """Run a function in a child process, which is ended when the block is left.
 
     Args:
         output: file for what it prints; what it prints to standard error goes to a file next to it, ``.err``.
@@ -40,7 +40,7 @@ def forked(output: Path, work: Callable[..., Any], *arguments: Any) -> Iterator[
 
 
 def errors_of(output: Path) -> str:
-    """What the process with this output printed to standard error."""
+    """Standard error of the process with this output."""
     return output.with_suffix(".err").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Pictures for tests: made on the spot, or real photographs where the machine has some."""
+"""Pictures for tests: synthetic, or real photographs if the machine has any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture with what photographs have: soft light, edges in other colours, texture, sensor noise.
+    """A synthetic picture with soft light, coloured edges, texture and sensor noise.
 
     Returns:
         uint8 ``[height, width, 3]``; the same for the same arguments.
@@ -38,7 +38,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def photo_folder(folder: Path, count: int, labels: tuple[str, ...], suffix: str = ".png") -> Path:
-    """Fill a folder with small pictures, in turn in a sub-folder a label; returns it."""
+    """Fill a folder with small pictures, alternating between one sub-folder per label, and return it."""
     for i in range(count):
         path = folder / labels[i % len(labels)] / f"{i}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,19 +47,19 @@ def photo_folder(folder: Path, count: int, labels: tuple[str, ...], suffix: str 
 
 
 def pillow_jpeg(picture: np.ndarray, quality: int, **options) -> bytes:
-    """A JPEG file as Pillow writes it: accurate integer DCT, 4:2:0 (or grey for ``[H, W]``)."""
+    """A JPEG file written by Pillow: accurate integer DCT, 4:2:0, or greyscale for ``[H, W]``."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=quality, **options)
     return file.getvalue()
 
 
 def pillow_pixels(jpeg: bytes) -> np.ndarray:
-    """The pixels Pillow decodes: uint8 ``[H, W, 3]``."""
+    """Pixels of a file as decoded by Pillow: uint8 ``[H, W, 3]``."""
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
 def real_photographs(number: int) -> list[Path]:
-    """Paths of some real photographs, always the same; skips the test where there are none.
+    """Paths of real photographs, always the same; skips the test if there are none.
 
     They are looked for in ``$DCTRANSFORMER_DATA``, or in ``../shared/data`` next to the checkout.
     """

@@ -1,4 +1,4 @@
-"""A device that is not here: tensors that say ``cuda`` or ``mps``, compute on the CPU, and refuse to meet CPU tensors.
+"""A simulated device: tensors that report ``cuda`` or ``mps``, compute on the CPU, and reject CPU tensors.
 
 It finds what a CPU hides: tensors on the wrong device, `Tensor.numpy` of a device's tensors, fp64 where a device has
 none, and everything that lets the host wait for the device. It knows nothing of streams, graphs, kernels or memory.
@@ -40,7 +40,7 @@ COPIES = {"tensor", "as_tensor", "asarray", "new_tensor"}
 
 
 class DeviceTensor(torch.Tensor):
-    """A tensor of the pretended device; ``inner`` holds its numbers on the CPU."""
+    """A tensor of the simulated device; ``inner`` holds its values on the CPU."""
 
     inner: Tensor
     where: torch.device
@@ -97,7 +97,7 @@ def _inner(x: Any) -> Any:
 
 
 def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among some arguments."""
+    """All tensors among the arguments."""
     found: list[Tensor] = []
 
     def collect(parts: Any) -> None:
@@ -113,7 +113,7 @@ def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 
 
 def _each(change: Callable[[Any], Any], x: Any) -> Any:
-    """Arguments or results with their tensors changed."""
+    """Apply a function to all tensors among arguments or results."""
     if isinstance(x, Tensor):
         return change(x)
     if isinstance(x, dict):
@@ -122,7 +122,7 @@ def _each(change: Callable[[Any], Any], x: Any) -> Any:
 
 
 def _place_of_call() -> str:
-    """File and line of the project's innermost call."""
+    """File and line of the innermost call in this project."""
     frame = sys._getframe(1)
     while frame is not None and "/dctransformer/" not in frame.f_code.co_filename:
         frame = frame.f_back
@@ -132,7 +132,7 @@ def _place_of_call() -> str:
 
 
 class PretendDevice:
-    """What is counted while a device is pretended.
+    """Counts the host's reads and copies while a device is simulated.
 
     Attributes:
         device: the device, with an index.
@@ -148,7 +148,7 @@ class PretendDevice:
         """Whether an operation on the device's tensors is running: all tensors that it makes are the device's."""
 
     def forget(self) -> None:
-        """Count from 0."""
+        """Reset the counts to 0."""
         self.reads.clear()
         self.copies.clear()
 
@@ -161,13 +161,13 @@ class PretendDevice:
         self.copies[_place_of_call()] += 1
 
     def is_device(self, what: Any) -> bool:
-        """Whether a device or its name is the pretended one."""
+        """Whether a device, or its name, is the simulated one."""
         if not isinstance(what, str | torch.device) or what == "auto":
             return False
         return torch.device(what).type == self.device.type
 
     def place(self, x: Any) -> Any:
-        """Tensors of the CPU as tensors of the device; anything else as it is."""
+        """Move CPU tensors to the simulated device, and leave everything else unchanged."""
         if not isinstance(x, Tensor) or isinstance(x, DeviceTensor):
             return x
         if self.device.type == "mps" and x.dtype in (torch.float64, torch.complex128):
@@ -175,12 +175,12 @@ class PretendDevice:
         return DeviceTensor(x.detach(), self.device)
 
     def group(self, tensors: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
-        """Tensors by device and dtype, as PyTorch's optimisers and the clipping of gradients group them."""
+        """Group tensors by device and dtype, as PyTorch's optimisers and gradient clipping do."""
         groups: dict[Any, Any] = _group_tensors_by_device_and_dtype(tensors)
         return {(lists[0][0].device, dtype): (lists, where) for (_, dtype), (lists, where) in groups.items()}
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """An operation of which some tensors may be the device's."""
+        """Run an operation on tensors that may be on the simulated device."""
         name = func._schema.name
         tensors = _tensors(args, kwargs)
         here = [x for x in tensors if isinstance(x, DeviceTensor)]
@@ -201,7 +201,7 @@ class PretendDevice:
         return _each(lambda x: wrapped[id(x)] if id(x) in wrapped else self.place(x), result)
 
     def _meet(self, name: str, args: Any, elsewhere: list[Tensor]) -> None:
-        """Tensors of device and CPU in one operation: copies and indices may, nothing else."""
+        """Reject operations that mix tensors of the device and the CPU, except copies and indices."""
         if name == "aten::copy_":
             if isinstance(args[0], DeviceTensor):
                 if not (len(args) > 2 and args[2]):
@@ -215,7 +215,7 @@ class PretendDevice:
             raise RuntimeError(f"{name}: expected all tensors on one device, found {self.device} and cpu: {shapes}")
 
     def to(self, x: Tensor, device: Any, dtype: torch.dtype | None, non_blocking: bool, copy: bool) -> Tensor:
-        """What `Tensor.to` does."""
+        """Implement `Tensor.to`."""
         if device is None or self.is_device(device) == isinstance(x, DeviceTensor):
             return x.to(dtype or x.dtype, copy=copy)
         if self.is_device(device):
@@ -229,7 +229,7 @@ class PretendDevice:
 
 
 class _Functions(TorchFunctionMode):
-    """Answers for the device where PyTorch is called, before it can find that there is none."""
+    """Intercepts PyTorch functions before they find that there is no such device."""
 
     def __init__(self, pretended: PretendDevice):
         super().__init__()
@@ -291,7 +291,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """Runs the operations themselves, those of backward passes too."""
+    """Runs the operations, including those of backward passes."""
 
     def __init__(self, pretended: PretendDevice):
         super().__init__()
@@ -303,14 +303,14 @@ class _Operations(TorchDispatchMode):
 
 
 class _Autocast(torch.amp.autocast_mode.autocast):
-    """Autocasting on the pretended device, whose tensors PyTorch takes for the CPU's."""
+    """Autocasting on the simulated device, whose tensors are CPU tensors to PyTorch."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any):
         super().__init__("cpu" if device_type in ("cuda", "mps") else device_type, *args, **kwargs)
 
 
 class _NoInference:
-    """`torch.inference_mode`, whose tensors don't get along with wrappers, as `torch.no_grad`."""
+    """Replaces `torch.inference_mode`, which does not support tensor wrappers, by `torch.no_grad`."""
 
     @staticmethod
     def enter(mode: Any) -> None:
@@ -324,7 +324,7 @@ class _NoInference:
 
 @contextlib.contextmanager
 def pretend_device(kind: str = "cuda") -> Iterator[PretendDevice]:
-    """Let a device be there during the block.
+    """Simulate a device inside the block.
 
     Args:
         kind: ``cuda``, or ``mps``, which has no fp64.
@@ -358,5 +358,5 @@ def pretend_device(kind: str = "cuda") -> Iterator[PretendDevice]:
 
 
 def on_host(x: Tensor) -> Tensor:
-    """The numbers of a tensor, wherever it is; nothing is counted."""
+    """A copy of a tensor on the CPU, which is not counted as a read."""
     return _inner(x).detach()

@@ -1,4 +1,4 @@
-"""The web page without a browser: uploads, handlers, the server's refusals."""
+"""Tests of the web app without a browser: uploads, handlers and refusals."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ SHAPE = ((32, 32), 30)
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny model's."""
+    """The `Studio` of a tiny model."""
     folder = save_tiny_model(tmp_path_factory.mktemp("model"))
     return Studio(DCTransformer.from_pretrained(folder), "tiny", Limits(max_side=64))
 
 
 def downloads(html: str) -> list[DCTImage]:
-    """The JPEG files that a result offers."""
+    """The JPEG files that a result offers for download."""
     links = re.findall(r'<a [^>]*href="data:image/jpeg;base64,([^"]+)" download="[^"]+\.jpg"', html)
     return [read_jpeg_bytes(base64.b64decode(link)) for link in links]
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """As a PNG file."""
+    """Encode pixels as a PNG file."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
@@ -66,7 +66,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command(studio: Studio) -> None:
-    """Stages come first, with their heat-maps; the files are those of `sample` with the same settings."""
+    """Intermediate stages come with heat maps; the files equal those of `sample` with the same settings."""
     settings = Settings(seed=3, num=2, top_p=0.9, temperature=0.9)
     *stages, last = studio.generate(settings)
     assert len(stages) > 2 and all("<progress" in stage for stage in stages)
@@ -84,7 +84,7 @@ def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command
 
 
 def test_places_of_an_unfinished_picture_are_those_of_its_triples(studio: Studio) -> None:
-    """As the engine counts them."""
+    """The heat map of an unfinished picture equals the engine's count of triples per place."""
     samples, _ = generate(studio.model, 2, sampling=SampleConfig(seed=5))
     for mcus, expected in zip(samples.mcus, samples.places(), strict=True):
         assert torch.equal(places(mcus, samples.grid), expected)
@@ -92,7 +92,7 @@ def test_places_of_an_unfinished_picture_are_those_of_its_triples(studio: Studio
 
 @pytest.mark.parametrize("chunking", [{"chunk": 32, "overlap": 0}, {"chunk": 48, "overlap": 20}])
 def test_bits_of_triples_add_up_to_the_code_length(tmp_path: Path, chunking: dict) -> None:
-    """Stop included, in the order of the triples."""
+    """Bits are in the order of the triples, and add up to the code length including the stop."""
     model = DCTransformer.from_pretrained(save_tiny_model(tmp_path, **chunking))
     samples, _ = generate(model, 1)
     sequence = Sequence.from_triples(samples.triples[0], samples.grid, 1)
@@ -104,7 +104,7 @@ def test_bits_of_triples_add_up_to_the_code_length(tmp_path: Path, chunking: dic
 
 
 def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
-    """The same coefficients, from a JPEG file's own where it has some."""
+    """Results equal those of the task functions, and use a JPEG file's own coefficients if possible."""
     data = pillow_jpeg(photo(32, 32, 0), 50)
     upload = read_upload(data, studio.limits)
     assert upload.source == data
@@ -126,7 +126,7 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
 
 
 def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
-    """Of the file as it is, and of the version that the model is shown."""
+    """Inspect reports on the file itself and on the version that the model reads."""
     data = pillow_jpeg(photo(48, 80, 0), 70)
     dct = read_jpeg_bytes(data)
     picture = read_for_inspection(data, studio.limits, *SHAPE)
@@ -145,7 +145,7 @@ def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
 
 
 def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same batches, each with settings of their own."""
+    """Jobs with different settings that share batches give the same results as alone."""
     batches: list[int] = []
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
@@ -163,7 +163,7 @@ def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: 
 
 
 def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the next chunk: the engine does not go on to the end, and the next user's turn comes."""
+    """A cancelled job stops at the next chunk, and the next user's job starts."""
     chunks = []
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self, *given: (chunks.append(1), run(self, *given))[1])
@@ -199,7 +199,7 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
     ],
 )
 def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings, says: str) -> None:
-    """For every task, before any work."""
+    """Invalid settings of every task are refused before any work."""
     upload = read_upload(png(photo(16, 16)), studio.limits)
     for run in (studio.generate(settings), studio.colorize(upload, settings), studio.upscale(upload, 2, settings)):
         with pytest.raises(ValueError, match=says):
@@ -217,14 +217,14 @@ def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings
     ],
 )
 def test_forms_may_hold_anything(values: list, says: str) -> None:
-    """Each is one sentence; a class that is none is found out later."""
+    """Invalid values in forms are refused in one sentence; an unknown class is refused later."""
     with pytest.raises(ValueError, match=says):
         Settings.of(*values)
     assert Settings.of(None, 1, 1, 1, 1, 1).label == ANY and Settings.of(5, 1, 1, 1, 1, 1).label == "5"
 
 
 def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
-    """Bands, factors, no picture at all."""
+    """Invalid bands and factors and a missing picture are refused."""
     upload = read_upload(png(photo(32, 32)), studio.limits)
     for run, says in (
         (studio.upscale(None, 2, QUICK), "choose a picture first"),
@@ -240,7 +240,7 @@ def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
 
 @pytest.mark.parametrize("squares", [None, ""])
 def test_nothing_painted_is_one_sentence(squares: str | None) -> None:
-    """With what to do."""
+    """An empty mask is refused with a sentence that says what to do."""
     with pytest.raises(ValueError, match="brush over what is to be replaced first: nothing is painted yet"):
         read_squares(squares, (32, 48))
 
@@ -249,13 +249,13 @@ def test_nothing_painted_is_one_sentence(squares: str | None) -> None:
     "squares", ["6", "-1", "0,6", "1.5", "x", ",", "0,", "data:,", "0 1", "²", "0," * 10**6, "9" * 10**6]
 )
 def test_squares_that_are_none_are_refused(squares: str) -> None:
-    """Whatever a program sends in place of the page's script."""
+    """Invalid masks, which the page's script would not send, are refused."""
     with pytest.raises(ValueError, match="does not fit the picture; paint it again"):
         read_squares(squares, (32, 48))
 
 
 def test_squares_become_a_mask() -> None:
-    """Row by row, cut at the picture's edge."""
+    """Squares are converted to a mask row by row, cropped at the edge of the picture."""
     mask = read_squares("1,5", (30, 44))
     white = np.zeros((30, 44, 3), np.uint8)
     white[:16, 16:32] = white[16:, 32:] = 255
@@ -263,7 +263,7 @@ def test_squares_become_a_mask() -> None:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes whose header claims a size."""
+    """A PNG file of a few bytes whose header declares a size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -289,7 +289,7 @@ BAD_UPLOADS = {
 
 @pytest.mark.parametrize("name", list(BAD_UPLOADS))
 def test_bad_uploads_are_one_sentence(studio: Studio, name: str) -> None:
-    """Whichever tab they are brought to."""
+    """Bad uploads are refused in one sentence in every tab."""
     data, says = BAD_UPLOADS[name]
     limits = Limits(max_megabytes=1)
     with pytest.raises(ValueError, match=says):
@@ -299,7 +299,7 @@ def test_bad_uploads_are_one_sentence(studio: Studio, name: str) -> None:
 
 
 def test_uploads_are_made_to_fit(studio: Studio) -> None:
-    """Large ones are shrunk, animations give a frame, phones' rotated pictures are upright; each is said or seen."""
+    """Large pictures are shrunk, animations reduced to a frame and rotated pictures turned; the page reports it."""
     limits = Limits(max_side=64)
     large = read_upload(pillow_jpeg(photo(100, 200), 80), limits)
     assert large.pixels.shape == (32, 64, 3) and "shrunk to 64 × 32" in large.notes[0]
@@ -321,7 +321,7 @@ def test_uploads_are_made_to_fit(studio: Studio) -> None:
 
 
 def test_results_stay_within_the_limit(studio: Studio) -> None:
-    """A picture that would become too large is shrunk first, and that is said."""
+    """A picture whose result would be too large is shrunk first, and the page reports it."""
     upload = read_upload(png(photo(40, 64)), studio.limits)
     last = list(studio.upscale(upload, 4, QUICK))[-1]
     assert "was shrunk to 16 × 10" in last
@@ -341,13 +341,13 @@ def test_results_stay_within_the_limit(studio: Studio) -> None:
     ],
 )
 def test_impossible_limits(wrong: dict) -> None:
-    """Are refused by name."""
+    """Invalid limits are refused by name."""
     with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
         Limits(**wrong)
 
 
 def test_a_model_that_only_generates(tmp_path: Path) -> None:
-    """Without classes, too: the rest is refused with what it can do."""
+    """A model without other tasks and classes refuses them with a list of what it can do."""
     folder = save_tiny_model(tmp_path, conditions=("none",), num_labels=0, label_names=())
     studio = Studio(DCTransformer.from_pretrained(folder), "plain")
     assert studio.missing("none") is None and studio.factors() == [] and studio.labels() == []
@@ -364,7 +364,7 @@ def test_a_model_that_only_generates(tmp_path: Path) -> None:
 
 
 def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
-    """Of its tables, too: they are its samples."""
+    """Examples are samples of the shipped model, with its size and quantisation tables."""
     config = DCTransformer.from_pretrained("flowers64").config
     pictures = {name: examples()[name] for name in fitting_examples(classes=True)}
     assert len(pictures) >= 3
@@ -374,7 +374,7 @@ def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
 
 
 def test_models_without_classes_get_photographs_too() -> None:
-    """First in the list, in whole MCUs and small enough that every task is quick."""
+    """Photographs come first in the list, in whole MCUs and small enough for every task to be quick."""
     samples, fitting, pictures = fitting_examples(classes=True), fitting_examples(classes=False), examples()
     assert list(fitting) == ["Cat", "Coffee", *list(samples)[: len(fitting) - 2]] and 4 <= len(fitting) <= 5
     assert {list(pictures)[number] for number in fitting.values()} == set(fitting)
@@ -387,7 +387,7 @@ def test_models_without_classes_get_photographs_too() -> None:
 
 
 def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
-    """With status 2, before the model is loaded."""
+    """A port in use is reported with exit status 2 before the model is loaded."""
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -407,7 +407,7 @@ def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_what_the_command_refuses(capsys: pytest.CaptureFixture, options: list[str], says: str) -> None:
-    """With status 2 and a sentence."""
+    """The command refuses invalid options with exit status 2 and one sentence."""
     pytest.importorskip("gradio")
     with pytest.raises(SystemExit) as stop:
         main(["app", *options])
@@ -415,7 +415,7 @@ def test_what_the_command_refuses(capsys: pytest.CaptureFixture, options: list[s
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """With status 2."""
+    """Without Gradio, the command ends with exit status 2 and names the extra to install."""
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stop:
         main(["app"])
@@ -423,7 +423,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_folder_for_uploads_is_private_and_goes() -> None:
-    """Even when something fails."""
+    """The folder for uploads is private, and is removed even after an error."""
     with pytest.raises(KeyboardInterrupt), server.private_folder() as folder:
         (folder / "upload").write_bytes(b"x")
         assert os.stat(folder).st_mode & 0o077 == 0
@@ -432,7 +432,7 @@ def test_the_folder_for_uploads_is_private_and_goes() -> None:
 
 
 def test_what_goes_wrong_is_shown_in_the_page(capsys: pytest.CaptureFixture) -> None:
-    """A sentence for what was foreseen; else a hint, and the traceback in the log."""
+    """Expected errors are shown as a sentence; unexpected ones as a hint, with the traceback in the log."""
     gradio = pytest.importorskip("gradio")
     from dctransformer.app.page import _safely
     from dctransformer.app.visitors import Presence
@@ -455,12 +455,12 @@ def test_what_goes_wrong_is_shown_in_the_page(capsys: pytest.CaptureFixture) -> 
 
 
 def test_any_class_means_none_is_asked_for() -> None:
-    """So the command line that is shown has no label."""
+    """If no class is chosen, the command line that is shown has no label."""
     assert "--label" not in Settings(ANY).words() and "--label 'Tree Poppy'" in Settings("Tree Poppy").words()
 
 
 def test_errors_in_the_log_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither can what a visitor sent, if an error repeats it."""
+    """Control characters from visitors are escaped when an error quotes them in the log."""
     try:
         raise RuntimeError("\x1b]0;owned\x07\n\x9bH")
     except RuntimeError:
@@ -474,7 +474,7 @@ def test_errors_in_the_log_cannot_control_the_terminal(capsys: pytest.CaptureFix
 
 
 def test_pictures_of_other_sizes(studio: Studio) -> None:
-    """As `sample --size` makes them; what is no size is one sentence."""
+    """Pictures of other sizes equal those of `sample --size`; an invalid size is refused in one sentence."""
     last = list(studio.generate(QUICK, "16x32"))[-1]
     samples, _ = generate(studio.model, 1, size=(32, 16), sampling=SampleConfig(seed=3))
     assert downloads(last)[0].equal(samples.dct()) and "--size 16x32" in last
@@ -489,7 +489,7 @@ def test_pictures_of_other_sizes(studio: Studio) -> None:
 
 
 def test_a_model_of_pictures_that_are_not_square(tmp_path: Path) -> None:
-    """Width and height are its own wherever they are shown, and files of that shape are its own."""
+    """Width and height are shown in the right order, and files of that shape are used unchanged."""
     gradio = pytest.importorskip("gradio")
     from dctransformer.app.page import build
     from dctransformer.app.shelf import Shelf
@@ -508,7 +508,7 @@ def test_a_model_of_pictures_that_are_not_square(tmp_path: Path) -> None:
 
 
 def test_names_and_classes_are_text(tmp_path: Path) -> None:
-    """Whatever they hold: nothing of it is HTML."""
+    """Names and classes are escaped, whatever they contain."""
     folder = save_tiny_model(tmp_path, label_names=("<b>rose</b>", "lily"))
     studio = Studio(DCTransformer.from_pretrained(folder), "<i>name</i>")
     for html in studio.generate(Settings("<b>rose</b>", 3, top_p=1.0)):

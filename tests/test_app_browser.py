@@ -1,4 +1,4 @@
-"""The web page as a person uses it: a real Chromium without a screen, driven by Selenium.
+"""Tests of the web app in a headless Chromium driven by Selenium.
 
 Skipped where Gradio, Selenium or a browser is missing (on Debian: apt install chromium chromium-driver). Screenshots
 go to the folder that DCTRANSFORMER_SCREENSHOTS names, else to pytest's temporary one.
@@ -51,7 +51,7 @@ ARGUMENTS = (
 
 
 class Page:
-    """A browser and what a person does in it."""
+    """A browser with the actions of a user."""
 
     def __init__(self, driver: webdriver.Chrome, url: str, shots: Path, pool: Pool):
         self.driver, self.url, self.shots, self.pool = driver, url, shots, pool
@@ -98,16 +98,16 @@ class Page:
         self.driver.find_element(By.CSS_SELECTOR, f"#{task}-file input[type=file]").send_keys(str(path))
 
     def held(self, task: str) -> str:
-        """The name by which the server keeps a tab's picture; empty without one."""
+        """The server's id of the picture in a tab; empty without a picture."""
         return self.driver.find_element(By.CSS_SELECTOR, f"#{task}-held textarea").get_property("value")
 
     def links(self, task: str) -> list[str]:
-        """Where the files that can be downloaded are (in the links themselves), at one moment."""
+        """The current download links (the files are in the links themselves)."""
         script = "return [...document.querySelectorAll(arguments[0])].map(a => a.href)"
         return self.driver.execute_script(script, f"#{task}-out a.dct-download")
 
     def results(self, task: str, other_than: list[str] | None = None) -> list[bytes]:
-        """The files that can be downloaded, once there are any, or others than before."""
+        """Wait for download links, or for links that differ from earlier ones, and return them."""
         found: list[str] = []
 
         def look() -> bool:  # once: a page that is being drawn anew may have none at the next look
@@ -118,7 +118,7 @@ class Page:
         return [base64.b64decode(link.split(",", 1)[1]) for link in found]
 
     def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
-        """What comes after an action, when something else is there already."""
+        """Wait until a text has changed after an action, and return the new one."""
         before = self.links(task)
         do()
         return self.results(task, before)
@@ -132,7 +132,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """One server, one browser with a fresh profile, the page opened."""
+    """A server, and a browser with a fresh profile that has opened the page."""
     base = tmp_path_factory.mktemp("app")
     shots = Path(os.environ.get("DCTRANSFORMER_SCREENSHOTS") or base / "screenshots")
     shots.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def test_generate(page: Page) -> None:
-    """A seed of one's own gives the file again; a new one another; the seed is shown."""
+    """The same seed gives the same file, another seed another one, and the seed is shown."""
     page.shoot("start")
     page.click("#generate-go")
     (first,) = page.results("generate")
@@ -173,7 +173,7 @@ def test_generate(page: Page) -> None:
 
 
 def test_one_click_examples(page: Page) -> None:
-    """In every tab that starts from a picture."""
+    """Examples work in every tab that starts from a picture."""
     for name, size in (("Upscale", 64), ("Colorize", 64), ("Inpaint", 64), ("Continue", 64)):
         page.tab(name)
         page.click(f"#{name.lower()}-example-1")
@@ -184,7 +184,7 @@ def test_one_click_examples(page: Page) -> None:
 
 
 def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
-    """An empty one is refused; one stroke in a corner changes that square and no other.
+    """An empty mask is refused; a stroke in a corner changes that square and no other.
 
     So it does in browsers that falsify what is read from a canvas, against fingerprinting.
     """
@@ -216,7 +216,7 @@ def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
 
 
 def test_bands_and_uploads(page: Page, tmp_path: Path) -> None:
-    """The slider says how much is kept; the picture is a PNG file, shrunk to fit, and no copy of it stays."""
+    """The slider shows how much is kept; the picture is a PNG file, shrunk to fit, and no copy of it remains."""
     page.tab("Continue")
     file = tmp_path / "mine.png"
     Image.fromarray(photo(100, 80)).save(file)
@@ -229,7 +229,7 @@ def test_bands_and_uploads(page: Page, tmp_path: Path) -> None:
 
 
 def test_inspect(page: Page, tmp_path: Path) -> None:
-    """A user's file: its triples, the heat-map of bits, the surprises."""
+    """Inspecting a user's file shows its triples, the heat map of bits and the surprises."""
     page.tab("Inspect")
     file = tmp_path / "mine.jpg"
     file.write_bytes(pillow_jpeg(photo(64, 96), 75))
@@ -245,7 +245,7 @@ def test_inspect(page: Page, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["text", "truncated", "bomb", "heavy", "animated"])
 def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path, name: str) -> None:
-    """Whatever is in the file that calls itself a picture."""
+    """Invalid files are reported, and the server keeps running."""
     page.open()  # without the results of the test before
     page.tab("Colorize")
     if name == "animated":
@@ -265,7 +265,7 @@ def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path
 
 
 def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
-    """One works, one waits, the one too many gets a message; nobody's result goes astray."""
+    """One job runs, one waits, one too many is refused; every result reaches its own user."""
     driver = page.driver
     first = driver.current_window_handle
     page.open()
@@ -298,7 +298,7 @@ def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
 
 
 def test_nothing_is_asked_of_other_machines(page: Page) -> None:
-    """All this time the browser asked this server alone; nothing had to be kept from asking others."""
+    """The browser has sent requests to this server only, and none was blocked."""
     page.open()
     asked = [
         json.loads(entry["message"])["message"]["params"]["request"]["url"]
@@ -313,7 +313,7 @@ def test_nothing_is_asked_of_other_machines(page: Page) -> None:
 
 
 def test_a_model_that_lacks_tasks(page: Page, tmp_path: Path) -> None:
-    """Its buttons are off, and the page says why."""
+    """Buttons of unsupported tasks are disabled, and the page explains why."""
     folder = save_tiny_model(tmp_path / "plain", conditions=("none",), num_labels=0, label_names=())
     with running(folder, Limits()) as (url, _):
         page.open(url)
@@ -330,7 +330,7 @@ def test_a_model_that_lacks_tasks(page: Page, tmp_path: Path) -> None:
 
 
 def test_screenshots_were_taken(page: Page) -> None:
-    """They show something."""
+    """All screenshots exist and are not blank."""
     shots = sorted(page.shots.glob("*.png"))
     assert len(shots) >= 10
     for shot in shots:

@@ -1,4 +1,4 @@
-"""Strangers' files are read in a process that may die: what happens then."""
+"""Tests of the process that reads uploaded files: errors, timeouts and crashes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def slow_file() -> bytes:
     "data", [pillow_jpeg(photo(48, 40), 90), pillow_jpeg(photo(100, 200), 80)], ids=["own", "large"]
 )
 def test_a_file_is_read_as_in_this_process(reading: Reader, data: bytes) -> None:
-    """The same pixels, coefficients, facts and notes; but a JPEG file that was written here."""
+    """Pixels, coefficients, facts and notes equal those of reading in this process."""
     expected, upload = read_upload(data, LIMITS, 64), reading.read(data)
     assert isinstance(upload, Upload) and upload.notes == expected.notes
     assert np.array_equal(upload.pixels, expected.pixels)
@@ -62,7 +62,7 @@ def test_a_file_is_read_as_in_this_process(reading: Reader, data: bytes) -> None
 
 @pytest.mark.parametrize("name", list(BAD_UPLOADS))
 def test_bad_files_are_the_same_sentence(reading: Reader, name: str) -> None:
-    """As in this process."""
+    """Bad files are refused with the same sentence as in this process."""
     data, says = BAD_UPLOADS[name]
     for kind in ("work", "inspect"):
         with pytest.raises(ValueError, match=says):
@@ -70,7 +70,7 @@ def test_bad_files_are_the_same_sentence(reading: Reader, name: str) -> None:
 
 
 def test_a_file_that_takes_too_long_is_one_sentence(reading: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process ends then, whatever it does; the next file is read."""
+    """A reader that exceeds the time limit is killed, and the next file is read."""
     with monkeypatch.context() as patch:
         patch.setattr(reading, "seconds", 0.3)
         patch.setitem(reading._settings, "seconds", 0.3)
@@ -80,7 +80,7 @@ def test_a_file_that_takes_too_long_is_one_sentence(reading: Reader, monkeypatch
 
 
 def test_a_file_that_takes_too_much_memory_is_one_sentence(reading: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server never takes that memory."""
+    """A file that needs too much memory is refused, and the server does not allocate that memory."""
     assert reader.memory_bytes(Limits(max_megapixels=40)) < 1.5e9
     with monkeypatch.context() as patch:
         patch.setitem(reading._settings, "memory", 40_000_000)
@@ -90,7 +90,7 @@ def test_a_file_that_takes_too_much_memory_is_one_sentence(reading: Reader, monk
 
 
 def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> None:
-    """A child that is torn down takes neither others nor the process that forks with it."""
+    """A crashing reader takes down neither other readers nor the process that forks them."""
     assert reading._process is not None
     parent, slow = psutil.Process(reading._process.pid), slow_file()
     ends: list[str] = []
@@ -127,7 +127,7 @@ def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> Non
 def test_nonsense_from_a_reader_that_was_taken_over_is_refused(
     reading: Reader, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
-    """Shapes and types are checked; nothing that it sends is decoded or unpickled."""
+    """Shapes and types from a compromised reader are checked, and nothing is decoded or unpickled."""
     monkeypatch.setattr(reading, "_ask", lambda request: reply)
     with pytest.raises(ValueError, match="broke the program"):
         reading.read(b"x")
@@ -136,7 +136,7 @@ def test_nonsense_from_a_reader_that_was_taken_over_is_refused(
 def test_the_process_that_forks_is_started_again(
     reading: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it has been killed; without a look into the working folder; and it ends with the server."""
+    """A killed fork server is restarted, ignores the working folder, and ends with the server."""
     for name in ("json.py", "numpy.py", "torch.py"):
         (tmp_path / name).write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The web page under attack: strangers' paths, names, sites, sizes and files, over real connections."""
+"""Tests of the web app under attack over real connections: paths, host names, origins, sizes and files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CONNECTIONS = 30
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a page of a tiny model."""
+    """A client of an app with a tiny model."""
     folder = save_tiny_model(tmp_path_factory.mktemp("model"))
     limits = Limits(max_megabytes=1, max_megapixels=2, max_side=64, queue=4)
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def result(client: Client, fn_index: int, data: list[Any], session: str) -> str:
-    """What the page shows at the end of a job."""
+    """Run a job, and return what the page shows at its end."""
     for _ in range(300):  # an address has few jobs at once: those of the tests before may have to end first
         status, answer = client.join(fn_index, data, session)
         if status != 503:
@@ -68,7 +68,7 @@ def result(client: Client, fn_index: int, data: list[Any], session: str) -> str:
 
 
 def test_an_upload_can_be_worked_on(client: Client) -> None:
-    """As the page's own script does it: the file's own coefficients are what stays."""
+    """A picture uploaded as by the page's script can be edited, and its coefficients are preserved."""
     data = pillow_jpeg(photo(48, 48), 30)
     status, answer = client.upload("colorize", data)
     assert status == 200 and "own coefficients" in answer["shown"]
@@ -80,7 +80,7 @@ def test_an_upload_can_be_worked_on(client: Client) -> None:
 
 
 def test_no_endpoint_takes_a_path(client: Client, tmp_path: Path) -> None:
-    """Neither of a picture, nor of what never ends, in no place of no endpoint, by the queue or directly."""
+    """No field of any endpoint accepts a path, to a picture or an endless file, via the queue or directly."""
     secret = tmp_path / "secret.png"
     Image.fromarray(photo(32, 32)).save(secret)
     pipe = tmp_path / "pipe"
@@ -109,7 +109,7 @@ def test_no_endpoint_takes_a_path(client: Client, tmp_path: Path) -> None:
 
 
 def test_no_address_gives_files(client: Client, tmp_path: Path) -> None:
-    """Those of Gradio that read, fetch or take files are not reached."""
+    """Gradio's routes that read, fetch or accept files are not reachable."""
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     for address in (
@@ -140,7 +140,7 @@ def test_no_address_gives_files(client: Client, tmp_path: Path) -> None:
     ],
 )
 def test_forms_that_are_none_are_refused(client: Client, data: bytes, headers: dict, status: int) -> None:
-    """Before Gradio sees them."""
+    """Malformed forms are refused before Gradio reads them."""
     assert client.ask("POST", "/gradio_api/queue/join", data, headers)[0] == status
 
 
@@ -151,7 +151,7 @@ def test_forms_that_are_none_are_refused(client: Client, data: bytes, headers: d
     "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "203.0.113.5", "", "a b"]
 )
 def test_other_names_get_no_answer(client: Client, host: str) -> None:
-    """A site whose name has been made to point here (DNS rebinding) can neither read nor send."""
+    """Requests with a foreign host name (DNS rebinding) can neither read nor send."""
     for method, path in (("GET", "/"), ("GET", "/config"), ("GET", "/gradio_api/queue/data?session_hash=a"),
                          ("POST", "/gradio_api/queue/join"), ("POST", "/pictures/colorize")):  # fmt: skip
         status, headers, answer = client.ask(method, path, b"x" if method == "POST" else None, {"Host": host})
@@ -176,7 +176,7 @@ def test_other_names_get_no_answer(client: Client, host: str) -> None:
     ],
 )
 def test_other_sites_can_send_nothing(client: Client, headers: dict[str, str]) -> None:
-    """No form, no upload, no reading of queues; and no answer says that they may (CORS)."""
+    """Foreign origins can send no form or upload and read no queue, and no CORS header allows it."""
     data = pillow_jpeg(photo(32, 32), 80)
     for method, path in (
         ("POST", "/pictures/colorize"), ("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/cancel"),
@@ -188,7 +188,7 @@ def test_other_sites_can_send_nothing(client: Client, headers: dict[str, str]) -
 
 
 def test_own_pages_and_links_get_answers(client: Client) -> None:
-    """The page's own requests, and a visit by a link from elsewhere; Gradio's CORS headers are taken away."""
+    """Requests of the page itself and visits by links are served, and Gradio's CORS headers are removed."""
     origin = f"http://127.0.0.1:{client.port}"
     status, headers, _ = client.ask("GET", "/config", headers={"Origin": origin, "Sec-Fetch-Site": "same-origin"})
     assert status == 200 and not [name for name in headers if name.startswith("access-control")]
@@ -201,7 +201,7 @@ def test_own_pages_and_links_get_answers(client: Client) -> None:
 
 
 def test_websockets_are_refused() -> None:
-    """Whoever asks."""
+    """Websockets are refused from every origin."""
     sent = []
 
     async def send(message: dict) -> None:
@@ -216,7 +216,7 @@ def test_websockets_are_refused() -> None:
 
 
 def test_names_that_a_server_answers_to() -> None:
-    """Loopback and what it listens on; any address if it listens on all; the proxy's name."""
+    """Accepted host names are loopback, the address it listens on (any, for all addresses) and the proxy's name."""
     local = Hosts("127.0.0.1", "127.0.0.1")
     assert all(map(local.allow, ("127.0.0.1:7860", "localhost", "[::1]:7860", "LOCALHOST.", "127.1.2.3")))
     assert not any(map(local.allow, ("192.0.2.7", "example.org", "[2001:db8::1]", "", "localhost:x", "a@localhost")))
@@ -242,7 +242,7 @@ def test_names_that_a_server_answers_to() -> None:
     ],
 )  # fmt: skip
 def test_where_a_proxy_shows_the_page(given: str, path: str, name: str) -> None:
-    """With or without slashes, or a full address."""
+    """The root path may have slashes or be a full URL."""
     assert public_path(given) == (path, name)
 
 
@@ -250,13 +250,13 @@ def test_where_a_proxy_shows_the_page(given: str, path: str, name: str) -> None:
     "given", ["a b", "/a?b", "/a#b", "//a//b", "../a", "ftp://a/b", "https:///a", "https://a:x/", "https://u:p@a/", "é"]
 )
 def test_no_place_where_a_proxy_shows_the_page(given: str) -> None:
-    """Refused before anything is loaded."""
+    """An invalid root path is refused before anything is loaded."""
     with pytest.raises(ValueError, match="is neither a path"):
         public_path(given)
 
 
 def test_the_page_under_a_path(tmp_path: Path) -> None:
-    """Is served to the proxy and to its visitors, and the page's script calls back there."""
+    """Under a root path, the page is served to the proxy and its visitors, and its script calls that path."""
     with running(save_tiny_model(tmp_path), Limits(), root_path="https://example.org/flowers/") as (url, _):
         client = Client(url)
         headers = {"Host": "example.org", "Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"}
@@ -271,7 +271,7 @@ def test_the_page_under_a_path(tmp_path: Path) -> None:
 
 
 def raw(client: Client, request: bytes) -> bytes:
-    """Send bytes as they are; returns the answer until the server closes."""
+    """Send raw bytes, and return the response until the server closes the connection."""
     with socket.create_connection((client.host, client.port), timeout=20) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -282,7 +282,7 @@ def raw(client: Client, request: bytes) -> bytes:
 
 
 def test_uploads_have_bounds(client: Client) -> None:
-    """Declared ones are refused at once, undeclared ones too, and no chunk counts for nothing."""
+    """Too large uploads are refused at once, whether or not they declare a length, also in tiny chunks."""
     status, _, answer = client.ask("POST", "/pictures/colorize", headers={"Content-Length": "1000001"})
     assert status == 413 and b"1,000,000 is the limit" in answer
     start = b"POST /pictures/colorize HTTP/1.1\r\nHost: localhost\r\n"
@@ -295,7 +295,7 @@ def test_uploads_have_bounds(client: Client) -> None:
 
 
 def test_what_arrives_is_counted() -> None:
-    """Whatever was declared."""
+    """The limit applies to the bytes received, whatever length was declared."""
     messages = [{"type": "http.request", "body": b"x" * 60, "more_body": True}] * 5
 
     async def receive() -> dict:
@@ -314,7 +314,7 @@ def test_what_arrives_is_counted() -> None:
 
 
 def test_memory_for_uploads_is_lent_within_bounds() -> None:
-    """To all together, and to each; who waits too long is sent away, and who breaks off gives it back."""
+    """Memory for uploads is limited in total and per visitor, and is returned after timeouts and broken connections."""
 
     async def scene() -> None:
         room = intake.Room(100, 60, wait=0.1)
@@ -337,7 +337,7 @@ def test_memory_for_uploads_is_lent_within_bounds() -> None:
 
 
 def test_pictures_are_kept_within_bounds() -> None:
-    """A visitor's oldest goes first, then the oldest of all; time ends the rest; nobody guesses a name."""
+    """A visitor's oldest pictures are dropped first, then the oldest of all; old ones expire; ids can't be guessed."""
     now = [0.0]
     shelf = Shelf(100_000, 50_000, seconds=60, clock=lambda: now[0])
     picture = Upload(np.zeros((1, 1, 3), np.uint8), np.zeros((60, 100, 3), np.uint8))  # 20,000 bytes
@@ -360,7 +360,7 @@ def test_pictures_are_kept_within_bounds() -> None:
 
 
 def test_a_visitor_with_many_files_keeps_nobody_else_waiting(client: Client) -> None:
-    """One file of a visitor is read at a time, so there is a reader left for others."""
+    """Files of one visitor are read one at a time, so that a reader is left for others."""
     large = io.BytesIO()
     Image.new("L", (1400, 1400)).save(large, "PNG")
     threads = [threading.Thread(target=client.upload, args=("inspect", large.getvalue())) for _ in range(12)]
@@ -374,7 +374,7 @@ def test_a_visitor_with_many_files_keeps_nobody_else_waiting(client: Client) -> 
 
 
 def test_jobs_that_nobody_waits_for_end() -> None:
-    """While nobody listens only the end is kept, and after a moment the work is given up."""
+    """Without a listener only the final message is kept, and the job is cancelled after a while."""
     now = [0.0]
     presence = Presence(grace=10, clock=lambda: now[0])
     done = []
@@ -397,7 +397,7 @@ def test_jobs_that_nobody_waits_for_end() -> None:
 
 
 def test_a_visitor_gets_a_part_of_the_queue(client: Client) -> None:
-    """Three of four places; what nobody listens to is given up, so the next visitor need not wait for it."""
+    """A visitor may hold three of four places, and abandoned jobs are cancelled for the next visitor."""
     inspect = client.endpoints()[-1]
     other = Client(f"http://{client.host}:{client.port}", source="127.0.0.2")
     picture = client.upload("inspect", pillow_jpeg(photo(48, 48), 90))[1]["picture"]
@@ -411,7 +411,7 @@ def test_a_visitor_gets_a_part_of_the_queue(client: Client) -> None:
 
 
 def test_a_burst_of_clicks_gets_no_larger_part_of_the_queue() -> None:
-    """Jobs count from when they are admitted, not from when Gradio has put them into its queue."""
+    """Jobs count as soon as they are admitted, not when Gradio has queued them."""
 
     class Messages(dict):
         max_size = 0
@@ -446,7 +446,7 @@ def test_a_burst_of_clicks_gets_no_larger_part_of_the_queue() -> None:
 
 
 def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
-    """One that listens and reads nothing is sent the end of its job only."""
+    """A client that does not read its messages receives only the final one."""
     presence = Presence()
     presence.opened("tab")
     unread: list[str] = []
@@ -457,7 +457,7 @@ def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
 
 
 def test_a_visitor_gets_a_part_of_the_connections(client: Client) -> None:
-    """More than that are closed, and those that send nothing soon, too; others come through meanwhile."""
+    """Connections above the limit and silent ones are closed; other visitors can still connect."""
     with contextlib.ExitStack() as stack:
         other = Client(f"http://{client.host}:{client.port}", source="127.0.0.2")
         idle = []
@@ -473,7 +473,7 @@ def test_a_visitor_gets_a_part_of_the_connections(client: Client) -> None:
 
 
 def test_a_visitor_gets_a_part_of_the_answers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more is refused; others come through meanwhile. Addresses of one IPv6 network are one visitor's."""
+    """Requests above the limit are refused, per IPv6 network too; other visitors are still served."""
     monkeypatch.setattr(guard, "REQUESTS", 2)
     with contextlib.ExitStack() as stack:
         for _ in range(2):
@@ -486,7 +486,7 @@ def test_a_visitor_gets_a_part_of_the_answers(client: Client, monkeypatch: pytes
 
 
 def test_a_visitor_is_an_address_or_a_network() -> None:
-    """Whoever has an IPv6 address has 2 ** 64 of them."""
+    """A visitor is an IPv4 address or an IPv6 /64 network."""
     names = [visitors.visitor({"client": (a, 1)}) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1")]
     assert names[0] == names[1] != names[2]
     for address in ("192.0.2.1", "::ffff:192.0.2.1", "unknown", ""):
@@ -496,13 +496,13 @@ def test_a_visitor_is_an_address_or_a_network() -> None:
 
 @pytest.mark.parametrize("session", ["", "a" * 65, "a b", "../x"])
 def test_sessions_that_are_none_are_refused(client: Client, session: str) -> None:
-    """Long names would be remembered."""
+    """Invalid session ids are refused, as long ones would occupy memory."""
     assert client.join(client.endpoints()[0]["id"], SETTINGS, session)[0] == 400
     assert client.ask("GET", f"/gradio_api/queue/data?session_hash={session.replace(' ', '+')}")[0] == 400
 
 
 def test_visitors_take_turns() -> None:
-    """Who comes with many jobs waits longest; nobody's own order changes."""
+    """Visitors alternate in the queue, and each visitor's own order is preserved."""
 
     def job(name: str) -> SimpleNamespace:
         return SimpleNamespace(name=name, request=SimpleNamespace(scope={"client": (name[0], 1)}))
@@ -519,7 +519,7 @@ def test_visitors_take_turns() -> None:
     "form", [{"fn_index": 10**6}, {"fn_index": "0"}, {"fn_index": True}, {"data": []}, {"data": 3}]
 )
 def test_forms_that_the_page_lacks_are_refused(client: Client, form: dict) -> None:
-    """Unknown ones, and those with too few values."""
+    """Unknown forms, and forms with too few values, are refused."""
     endpoint = client.endpoints()[0]
     good = {"data": [None] * len(endpoint["inputs"]), "fn_index": endpoint["id"], "session_hash": "tab"}
     status, _, answer = client.ask("POST", "/gradio_api/queue/join", {**good, **form})
@@ -527,7 +527,7 @@ def test_forms_that_the_page_lacks_are_refused(client: Client, form: dict) -> No
 
 
 def test_any_values_are_answered_in_the_page(client: Client, capfd: pytest.CaptureFixture) -> None:
-    """With a sentence, and without a traceback in the log."""
+    """Any values are answered with a sentence, without a traceback in the log."""
     for number, endpoint in enumerate(client.endpoints()[:1] + client.endpoints()[-1:]):
         for value in ("/etc/passwd", -1e300, True, None):
             html = result(client, endpoint["id"], [value] * len(endpoint["inputs"]), f"any{number}")
@@ -536,5 +536,5 @@ def test_any_values_are_answered_in_the_page(client: Client, capfd: pytest.Captu
 
 
 def test_threads_share_heaps_where_the_allocator_allows_it() -> None:
-    """Under glibc; another allocator is left alone."""
+    """Under glibc, threads share heaps; other allocators are left unchanged."""
     assert share_heaps() is (platform.libc_ver()[0] == "glibc")

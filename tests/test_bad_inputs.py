@@ -1,4 +1,4 @@
-"""Every command with every kind of bad input: status 2, one sentence, nothing half-written.
+"""Tests of every command with every kind of bad input: exit status 2, one sentence, no partial output.
 
 The table is generated from the commands' own options; a new command or a new text option needs an entry in `LINES` or
 `TEXTS` and fails here without one.
@@ -102,7 +102,7 @@ PATHS: dict[str, list[str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An argument of a command: its word on the command line and the kinds of value that it takes."""
+    """An argument of a command: its name on the command line and the kinds of values it accepts."""
 
     word: str
     kinds: tuple[Any, ...]
@@ -126,7 +126,7 @@ def options(command: type, prefix: str = "") -> Iterator[Option]:
 
 
 def bad_values(option: Option) -> list[str]:
-    """Values that an argument can't have."""
+    """Invalid values for an argument."""
     if option.word in PATHS:
         return PATHS[option.word]
     if option.word in TEXTS:
@@ -156,7 +156,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything, sound and damaged, that the lines name."""
+    """A folder with all intact and damaged files that the command lines name."""
     root = tmp_path_factory.mktemp("workplace")
     torch.manual_seed(0)
     config = preset("tiny", num_labels=2, label_names=("rose", "lily"), size=16, chunk=64, conditions=NAMES)
@@ -208,13 +208,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listing(root: Path) -> dict[str, tuple[int, int]]:
-    """All files below a folder with sizes and times."""
+    """All files below a folder with their sizes and modification times."""
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in root.rglob("*") if not p.is_dir()}
 
 
 @pytest.fixture
 def limited() -> Iterator[None]:
-    """End what would never end."""
+    """Interrupt a test that would not end."""
 
     def stop(*_: object) -> None:
         raise AssertionError("it did not end")
@@ -228,7 +228,7 @@ def limited() -> Iterator[None]:
 
 @pytest.fixture
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder as the current one; what a command that was not refused wrote is removed."""
+    """Run a test in the workplace folder, and remove what a command wrote there."""
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(workplace.parent / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -237,7 +237,7 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def line(command: str, word: str, value: str) -> list[str]:
-    """The command's valid line with one argument replaced or added."""
+    """The valid command line with one argument replaced or added."""
     words = {key: held for key, held in LINES[command].items() if key != INSTEAD.get((command, word))}
     words[word] = value
     named = [[f"{k}={v}"] if v or k == word else [k] for k, v in words.items() if k.startswith("-")]
@@ -257,7 +257,7 @@ def test_bad_input_is_refused_in_a_sentence(
     word: str,
     value: str,
 ) -> None:
-    """With status 2; the sentence names the argument or its value, and no file is written or changed."""
+    """Exit status is 2, the sentence names the argument or its value, and no file is written or changed."""
     before = listing(place)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -275,7 +275,7 @@ def test_bad_input_is_refused_in_a_sentence(
 
 
 def test_the_table_covers_every_command() -> None:
-    """With at least 300 cases."""
+    """The table covers every command, with at least 300 cases."""
     assert set(LINES) == set(COMMANDS)
     assert len(CASES) >= 300
     assert {case.values[0] for case in CASES} == set(COMMANDS)

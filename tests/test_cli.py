@@ -1,4 +1,4 @@
-"""The command line: what a newcomer types, right and wrong."""
+"""Tests of the command line as a newcomer uses it, with right and wrong arguments."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tiny_model import prepare_small, save_plain_model, save_tiny_model
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 12 made pictures in two classes."""
+    """A folder of 12 synthetic pictures in two classes."""
     folder = tmp_path_factory.mktemp("photos")
     return photo_folder(folder, 12, ("rose", "tulip"), suffix=".jpg")
 
 
 @pytest.fixture(scope="module")
 def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, prepared."""
+    """The prepared data set of these pictures."""
     return prepare_small(photos, tmp_path_factory.mktemp("data") / "set")
 
 
@@ -39,13 +39,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What a command prints; it must succeed."""
+    """Run a command that must succeed, and return its output."""
     main([*map(str, argv)])
     return capsys.readouterr().out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one sentence with which a command is refused: exit status 2 and no traceback."""
+    """Run a command that must fail with exit status 2, and return its one-sentence error."""
     with pytest.raises(SystemExit) as caught:
         main([*map(str, argv)])
     assert caught.value.code == 2
@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_train_then_sample_and_score(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The main job end to end, small."""
+    """Training, sampling and scoring work end to end on a small scale."""
     rundir = tmp_path / "run"
     run(
         capsys, "train", "--data", data, "--run", rundir, "--preset", "tiny", "--triples", "2000", "--batch", "4",
@@ -70,7 +70,7 @@ def test_train_then_sample_and_score(data: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_sample_writes_real_jpeg_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Files that hold the same picture as the PNGs, a sheet and a heat-map; the same again for the same seed."""
+    """JPEG and PNG files have the same picture; sheet and heat map exist; a seed is reproducible."""
     out = json.loads(run(capsys, "sample", model, "--num", "3", "--out", tmp_path / "a", "--seed", "5", "--json"))
     assert len(out["files"]) == 3
     for jpg, png in zip(out["files"], out["pngs"], strict=True):
@@ -88,7 +88,7 @@ def test_sample_writes_real_jpeg_files(model: Path, tmp_path: Path, capsys: pyte
 def test_likelihood_of_a_folder_is_that_of_the_prepared_set(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A plain folder is cropped, resized and encoded as `prepare` does it."""
+    """A plain folder is cropped, resized and encoded as by `prepare`."""
     out = tmp_path / "all"
     run(capsys, "prepare", photos, out, "--size", "32", "--quality", "30", "--val-fraction", "0")
     prepared = json.loads(run(capsys, "likelihood", model, out, "--split", "train", "--json"))
@@ -105,7 +105,7 @@ def test_likelihood_of_a_folder_is_that_of_the_prepared_set(
 
 
 def test_info_of_a_jpeg_and_of_data(photos: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables, sampling and triples; counts and labels."""
+    """`info` shows tables, sampling and triples of a file, and counts and labels of a data set."""
     path = next(photos.rglob("*.jpg"))
     facts = json.loads(run(capsys, "info", path, "--json"))
     dct = read_jpeg(path)
@@ -117,7 +117,7 @@ def test_info_of_a_jpeg_and_of_data(photos: Path, data: Path, capsys: pytest.Cap
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command has a text and an example; --help of train shows the preset's own values."""
+    """Every command has a description and an example; the help of train shows the preset's values."""
     for command in ("prepare", "train", "sample", "likelihood", "info"):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
@@ -131,7 +131,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_are_refused(
     model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One clear sentence that says what to do, exit status 2, and nothing left behind."""
+    """Wrong arguments give one sentence that says what to do and exit status 2, and leave nothing behind."""
     out = tmp_path / "out"
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -176,7 +176,7 @@ def test_wrong_arguments_are_refused(
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
-    """They must come at once."""
+    """Help and version are printed without importing heavy modules."""
     code = (
         "import sys\nfrom dctransformer.cli import main\n"
         "try: main([sys.argv[1]])\nexcept SystemExit: pass\n"
@@ -189,7 +189,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 
 def test_the_output_may_be_full_or_closed() -> None:
-    """A sentence and status 2; a reader that has seen enough is no error."""
+    """A full disk is reported with exit status 2; a closed pipe is not an error."""
     command = [sys.executable, "-m", "dctransformer.cli", "--version"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -202,7 +202,7 @@ def test_the_output_may_be_full_or_closed() -> None:
 
 
 def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Names can hold anything: escapes for the terminal, changes of direction, bytes that are no text."""
+    """Escapes, text direction marks and invalid bytes in names never reach the terminal."""
     with pytest.raises(SystemExit):
         main(["info", "a\x1b[2J\x9b\u202eb\ud800\n"])
     assert r"a\x1b[2J\x9b\u202eb\ud800\n" in capsys.readouterr().err.replace("\\\\", "\\")
@@ -214,7 +214,7 @@ def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixtu
 
 
 def test_a_revision_belongs_to_a_model_of_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not ignored for a folder."""
+    """A revision is refused for a local folder instead of being ignored."""
     with pytest.raises(SystemExit):
         main(["info", "flowers64", "--revision", "v1"])
     assert "--revision is for models of the hub" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""JPEG files as phones, cameras and old software write them."""
+"""Tests of JPEG files as phones, cameras and old software write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pictures import photo, pillow_jpeg, pillow_pixels
 
 
 def cut(data: bytes) -> tuple[list[bytes], bytes]:
-    """The segments of a file up to and with its first scan's header, and the rest."""
+    """Split a file after the header of its first scan; the first part comes as segments."""
     found = []
     for segment in segments(data):
         found.append(data[segment.start - 4 : segment.start + len(segment.body)])

@@ -1,4 +1,4 @@
-"""JPEG files: coefficients in and out, and files that must be refused."""
+"""Tests of reading and writing coefficients of JPEG files, and of files that must be refused."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_folders_on_the_way(tmp_path):
 
 
 def with_size(data: bytes, height: int, width: int) -> bytes:
-    """The file with another size in its header."""
+    """Replace the size in the header of a file."""
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 

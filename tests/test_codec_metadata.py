@@ -1,4 +1,4 @@
-"""Rotation, EXIF and colour profiles of JPEG files: what the tasks that keep a file's coefficients keep, too."""
+"""Tests of orientation, EXIF and colour profiles of JPEG files, which tasks preserve with the coefficients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny untrained model, saved."""
+    """A saved tiny untrained model."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     DCTransformer(preset("tiny", size=16, chunk=64, quality=75, conditions=NAMES)).save_pretrained(folder)
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile() -> bytes:
-    """A colour profile in which red is green, larger than one segment."""
+    """A colour profile that swaps red and green, larger than one segment."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = struct.unpack(">I", data[128:132])[0]
     offsets = {
@@ -60,7 +60,7 @@ def profile() -> bytes:
 
 
 def camera_exif(orientation: int = 1) -> Image.Exif:
-    """What a camera writes."""
+    """A typical EXIF block of a camera."""
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Camera"
     exif[ExifTags.Base.Orientation] = orientation
@@ -69,27 +69,27 @@ def camera_exif(orientation: int = 1) -> Image.Exif:
 
 
 def with_block(block: bytes) -> bytes:
-    """A JPEG file with an EXIF block."""
+    """Add an EXIF block to a JPEG file."""
     return Metadata(exif=block).put_into(pillow_jpeg(photo(32, 16), 75))
 
 
 @pytest.mark.parametrize("orientation", range(11))
 def test_only_orientations_that_rotate_cost_the_coefficients(orientation: int) -> None:
-    """0 and 9 are undefined: the picture is as it is."""
+    """Orientations 0 and 9 are undefined and leave the picture unchanged."""
     data = pillow_jpeg(photo(48, 48), 75, exif=camera_exif(orientation))
     assert (own_coefficients(data) is None) == (2 <= orientation <= 8)
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])
 def test_inpaint_keeps_the_coefficients_of_files_with_undefined_orientation(model: Path, orientation: int) -> None:
-    """Also when its quality is another than the model's."""
+    """Coefficients are preserved, even if the quality differs from the model's."""
     data = pillow_jpeg(photo(32, 32), 90, exif=camera_exif(orientation))
     result = inpaint(model, [data], box=(16, 16, 16, 16))[0].results[0]
     assert np.array_equal(result.luma[0, :2], read_jpeg_bytes(data).luma[0, :2])
 
 
 def test_inpaint_keeps_the_coefficients_of_files_with_a_wrong_scan_header(model: Path) -> None:
-    """Some phones leave the spectral selection 0; no decoder of sequential files reads it."""
+    """Some phones write a spectral selection of 0, which decoders of sequential files ignore."""
     data = pillow_jpeg(photo(32, 32), 90)
     at = data.index(b"\xff\xda")
     header = slice(at + 2 + data[at + 3] - 3, at + 2 + data[at + 3])
@@ -102,7 +102,7 @@ def test_inpaint_keeps_the_coefficients_of_files_with_a_wrong_scan_header(model:
 
 @pytest.mark.parametrize("block", BROKEN.values(), ids=BROKEN)
 def test_a_broken_exif_block_is_of_no_concern(block: bytes, recwarn: pytest.WarningsRecorder) -> None:
-    """The coefficients are used, nothing is printed, and no version of the picture gets the block."""
+    """The coefficients are used, nothing is printed, and no version of the picture has the broken block."""
     data = with_block(block)
     kept = own_coefficients(data)
     assert kept is not None and kept.equal(read_jpeg_bytes(data))
@@ -111,7 +111,7 @@ def test_a_broken_exif_block_is_of_no_concern(block: bytes, recwarn: pytest.Warn
 
 
 def test_whatever_an_exif_parser_raises_is_no_concern(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older versions of Pillow raise SyntaxError."""
+    """Any exception of the EXIF parser is ignored; older versions of Pillow raise SyntaxError."""
 
     def fail(self: Image.Image) -> Image.Exif:
         raise SyntaxError("not a TIFF file")
@@ -124,7 +124,7 @@ def test_whatever_an_exif_parser_raises_is_no_concern(monkeypatch: pytest.Monkey
 def test_commands_are_quiet_about_broken_exif(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    """No warning of Pillow's, with a path to its code or without, reaches the terminal."""
+    """Warnings of Pillow about EXIF never reach the terminal."""
     for name, block in BROKEN.items():
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{name}.jpg").write_bytes(with_block(block))
@@ -154,7 +154,7 @@ TASKS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_results_keep_the_profile_and_exif_of_the_file(model: Path, profile: bytes, tmp_path: Path, task: str) -> None:
-    """Where its own coefficients are used, which the profile belongs to; the PNG file gets the profile."""
+    """Results with the file's own coefficients keep its profile; the PNG file has the profile too."""
     source = tmp_path / "photo.jpg"
     source.write_bytes(pillow_jpeg(photo(16, 32), 88, exif=camera_exif(), icc_profile=profile, comment=b"private"))
     edit = TASKS[task](model, [source], options=Options(out=tmp_path / "out"))[0]
@@ -172,7 +172,7 @@ def test_results_keep_the_profile_and_exif_of_the_file(model: Path, profile: byt
 
 
 def test_results_of_pixels_are_srgb_and_have_no_profile(model: Path, profile: bytes, tmp_path: Path) -> None:
-    """Pixels are converted by the profile when they are read, so it would be applied twice."""
+    """Pixels are converted by the profile when they are read, so keeping it would apply it twice."""
     source = tmp_path / "photo.png"
     Image.fromarray(photo(32, 32)).save(source, icc_profile=profile)
     inpaint(model, [source], box=(0, 0, 16, 16), options=Options(out=tmp_path))
@@ -180,7 +180,7 @@ def test_results_of_pixels_are_srgb_and_have_no_profile(model: Path, profile: by
 
 
 def test_the_thumbnail_is_left_out() -> None:
-    """It shows the picture as it was, and so what was replaced."""
+    """The thumbnail is dropped, because it shows the picture before the edit."""
     thumbnail = pillow_jpeg(photo(16, 16), 75)
     first = struct.pack("<HHHI4s", 1, ExifTags.Base.Make, 2, 4, b"Cam\0")
     second = struct.pack("<HHHII", 2, 0x0201, 4, 1, 56) + struct.pack("<HHII", 0x0202, 4, 1, len(thumbnail))
@@ -196,7 +196,7 @@ def test_the_thumbnail_is_left_out() -> None:
 
 
 def test_the_page_uses_coefficients_that_need_no_profile(profile: bytes) -> None:
-    """It shows results without a profile: others are converted to sRGB."""
+    """The page shows results without a profile, so pictures with one are converted to sRGB."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for kept, converted in ((b"", False), (srgb, False), (b"no profile", False), (profile, True)):
         upload = read_upload(pillow_jpeg(photo(32, 32), 75, icc_profile=kept or None), Limits())
@@ -204,19 +204,19 @@ def test_the_page_uses_coefficients_that_need_no_profile(profile: bytes) -> None
 
 
 def test_a_broken_profile_is_left_out() -> None:
-    """And a sound one may need several segments."""
+    """A broken profile is dropped; an intact one may span several segments."""
     assert read_metadata(pillow_jpeg(photo(16, 16), 75, icc_profile=b"no profile at all")) == Metadata()
 
 
 def test_a_named_pipe_is_refused(model: Path, tmp_path: Path) -> None:
-    """Reading it would never end."""
+    """A named pipe is refused, because reading it would never end."""
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ValueError, match="not a regular file"):
         colorize(model, [tmp_path / "pipe.jpg"])
 
 
 def test_metadata_changes_no_coefficient(profile: bytes) -> None:
-    """Files with it are read as without."""
+    """Files with metadata have the same coefficients as without."""
     plain = pillow_jpeg(photo(32, 32), 80)
     dct = read_jpeg_bytes(plain)
     data = Metadata(camera_exif().tobytes(), profile).put_into(write_jpeg_bytes(dct))

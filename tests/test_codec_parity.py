@@ -1,4 +1,4 @@
-"""The codec against libjpeg: Pillow's encoder read back by jpeglib, and Pillow's decoder."""
+"""Tests of the codec against libjpeg: Pillow's encoder as read by jpeglib, and Pillow's decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = ((64, 64), (48, 80), (1, 1), (2, 3), (7, 16), (17, 31), (33, 8), (50, 49
 
 @pytest.fixture
 def coefficients(tmp_path):
-    """Reads a file's coefficients by jpeglib alone: [Y, Cb, Cr] or [Y], int ``[i, j, 64]`` zigzag, and the tables."""
+    """Read coefficients with jpeglib: [Y, Cb, Cr] or [Y], int ``[i, j, 64]`` in zigzag order, and the tables."""
 
     def read(jpeg: bytes) -> tuple[list[np.ndarray], list[np.ndarray]]:
         path = tmp_path / "picture.jpg"
@@ -35,7 +35,7 @@ def coefficients(tmp_path):
 
 
 def differing(dct: DCTImage, reference: tuple[list[np.ndarray], list[np.ndarray]]) -> int:
-    """Coefficients of a picture that differ from jpeglib's; a difference in shape counts as an error."""
+    """Number of coefficients that differ from jpeglib's; a different shape counts as an error."""
     parts, tables = reference
     assert len(parts) == len(dct.components)
     for ours, reference in zip(dct.tables, tables, strict=True):
@@ -108,7 +108,7 @@ def test_decode_gives_pillows_pixels(grey):
 @pytest.mark.parametrize("step", [(1, 1), (1, 2), (2, 2), (2, 1), (1, 4), (2, 4), (4, 1)])
 @pytest.mark.parametrize("size", [(40, 56), (37, 51), (5, 3), (3, 5), (16, 9), (8, 8)])
 def test_decode_of_every_subsampling(step, size):
-    """Pixels as Pillow has them; coefficients come back, but for factors that the strict reader has no name for."""
+    """Pixels equal Pillow's; coefficients round-trip except for factors that the strict reader does not support."""
     codec = Codec(80)
     luma_grid, chroma_grid = grid_sizes(*size, step)
     big = codec.encode(photo(8 * luma_grid[0], 8 * luma_grid[1], 1)[..., :1]).luma

@@ -1,4 +1,4 @@
-"""Malicious and damaged JPEG files: memory stays whole, time stays bounded, messages stay sentences."""
+"""Tests of malicious and damaged JPEG files: memory safety, bounded time, one-sentence errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def two_faced(marker: int, sampling: str = "4:1:0") -> bytes:
-    """A 256×256 file in a segment of a marker that parsers may skip, then the header of a 32×32 one.
+    """A 256×256 file inside a segment that parsers may skip, followed by the header of a 32×32 file.
 
     No decoder that stops at warnings has a name for 4:1:0, so only the marker can be what is wrong.
     """
@@ -96,7 +96,7 @@ def test_mutated_files_in_a_process_of_its_own():
 
 
 def with_scans(count: int) -> bytes:
-    """A progressive file whose last scan, a refinement, stands there ``count`` times in all."""
+    """A progressive file whose last scan, a refinement, is repeated ``count`` times."""
     data = pillow_jpeg(photo(64, 64), 50, progressive=True)
     last = data.rindex(b"\xff\xda")
     scans = sum(s.marker == 0xDA for s in segments(data))

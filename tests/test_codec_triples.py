@@ -1,4 +1,4 @@
-"""DCT images and triples: lossless both ways, in order, and exactly flipped."""
+"""Tests of DCT images and triples: lossless in both directions, ordered, and exactly flipped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = ((1, 1), (1, 2), (2, 2), (2, 1), (1, 4), (2, 4))
 
 @st.composite
 def dct_images(draw, whole_mcus: bool = False) -> DCTImage:
-    """Any legal image: every size, sampling, density and magnitude."""
+    """A strategy for legal images of every size, sampling, density and magnitude."""
     height, width = (draw(st.integers(1, 70)) for _ in range(2))
     step = draw(st.sampled_from(STEPS))
     grey = draw(st.booleans())

@@ -1,4 +1,4 @@
-"""Compressed files: every coefficient comes back, at the size that likelihood counts, or one sentence does."""
+"""Tests of compressed files: lossless, of the size given by the likelihood, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ QUALITY = 12
 
 
 def make_model(texture_from: int, overlap: int = 0) -> DCTransformer:
-    """A tiny model whose weights are all alive; 4 is without texture."""
+    """A tiny model with non-zero weights; ``texture_from`` 4 is without texture."""
     settings = {"quality": 75, "chunk": 16, "overlap": overlap}
     if texture_from < 4:
         return make_texture_model(texture_from=texture_from, **settings)
@@ -57,7 +57,7 @@ def make_model(texture_from: int, overlap: int = 0) -> DCTransformer:
 
 
 def bytes_of(model: DCTransformer, pictures: list[Tensor], labels: list[int], grid: Grid) -> list[float]:
-    """What likelihood counts."""
+    """Code length of a picture in bytes, by its likelihood."""
     sequences = [Sequence.from_triples(triples_of(p, grid), grid, k) for p, k in zip(pictures, labels, strict=True)]
     return (code_lengths(model, sequences).bits.sum((1, 2)) / 8).tolist()
 
@@ -67,7 +67,7 @@ def bytes_of(model: DCTransformer, pictures: list[Tensor], labels: list[int], gr
 
 @pytest.mark.parametrize(("texture_from", "overlap"), [(4, 0), (2, 0), (1, 0), (2, 4)])
 def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int) -> None:
-    """Bit for bit, in their rows, whoever else is decoded; in as many bytes as likelihood counts."""
+    """Pictures are restored bit for bit in any batch, from files of the size given by the likelihood."""
     model = make_model(texture_from, overlap)
     coder = PictureCoder(model)
     count = coder.batch(2, GRID)
@@ -88,7 +88,7 @@ def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int
 
 
 def test_other_rows_change_no_bit_of_a_row() -> None:
-    """The bits of a picture are the same with any others, and with idle rows."""
+    """The bits of a picture do not depend on other rows of the batch or on idle rows."""
     coder = PictureCoder(make_model(2))
     first, *others = (Task(i, random_picture(i, 0.02, Grid(1, 2))) for i in range(3))
 
@@ -102,7 +102,7 @@ def test_other_rows_change_no_bit_of_a_row() -> None:
 
 
 def test_bits_are_few_and_damage_ends_early() -> None:
-    """At most a byte more than the symbols' information; nothing can be appended; zeros do not decode for ever."""
+    """Overhead is at most a byte; nothing can be appended; zeros do not decode forever."""
     draw = np.random.default_rng(0)
     for _ in range(50):
         steps, coder, information = [], SymbolCoder(), 0.0
@@ -135,7 +135,7 @@ def test_bits_are_few_and_damage_ends_early() -> None:
 
 
 def test_the_next_channel_is_coded_by_the_distribution_it_is_drawn_from() -> None:
-    """Frequencies of draws against the probabilities, which sum to one; closed and earlier channels are impossible."""
+    """Frequencies match probabilities that sum to 1; closed and earlier channels are impossible."""
     rates = torch.tensor([[0.3, 0.0, 0.2, 5.0, 0.0, 0.1]])
     count = 5_000
     before = torch.zeros(count, dtype=torch.int64)
@@ -154,7 +154,7 @@ def test_the_next_channel_is_coded_by_the_distribution_it_is_drawn_from() -> Non
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model with texture and two classes, of pictures 32 pixels wide and 16 high."""
+    """A saved model with texture and two classes, for pictures 32 pixels wide and 16 high."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     settings = {
@@ -168,7 +168,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two classes: PNG files, a JPEG file of the model's tables and another shape, one of other tables."""
+    """Pictures of two classes: PNG files, a JPEG file with the model's tables but not its shape, one with others."""
     folder = tmp_path_factory.mktemp("photos")
     for i, name in enumerate(("rose/a.png", "rose/b.v2.png", "Lily/a.png")):
         path = folder / name
@@ -181,20 +181,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their files."""
+    """The compressed files of these pictures."""
     out = tmp_path_factory.mktemp("packed")
     compress(model, photos, out, verify=False)
     return out
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
-    """What a command prints as JSON."""
+    """Run a command, and return the JSON that it prints."""
     main([str(a) for a in arguments] + ["--json"])
     return json.loads(capsys.readouterr().out)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The sentence with which a command ends."""
+    """Run a command that must be refused, and return its error sentence."""
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
     error = capsys.readouterr().err
@@ -211,7 +211,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_there_and_back(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files and bytes are listed; the model is found by its name; JPEG files of its tables keep their coefficients."""
+    """Files and bytes are listed, the model is found by name, and JPEG files with its tables are lossless."""
     facts = run(capsys, "compress", model, photos, "--out", packed)  # which is there
     assert {Path(f).relative_to(packed).as_posix() for f in facts["files"]} == {
         "rose/a.dct", "rose/b.v2.dct", "Lily/a.dct", "Lily/tall.dct", "Lily/other.dct",
@@ -233,7 +233,7 @@ def test_there_and_back(
 def test_sizes_are_those_of_likelihood(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With labels and without, the files of pictures that likelihood scores, too; only their names come on top."""
+    """File sizes equal the likelihood of the same pictures, with and without labels, plus the names."""
     folder = tmp_path / "same"
     for name in ("rose/a.png", "rose/b.v2.png", "Lily/a.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def test_sizes_are_those_of_likelihood(
 def test_shipped_weights_are_found_by_their_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    """Their files hold no name, so that a header has 8 bytes, and are found without one."""
+    """Files of shipped weights have a header of 8 bytes without the model's name."""
     shipped = tmp_path / "shipped"
     (shipped / "tiny").mkdir(parents=True)
     for path in model.iterdir():
@@ -270,7 +270,7 @@ def test_shipped_weights_are_found_by_their_number(
 def test_the_same_command_makes_what_is_missing(
     model: Path, photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an interruption, and after a file was lost or replaced; nothing half-written stays."""
+    """The command continues after an interruption or a lost file, and leaves no partial files."""
     out = tmp_path / "out"
     written = compress_module._Compression._write
 
@@ -310,7 +310,7 @@ def test_refusals(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """One sentence each, and what to do."""
+    """Invalid input is refused with one sentence that says what to do."""
     out = ("--out", tmp_path / "out")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -341,7 +341,7 @@ def test_a_machine_that_computes_otherwise_gets_a_sentence(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Logits that are not repeated: neither a wrong picture nor a file that can't be decoded."""
+    """Logits that are not reproducible give an error, never a wrong picture or an undecodable file."""
     logits = Decoding.position
     draw = torch.Generator().manual_seed(0)
 
@@ -357,13 +357,13 @@ def test_a_machine_that_computes_otherwise_gets_a_sentence(
 
 
 def test_mutated_files_never_give_a_wrong_picture(tmp_path: Path) -> None:
-    """Refused, or exactly the picture of the original; a sound file among them is restored."""
+    """Mutated files are refused or give the original picture; an intact file among them is restored."""
     outcome = fuzz_compress.fuzz(40, 0, tmp_path, pictures=8)
     assert outcome["refused"] > 30 and outcome["refused"] + outcome["same picture"] == 40
 
 
 def test_names_stay_inside_the_folder() -> None:
-    """Keys of archives and tables become relative paths, no two alike."""
+    """Keys of archives and tables become distinct relative paths."""
     assert _name("../../a/b.JPG") == "a/b" and _name("/x.png") == "x" and _name("t.parquet#7") == "t.parquet#7"
     assert _name("..") == "picture" and _name("a/photo.v2.jpeg") == "a/photo.v2"
     assert _distinct(["a", "A", "a-2", "b"]) == ["a", "A-2", "a-2-2", "b"]

@@ -1,4 +1,4 @@
-"""Settings in files: what the command line, the file and the preset say, and the paper's own runs."""
+"""Tests of settings files: precedence of command line, file and preset, and the paper's runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ RUNS = sorted(path.stem for path in PAPER.glob("*.toml"))
 
 
 def written(folder: Path, text: str) -> Path:
-    """A file with these settings."""
+    """Write a file with the given settings."""
     path = folder / "settings.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
-    """Each level changes what it names and nothing else; the budget may be counted otherwise than in the file."""
+    """Each level overrides only what it names; the budget may use another unit than the file's."""
     path = written(
         tmp_path,
         'preset = "tiny"\n[model]\nwidth = 48\nvalue = [1, 2]\n'
@@ -50,7 +50,7 @@ def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
 
 
 def test_train_reads_a_file(tmp_path: Path) -> None:
-    """What a run stores is what the file said, but for what the command line said."""
+    """A run stores the settings of the file, overridden by the command line."""
     photos, data, run = photo_folder(tmp_path / "photos", 6, ("a", "b")), tmp_path / "data", tmp_path / "run"
     main(["prepare", str(photos), str(data), "--size", "32", "--quality", "30", "--val-fraction", "0.3"])
     path = written(
@@ -99,7 +99,7 @@ def test_train_reads_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_refused(text: str, says: str, tmp_path: Path) -> None:
-    """One sentence that names the file and what is wrong."""
+    """Mistakes are refused with one sentence that names the file and the problem."""
     path = written(tmp_path, text)
     with pytest.raises(ValueError) as caught:
         read_config_file(path)
@@ -107,7 +107,7 @@ def test_mistakes_are_refused(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is made."""
+    """A missing file and other data are refused before anything is written."""
     data, run = tmp_path / "data", tmp_path / "run"
     photos = photo_folder(tmp_path / "photos", 2, ("a",))
     main(["prepare", str(photos), str(data), "--size", "32", "--quality", "30", "--val-fraction", "0"])
@@ -130,7 +130,7 @@ def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytes
     ],
 )
 def test_the_shape_of_the_data_is_checked(wanted: str, says: str | None, tmp_path: Path) -> None:
-    """Any way of giving it."""
+    """The shape of the data is checked, however it is specified."""
     file = read_config_file(written(tmp_path, f"[data]\n{wanted}"))
     info = DatasetInfo.of_shape(Shape.of(64), quality=20, splits={})
     if says is None:
@@ -142,7 +142,7 @@ def test_the_shape_of_the_data_is_checked(wanted: str, says: str | None, tmp_pat
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_papers_runs(name: str) -> None:
-    """Every settings file loads; its model, built without weights, has the parameters that the table states."""
+    """Every settings file loads, and its model has the number of parameters given in the table."""
     file = read_config_file(PAPER / f"{name}.toml")
     config = file.model_config()
     with torch.device("meta"):
@@ -158,7 +158,7 @@ def test_the_papers_runs(name: str) -> None:
 
 
 def test_the_papers_runs_are_those() -> None:
-    """None is forgotten."""
+    """All runs of the paper have a settings file."""
     assert {
         "lsun-bedrooms",
         "lsun-towers",
@@ -171,7 +171,7 @@ def test_the_papers_runs_are_those() -> None:
 
 
 def test_files_may_name_switches_that_are_built_in_now(tmp_path: Path) -> None:
-    """A retired switch of another value is refused with the commit that has it."""
+    """Retired switches are accepted at the built-in value; for others the error names the last commit with them."""
     built_in = read_config_file(written(tmp_path, 'preset = "tiny"\n[model]\npointer = true\nnorm = "layer"\n'))
     assert built_in.architecture() == preset("tiny")
     paper = read_config_file(written(tmp_path, 'preset = "paper"\n[model]\nsurvival = false\n'))

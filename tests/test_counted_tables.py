@@ -1,4 +1,4 @@
-"""The context coder of the benchmarks: probabilities sum to 1, contexts look back only, and it beats a histogram."""
+"""Tests of the counted-table coder: normalised, causal, and better than a histogram."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def photographs() -> DCTImage:
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[None]:
-    """The benchmarks on the path."""
+    """Put the benchmarks on the import path."""
     folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
     sys.path.insert(0, folder)
     yield
@@ -35,14 +35,14 @@ def modules() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tables(photographs: DCTImage, modules: None):
-    """Counted on the first 24."""
+    """Tables counted on the first 24 pictures."""
     from counted_tables import CountedTables  # pyright: ignore[reportMissingImports]
 
     return CountedTables(photographs[:24])
 
 
 def test_probabilities_are_normalised(tables) -> None:
-    """Every table sums to 1 over all values that there can be, none of which is impossible."""
+    """Every table sums to 1 over all possible values and gives each a positive probability."""
     assert len(tables.tables) == order.NUM_CHANNELS
     for channel, table in tables.tables.items():
         assert table.probability.shape[1] == 2 * tables.bounds[channel] + 1
@@ -51,7 +51,7 @@ def test_probabilities_are_normalised(tables) -> None:
 
 
 def test_contexts_look_back_only(tables, photographs: DCTImage) -> None:
-    """A changed coefficient changes the bits of no coefficient that is coded before it."""
+    """Changing a coefficient changes the bits of no coefficient that is coded earlier."""
     pictures = photographs[24:26]
     before = tables.bits(pictures)
     for channel, row, column in ((0, 1, 2), (5, 2, 3), (64, 0, 1), (130, 1, 1), (40, 3, 0)):
@@ -70,7 +70,7 @@ def test_contexts_look_back_only(tables, photographs: DCTImage) -> None:
 
 
 def test_it_beats_the_histogram(tables, photographs: DCTImage) -> None:
-    """On held-out pictures; and the histogram's bits are its entropy on its own pictures."""
+    """Tables beat the histogram on held-out pictures; the histogram's bits on its own pictures are its entropy."""
     from coders import histogram_bits  # pyright: ignore[reportMissingImports]
 
     held_out = photographs[24:]
@@ -84,7 +84,7 @@ def test_it_beats_the_histogram(tables, photographs: DCTImage) -> None:
 
 
 def test_larger_values_than_pixels_give_are_refused(tables, photographs: DCTImage) -> None:
-    """In one sentence."""
+    """Coefficients that 8-bit pixels can't produce are refused in one sentence."""
     luma = photographs.luma[:1].clone()
     luma[0, 0, 0, 9] = 900
     wrong = dataclasses.replace(photographs[:1], luma=luma)
@@ -94,14 +94,14 @@ def test_larger_values_than_pixels_give_are_refused(tables, photographs: DCTImag
 
 @pytest.fixture
 def coders(modules: None) -> Callable[[list[str]], None]:
-    """The benchmark's entry point."""
+    """The entry point of the benchmark."""
     import coders as benchmark  # pyright: ignore[reportMissingImports]
 
     return benchmark.main
 
 
 def test_the_table(tmp_path: Path, coders, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each coder; structure and texture make up the whole; an untrained model loses, and status says so."""
+    """There is a row per coder; structure and texture add up; a model that loses gives a non-zero exit status."""
     photos = photo_folder(tmp_path / "photos", 16, ("rose", "tulip"), suffix=".jpg")
     data, model = prepare_small(photos, tmp_path / "data"), save_plain_model(tmp_path / "model")
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Curves of trainings that come with the package, and what TensorBoard shows of a run."""
+"""Tests of the training curves that ship with the package, and of TensorBoard output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOWERS = preset("small", size=64, quality=20, texture_from=2)
 
 
 def test_curves_come_with_the_package() -> None:
-    """Small files; every training has validations whose bytes fall, with structure and texture apart."""
+    """Curves are small files with falling validation bytes, separate for structure and texture."""
     assert {path.stem for path in CURVES.glob("*.jsonl")} >= {"cats128", "flowers64", "photos"}
     assert all(path.stat().st_size < 60_000 for path in CURVES.glob("*.jsonl"))
     (curve,) = shipped_curves(FLOWERS)
@@ -31,12 +31,12 @@ def test_curves_come_with_the_package() -> None:
 
 @pytest.mark.parametrize("change", [{"size": 128}, {"quality": 30}, {"texture_from": 1}])
 def test_other_trainings_do_not_compare(change: dict[str, int]) -> None:
-    """Another size or quality has other bytes; another texture counts other triples."""
+    """Curves of another size, quality or texture setting are not shown, as their units differ."""
     assert shipped_curves(dataclasses.replace(FLOWERS, **change)) == []
 
 
 def test_the_chart_shows_them_behind_the_run() -> None:
-    """Its name stands next to its curve; without a validation of the run it is there, too."""
+    """The shipped curve is labelled, and is shown even if the run has no validation yet."""
     lines = [
         {"triples": 1e6, "validation/bytes_per_image": 400.0},
         {"triples": 2e6, "validation/bytes_per_image": 350.0},
@@ -47,7 +47,7 @@ def test_the_chart_shows_them_behind_the_run() -> None:
 
 
 def test_tensorboard_has_curves_by_triples_and_sheets(tmp_path: Path) -> None:
-    """The run's own validations by triples, the package's in a run of their own, written once; and sheets as images."""
+    """TensorBoard has the run's validations by triples, the shipped curve as a separate run, and sheets as images."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = RunFolder(tmp_path)
     for step in (-1, 3):  # a resumed run writes them no second time

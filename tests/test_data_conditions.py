@@ -1,4 +1,4 @@
-"""Conditions: which coefficients they settle, and what a sequence is under them."""
+"""Tests of conditions: the coefficients that they settle, and sequences under them."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ GRID = Grid(3, 4)
 
 
 def test_low_is_the_corner_of_low_frequencies_of_each_block() -> None:
-    """A picture of its own frequencies alone loses nothing but those outside the corner."""
+    """A picture without other frequencies is preserved exactly by the low-frequency corner."""
     for corner in (1, 2, 4):
         mask = masks.low(corner, GRID)
         assert mask.shape == (GRID.mcus, 6, 64)
@@ -32,7 +32,7 @@ def test_low_is_the_corner_of_low_frequencies_of_each_block() -> None:
 
 
 def test_luma_and_outside() -> None:
-    """Luma is four blocks of six; outside is whole MCUs."""
+    """The luma condition covers four of six blocks; the outside condition covers whole MCUs."""
     assert masks.luma(GRID).sum((1, 2)).tolist() == [4 * 64] * GRID.mcus
     hole = torch.zeros(3, 4, dtype=torch.bool)
     hole[1, 2] = True
@@ -41,7 +41,7 @@ def test_luma_and_outside() -> None:
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 3), Grid(4, 4), Grid(5, 2)])
 def test_the_centre_hole_lies_inside_and_is_never_empty(grid: Grid) -> None:
-    """Also in pictures of one MCU."""
+    """The hole lies inside the picture and is not empty, even in pictures of one MCU."""
     hole = masks.centre_hole(grid)
     assert bool(hole.any())
     if min(grid.rows, grid.cols) >= 3:
@@ -49,7 +49,7 @@ def test_the_centre_hole_lies_inside_and_is_never_empty(grid: Grid) -> None:
 
 
 def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
-    """And every mask leaves something to list."""
+    """Conditions are drawn with their probabilities, and every mask leaves something to predict."""
     mixture = Conditions(none=0.4, low=0.3, luma=0.1, region=0.2, tiled=0, first=0.25)
     noise = np.random.default_rng(0)
     counts = dict.fromkeys(("none", "low1", "low2", "low4", "luma", "region"), 0)
@@ -76,7 +76,7 @@ def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
 
 
 def test_the_registry_is_complete() -> None:
-    """Every share is a field of the mixture, every condition is one that training draws, every task has one."""
+    """Every share is a field of the mixture, training draws every condition, and every task has one."""
     fields = {f.name for f in dataclasses.fields(Conditions)}
     assert set(conditions.SHARES) == fields - {"factors", "tiled", "first"}
     assert {task.condition for task in conditions.TASKS} == set(conditions.NAMES)
@@ -103,14 +103,14 @@ def test_names_say_what_is_drawn() -> None:
     ],
 )
 def test_impossible_mixtures_are_refused(mixture: Conditions, said: str) -> None:
-    """In one sentence."""
+    """Invalid mixtures are refused in one sentence."""
     with pytest.raises(ValueError, match=said):
         mixture.check()
 
 
 @pytest.mark.parametrize("name", [n for n in conditions.NAMES if n != "none"])
 def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
-    """Given part first (the rest hidden), then the rest (that part given): together, all triples, in order each."""
+    """The given part, followed by the rest conditioned on it, contains every triple once and in order."""
     dct = Codec(quality=30).encode(photo(48, 64, seed=3))
     triples = dct.to_triples()[0]
     mask = conditions.named(name).mask(GRID)
@@ -131,7 +131,7 @@ def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
 
 
 def test_what_is_hidden_is_neither_settled_nor_open() -> None:
-    """In no chunk of the sequence."""
+    """Hidden coefficients are neither settled nor open in any chunk of the sequence."""
     triples = Codec(quality=30).encode(photo(48, 64, seed=3)).to_triples()[0]
     mask = masks.luma(GRID)
     sequence = Sequence.from_triples(triples, GRID, 0, hidden=mask)

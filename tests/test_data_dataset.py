@@ -1,4 +1,4 @@
-"""Data sets, collate, samplers and the transform that anyone's loop can use; the loops in the documents run."""
+"""Tests of data sets, collation, samplers and transforms for custom training loops, and of the loops in the docs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pictures import photo, photo_folder
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """30 made pictures in two classes."""
+    """30 synthetic pictures in two classes."""
     return photo_folder(tmp_path_factory.mktemp("home") / "photos", 30, ("ant", "bee"))
 
 
 @pytest.fixture(scope="module")
 def data(photos) -> Path:
-    """The same, prepared next to them, none held out."""
+    """The prepared data set of these pictures, without held-out ones, next to them."""
     out = photos.parent / "data"
     prepare(photos, out, size=32, quality=30, val_fraction=0, workers=1, progress=False)
     return out
@@ -41,7 +41,7 @@ def stored(data: Path) -> list[dict]:
 
 
 def test_examples_are_the_stored_jpeg_files(data):
-    """Coefficients, triples and label of each; batches keep them."""
+    """Examples have the coefficients, triples and labels of the stored files; batches preserve them."""
     dataset = DCTImageDataset(data)
     files = stored(data)
     assert len(dataset) == len(files) == 30
@@ -59,7 +59,7 @@ def test_examples_are_the_stored_jpeg_files(data):
 
 
 def test_a_folder_of_pictures_is_what_prepare_makes_of_it(photos, data):
-    """Without preparing, in the folder's own order."""
+    """A folder of pictures gives the same examples without preparation, in the folder's order."""
     found = DCTImageDataset(photos, size=32, quality=30)
     files = {row["image"]["path"]: row for row in stored(data)}
     names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
@@ -69,7 +69,7 @@ def test_a_folder_of_pictures_is_what_prepare_makes_of_it(photos, data):
 
 
 def test_to_triples_is_what_prepare_stores(photos, data):
-    """From Pillow images of any mode, arrays and tensors; with and without resizing."""
+    """Triples of Pillow images of any mode, arrays and tensors equal the prepared ones, with and without resizing."""
     to_triples = ToTriples(quality=30, size=32)
     assert repr(to_triples) == "ToTriples(quality=30, size=32)"
     for row in stored(data)[:6]:
@@ -90,7 +90,7 @@ def test_to_triples_is_what_prepare_stores(photos, data):
 
 
 def test_sampler_and_batches_agree(data):
-    """Cutting what the sampler names gives what `ChunkBatches` makes when nothing is drawn."""
+    """Chunks cut as the sampler specifies equal those of `ChunkBatches` without random choices."""
     dataset = DCTImageDataset(data)
     sampler = ChunkSampler(dataset.store, stride=24, batch=6, seed=3)
     batches = ChunkBatches(dataset.store, 32, 8, 6, seed=3, flip=False, label_dropout=0)
@@ -102,7 +102,7 @@ def test_sampler_and_batches_agree(data):
 
 @pytest.mark.parametrize("corner", [1, 2])
 def test_the_chunks_of_conditioned_pictures_are_drawn_uniformly(data, monkeypatch, corner):
-    """Each of a picture's chunks as often as any other; without a condition, exactly the sampler's chunk."""
+    """Chunks of a conditioned picture are equally likely; otherwise the sampler's chunk is used."""
     stride, factor = 48, {1: 8, 2: 4}[corner]
     drawn: list[tuple[int, int]] = []
 
@@ -128,7 +128,7 @@ def test_the_chunks_of_conditioned_pictures_are_drawn_uniformly(data, monkeypatc
 
 
 def test_early_starts_are_drawn_by_their_weights(data):
-    """As often as max(0.1, (1 - k / K)^3) says, the same for any share of the rows."""
+    """Chunk k of K is drawn with weight max(0.1, (1 - k / K)^3), independently of sharding."""
     store = TripleStore.open(data, "train")
     sampler = ChunkSampler(store, 8, 64, seed=1, starts="early")
     drawn = np.concatenate([sampler.chosen(step) for step in range(400)])
@@ -144,7 +144,7 @@ def test_early_starts_are_drawn_by_their_weights(data):
 
 @pytest.mark.parametrize("batch", [4, 6])
 def test_stretches_keep_each_process_to_its_share(data, batch):
-    """Every chunk once an epoch; a row's chunks are neighbours; rows are the same whoever makes them."""
+    """Every chunk comes once per epoch; chunks of a row are adjacent; rows do not depend on the process."""
     store = TripleStore.open(data, progress=False)
     whole = ChunkSampler(store, 24, batch, seed=1, shuffle="stretches")
     everything = list(map(tuple, whole.items))
@@ -166,7 +166,7 @@ def test_stretches_keep_each_process_to_its_share(data, batch):
 
 
 def test_the_loops_in_the_documents_run(data, photos, monkeypatch, capsys):
-    """Every Python block of docs/datasets.md, one after the other."""
+    """All Python blocks of docs/datasets.md run, one after another."""
     pytest.importorskip("datasets")
     monkeypatch.chdir(photos.parent)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(photos.parent / "cache"))

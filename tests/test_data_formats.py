@@ -1,4 +1,4 @@
-"""Files as people have them: profiles, comments, long texts, pipes, formats that need a package, large pictures."""
+"""Tests of real-world files: profiles, comments, long texts, pipes, formats that need a package, large pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> by
 
 
 def swapped_profile() -> bytes:
-    """A profile in which red is green."""
+    """A colour profile that swaps red and green."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack(">I", data[128:132])
     places = {bytes(data[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
@@ -158,7 +158,7 @@ def test_the_reason_names_the_cure(data, reason, tmp_path, monkeypatch):
     ],
 )
 def test_errors_of_optional_readers_are_passed_over(module, data, reason, monkeypatch):
-    """They advise developers of the reader, not whoever has a damaged file."""
+    """Errors of optional readers are ignored, because they address developers of the reader."""
     monkeypatch.setattr(formats, "register_optional_readers", lambda: frozenset([module]))
 
     def fail(*_, **__):

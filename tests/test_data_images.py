@@ -1,4 +1,4 @@
-"""Single pictures: every kind of file comes out as a person sees it."""
+"""Tests of loading single pictures: every kind of file is decoded as a viewer shows it."""
 
 from __future__ import annotations
 

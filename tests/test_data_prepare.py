@@ -1,4 +1,4 @@
-"""Preparing data sets: what comes out, from what, and what happens when something goes wrong on the way."""
+"""Tests of preparing data sets: output, sources, and failures on the way."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def rows(out: Path, split: str | None = None) -> list[dict]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a data set but the derived cache."""
+    """All files of a data set except the derived cache."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and ".cache" not in p.parts}
 
 
 @pytest.fixture
 def small_units(monkeypatch):
-    """So few pictures a unit and shard that a small folder gives several of each."""
+    """Use units and shards of a few pictures, so that a small folder gives several of each."""
     monkeypatch.setattr(plan, "UNIT", 4)
     monkeypatch.setattr(plan, "pictures_per_shard", lambda size: 12)
 
@@ -648,7 +648,7 @@ def test_info_that_is_damaged_or_newer(tmp_path):
 def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no path may be a data set of the hub, but the likelier mistake comes first."""
+    """A missing folder, which could be a data set of the hub, is reported before a missing library."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"no file or folder nowhere; .* needs the `datasets` library"):
         prepare("nowhere", tmp_path / "out", size=32, quality=30, workers=1)
@@ -658,7 +658,7 @@ def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
 
 
 def names(count: int, held_out: bool, fraction: float = 0.2) -> list[str]:
-    """File names whose hash puts them into the part that is held out, or into the other."""
+    """File names whose hash selects them for the held-out split, or for training."""
     found = (f"{i}.png" for i in range(10_000))
     ranks = ((name, sources.Item(name, None, None).rank < fraction * 2**64) for name in found)
     return [name for name, is_held_out in ranks if is_held_out == held_out][:count]
@@ -666,7 +666,7 @@ def names(count: int, held_out: bool, fraction: float = 0.2) -> list[str]:
 
 @pytest.mark.parametrize("pictures", [1, 2, 5])
 def test_a_set_has_a_training_part_whatever_can_be_read(tmp_path, pictures):
-    """All that would be trained on is broken: a picture of the other part takes its place."""
+    """If all training pictures are broken, a held-out picture replaces them."""
     (tmp_path / "photos").mkdir()
     for name in names(3, held_out=False):
         (tmp_path / "photos" / name).write_bytes(b"")

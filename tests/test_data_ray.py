@@ -1,4 +1,4 @@
-"""Preparing on Ray: the same bytes as the local engine's, whoever dies on the way."""
+"""Tests of preparing with Ray: the same bytes as the local engine, also if workers die."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ shards = importlib.import_module("dctransformer.data.shards")
 
 
 def run(source: str | Path, out: Path, **options) -> DatasetInfo:
-    """Prepare small."""
+    """Prepare a small data set."""
     return prepare(source, out, **{"size": 32, "quality": 50, "val_fraction": 0.2, "progress": False, **options})
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a data set."""
+    """All files of a data set."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
 def rays_workers() -> list[int]:
-    """Process ids of the Ray workers under this process that do the job."""
+    """Process ids of the Ray workers below this process that run tasks."""
     parents, names = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -50,7 +50,7 @@ def rays_workers() -> list[int]:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A local Ray of two workers, for the whole file."""
+    """A local Ray cluster with two workers, common to the tests of this file."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'dctransformer[ray]')")
     pytest.importorskip("ray.data")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -65,7 +65,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 made pictures in two classes, one of them broken."""
+    """80 synthetic pictures in two classes, one of them broken."""
     folder = photo_folder(tmp_path_factory.mktemp("photos"), 80, ("ant", "bee"))
     (folder / "ant" / "broken.png").write_bytes(b"no picture")
     return folder
@@ -73,7 +73,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds Ray's workers in /proc")
 def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, monkeypatch):
-    """A worker is killed while pieces are missing: Ray replaces it, and not a bit is different."""
+    """Ray replaces a killed worker, and the output is identical."""
     monkeypatch.setattr(plan, "UNIT", 2)
     monkeypatch.setattr(plan, "pictures_per_shard", lambda size: 30)
     local = run(photos, tmp_path / "local", workers=1)
@@ -96,7 +96,7 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, mon
 
 
 def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path, monkeypatch):
-    """What one engine has left is taken up by the other; the source is a URL."""
+    """A run interrupted in one engine continues in the other; the source is a URL."""
     monkeypatch.setattr(plan, "UNIT", 8)
     run(photos.as_uri(), tmp_path / "whole", workers=1)
     keep, kept = shards.Job.keep, []
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
 
 
 def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch, capsys):
-    """Where it can't be imported: status 2, one sentence."""
+    """Without Ray, one sentence says what to install, with exit status 2."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit) as caught:
         main(["prepare", str(photos), str(tmp_path / "out"), "--engine", "ray"])
@@ -129,7 +129,7 @@ def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch, caps
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch, init) -> None:
-    """Ray as it is before it is started, with another `init`."""
+    """Ray before it is started, with another `init`."""
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -137,7 +137,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, init) -> None:
 
 
 def test_an_instance_started_here_is_for_this_process_alone(photos, tmp_path, monkeypatch):
-    """Its ports are on the loopback address and want a random token; the environment is as before afterwards."""
+    """Ports are on loopback and need a random token; the environment is restored afterwards."""
     seen = []
 
     def init(**_):
@@ -158,7 +158,7 @@ def test_an_instance_started_here_is_for_this_process_alone(photos, tmp_path, mo
 
 
 def test_a_cluster_that_does_not_answer(photos, tmp_path, monkeypatch):
-    """A stale address is reported at once, not after minutes."""
+    """A stale cluster address is reported immediately instead of after minutes."""
     without_ray(monkeypatch, lambda **_: pytest.fail("Ray was started"))
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -167,7 +167,7 @@ def test_a_cluster_that_does_not_answer(photos, tmp_path, monkeypatch):
 
 
 def test_a_folder_for_temporary_files_with_a_long_path(photos, tmp_path, monkeypatch):
-    """Ray's sockets have short names only."""
+    """Long temporary paths are avoided, as Ray's socket names must be short."""
 
     def init(**_):
         raise OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/x")

@@ -1,4 +1,4 @@
-"""Data sets of any size: what `prepare` makes of each picture, and what the store and `info` give back."""
+"""Tests of data sets with pictures of any size, through `prepare`, the store and `info`."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def mixed_folder(root: Path, count: int = 20) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """20 pictures."""
+    """20 pictures of several aspect ratios."""
     return mixed_folder(tmp_path_factory.mktemp("shapes") / "photos")
 
 
 @pytest.fixture(scope="module")
 def data(photos) -> Path:
-    """The same, with long sides of 96 pixels."""
+    """The prepared data set with long sides of 96 pixels."""
     out = photos.parent / "data"
     prepare(photos, out, quality=30, long_side=96, workers=1, progress=False, val_fraction=0.2)
     return out
@@ -65,7 +65,7 @@ def data(photos) -> Path:
     ],
 )
 def test_the_size_that_pictures_get(shape, source, size):
-    """In whole numbers, so that just enough is enough; the picture that comes out has it."""
+    """Sizes are computed in exact integers, and the resized picture has the computed size."""
     assert shape.result(*source) == size and shape.holds(*size)
     assert crop_resize(Image.new("RGB", source), shape).size == size
     assert Shape(**shape.settings) == shape
@@ -74,7 +74,7 @@ def test_the_size_that_pictures_get(shape, source, size):
 @pytest.mark.parametrize("shape", [Shape.of("48x32"), Shape.of(long_side=64), Shape.of(short_side=32)])
 @pytest.mark.parametrize("source", [(50, 70), (70, 51), (33, 90)])
 def test_the_crop_is_centred_and_keeps_the_aspect_ratio(shape, source):
-    """A flipped picture gives a flipped result either way; a circle stays one."""
+    """Flipping commutes with the crop, and a circle stays a circle."""
     picture = photo(*source, seed=4)
     there = np.asarray(crop_resize(Image.fromarray(picture), shape)).astype(int)
     for axis in (0, 1):
@@ -87,7 +87,7 @@ def test_the_crop_is_centred_and_keeps_the_aspect_ratio(shape, source):
 
 
 def test_shards_hold_each_pictures_size(photos, data):
-    """In their columns, in the files, and counted in the data set's description."""
+    """Sizes are stored in columns and files, and counted in the data set's description."""
     info = DatasetInfo.load(data)
     assert info.size is None and info.target == Shape.of(long_side=96) and info.format == 2
     rows = [row for path in sorted(data.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -104,7 +104,7 @@ def test_shards_hold_each_pictures_size(photos, data):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_the_store_gives_each_picture_its_grid(data, split):
-    """Triples, grid and Huffman bytes are those of the file, derived or mapped."""
+    """Triples, grid and Huffman bytes equal those of the file, whether derived or memory-mapped."""
     for _ in range(2):
         store = TripleStore.open(data, split, progress=False)
         rows = [row for path in sorted(data.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -119,7 +119,7 @@ def test_the_store_gives_each_picture_its_grid(data, split):
 
 
 def dct_shape(dct) -> Shape:
-    """The shape of one picture."""
+    """Height and width of a picture."""
     return Shape.of((dct.width, dct.height))
 
 
@@ -130,7 +130,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def test_squares_are_described_as_before(photos, tmp_path):
-    """The same file as ever, so that older versions open it."""
+    """Data sets of squares have the same description as before, so that older versions can read them."""
     info = prepare(photos, tmp_path / "out", size="32", quality=30, workers=1, progress=False)
     fields = json.loads((tmp_path / "out" / "dctransformer.json").read_text())
     assert fields["size"] == 32 and fields["format"] == 1 and not {"shape", "sizes"} & set(fields)
@@ -140,7 +140,7 @@ def test_squares_are_described_as_before(photos, tmp_path):
 
 
 def test_a_rectangle_on_the_command_line(photos, tmp_path, capsys):
-    """`prepare --size 48x32`, and the table of sizes in `info`."""
+    """`prepare --size 48x32` works, and `info` shows the table of sizes."""
     out = str(tmp_path / "out")
     main(["prepare", str(photos), out, "--size", "48x32", "--quality", "30", "--workers", "1"])
     assert "; 48x32; 0 skipped" in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_a_rectangle_on_the_command_line(photos, tmp_path, capsys):
 
 
 def test_pictures_that_are_too_narrow_are_skipped(tmp_path, capsys):
-    """A side of less than an MCU leaves nothing to keep; a folder of such pictures is refused, with nothing written."""
+    """Pictures narrower than an MCU are skipped; a folder with only such pictures is refused."""
     (tmp_path / "photos").mkdir()
     for i in range(3):
         Image.fromarray(photo(60, 80, i)).save(tmp_path / "photos" / f"{i}.png")
@@ -180,7 +180,7 @@ def test_pictures_that_are_too_narrow_are_skipped(tmp_path, capsys):
     ],
 )
 def test_shapes_that_are_refused(photos, tmp_path, capsys, options, message):
-    """One sentence, status 2, nothing written."""
+    """Invalid shapes are refused in one sentence with exit status 2, and nothing is written."""
     with pytest.raises(SystemExit) as stopped:
         main(["prepare", str(photos), str(tmp_path / "out"), *options])
     error = capsys.readouterr().err
@@ -190,13 +190,13 @@ def test_shapes_that_are_refused(photos, tmp_path, capsys, options, message):
 
 @pytest.mark.parametrize("text", ["1x", "x64", "64x64x64", "64 by 64", "", "1e3"])
 def test_texts_that_are_no_size(text):
-    """Named as they were written."""
+    """Invalid sizes are quoted as written."""
     with pytest.raises(ValueError, match="is not a positive multiple of 16"):
         parse_size(text)
 
 
 def test_a_data_set_of_several_sizes(photos, data):
-    """`DCTImageDataset` gives each picture's grid; batches are of one; `by_grid` deals them out."""
+    """`DCTImageDataset` returns each picture's grid; `by_grid` gives batches of one grid."""
     found = DCTImageDataset(data, "train")
     whole = DCTImageDataset(photos, size=Shape.of(long_side=96), quality=30)
     assert len(whole) == 20 and whole.store.grids == {Grid(4, 6): 8, Grid(6, 2): 4, Grid(6, 4): 4, Grid(6, 6): 4}

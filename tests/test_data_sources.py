@@ -1,4 +1,4 @@
-"""What is found in folders, tables and archives as people have them: pictures, labels, splits."""
+"""Tests of finding pictures, labels and splits in folders, tables and archives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PNG = png()
 
 
 def tree(root: Path, *paths: str, **files: str) -> Path:
-    """A folder with pictures at some paths."""
+    """A folder with pictures at the given paths."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(PNG)
@@ -397,7 +397,7 @@ def test_links_out_of_a_folder_are_reported(tmp_path):
 
 
 def test_information_of_a_prepared_set_is_kept(tmp_path):
-    """`--labels` reaches the data set."""
+    """The labels given by `--labels` are stored in the data set."""
     photos = tree(tmp_path / "photos", "cat/a.png", "dog/b.png")
     prepare(photos, tmp_path / "out", size=16, workers=1, progress=False, labels="none")
     assert DatasetInfo.load(tmp_path / "out").labels == []

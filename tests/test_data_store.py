@@ -1,4 +1,4 @@
-"""The triples of a prepared data set or of plain pictures."""
+"""Tests of the triples of prepared data sets and of plain pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE, QUALITY = 32, 50
 
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path, monkeypatch) -> None:
-    """A cache folder of the user for every test."""
+    """Use a temporary user cache folder in every test."""
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "user cache"))
 
 
@@ -189,7 +189,7 @@ def test_missing_and_damaged_shards(data):
 
 @pytest.mark.parametrize("kind", ["pipe", "endless"])
 def test_shards_that_never_end_are_refused(data, kind):
-    """A foreign data set with a named pipe or a device for a shard: neither opened nor prepared from."""
+    """A named pipe or device in place of a shard is neither opened nor prepared from."""
     for shard in data.glob("*.parquet"):
         shard.unlink()
         if kind == "pipe":
@@ -217,7 +217,7 @@ def change(file: Path, place: int, by: int) -> None:
 
 
 def arrow_file(data: Path) -> Path:
-    """The cache of a data set's training split."""
+    """The cache file of a data set's training split."""
     (file,) = (data / ".cache").glob("train-*")
     return file
 
@@ -261,7 +261,7 @@ def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
 
 
 def test_a_cache_that_came_with_a_data_set_is_checked(data, tmp_path, monkeypatch):
-    """A sound one is kept; one whose triples are not those of the shards is never used."""
+    """An intact foreign cache is kept; one whose triples differ from the shards is never used."""
     wanted = np.array(open_quietly(data).values)
     file = arrow_file(data)
     before = file.read_bytes()
@@ -296,7 +296,7 @@ def test_a_cache_is_not_read_before_it_is_checked(data, tmp_path, monkeypatch):
 
 
 def test_the_cache_follows_the_content_of_the_shards(data):
-    """Other contents of the same length under the same name are another data set."""
+    """A shard with the same name and length but other contents is another data set."""
     old = np.array(open_quietly(data).labels)
     shard = data / "train-00000.parquet"
     table = pq.read_table(shard)
@@ -310,7 +310,7 @@ def test_the_cache_follows_the_content_of_the_shards(data):
 
 @pytest.mark.parametrize("kind", ["cache", "entry"])
 def test_links_are_not_followed_when_the_cache_is_cleared(data, tmp_path, kind):
-    """A foreign data set whose cache folder is a link, or holds one, removes nothing elsewhere."""
+    """A cache folder that is or contains a link does not cause deletions elsewhere."""
     home = tmp_path / "home"
     for name in ("train-runs", "train-0123456789abcdef", "train-00000000000000000000000000000000"):
         (home / name).mkdir(parents=True)
@@ -330,7 +330,7 @@ def test_links_are_not_followed_when_the_cache_is_cleared(data, tmp_path, kind):
 
 
 def test_only_what_was_derived_here_is_removed(data):
-    """Folders of similar names, or with anything else in them, stay."""
+    """Folders with similar names or with other contents are preserved."""
     cache = data / ".cache"
     kept = ["train-runs", "train-0123456789abcdef", "train-0123456789abcde", "validation-0123456789abcdef"]
     for name in kept:
@@ -355,7 +355,7 @@ def test_only_what_was_derived_here_is_removed(data):
 
 
 def test_the_folder_of_an_earlier_version_is_removed(data):
-    """It has the name of the file, less its ending."""
+    """The folder of an earlier version, with the name of the file without suffix, is removed."""
     open_quietly(data)
     old = arrow_file(data).with_suffix("")
     arrow_file(data).unlink()
@@ -366,7 +366,7 @@ def test_the_folder_of_an_earlier_version_is_removed(data):
 
 
 def test_another_users_cache_folder_is_not_used(data, monkeypatch):
-    """What another user can change at any time is neither read nor removed."""
+    """A folder that another user can change is neither read nor removed."""
     (data / ".cache").mkdir()
     lstat = Path.lstat
 
@@ -382,7 +382,7 @@ def test_another_users_cache_folder_is_not_used(data, monkeypatch):
 
 @pytest.mark.parametrize("limit", [1000, 30_000])
 def test_full_disk(data, limit):
-    """While the columns grow and while they are joined; a limit on the size of files stands for the disk."""
+    """A full disk (simulated by a file size limit) while columns are written or joined is handled."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""Every path that has a device, on devices that are not here: where tensors are, what the host waits for, fp64.
+"""Tests of all code that uses a device on simulated devices: placement of tensors, synchronisation, fp64.
 
 Left to a real GPU (`test_gpu`) are CUDA graphs, compilation, the measurement of memory, and everything about speed.
 """
@@ -51,12 +51,12 @@ CONFIG = SampleConfig(seed=3, graphs=False, precision="fp32", workers=1)
 
 @pytest.fixture(autouse=True)
 def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished pictures idle for less."""
+    """Reduce the number of turns in which finished pictures idle."""
     monkeypatch.setattr(texture_sampling, "TURNS_PER_READ", 2)
 
 
 def network(texture_from: int = 1, *, channels: float = -1.0, **changes: Any) -> DCTransformer:
-    """A tiny model whose weights are all alive; its pictures have few triples and channels (more with ``channels``)."""
+    """A tiny model with non-zero weights; its pictures have few triples and channels (more with ``channels``)."""
     torch.manual_seed(0)
     settings = {"chunk": 4, "overlap": 0, "quality": 12, "size": 16, "num_labels": 2, **SMALL, **changes}
     model = DCTransformer(preset("tiny", texture_from=texture_from, conditions=conditions.NAMES, **settings)).eval()
@@ -72,7 +72,7 @@ def network(texture_from: int = 1, *, channels: float = -1.0, **changes: Any) ->
 
 
 def on_device(model: DCTransformer, pretended: PretendDevice) -> DCTransformer:
-    """The model on the device, everything of it."""
+    """Move the complete model to the device."""
     model = model.to(pretended.device)
     assert model.device == pretended.device
     assert all(isinstance(t, DeviceTensor) for t in [*model.parameters(), *model.buffers()])
@@ -81,7 +81,7 @@ def on_device(model: DCTransformer, pretended: PretendDevice) -> DCTransformer:
 
 
 def sequences(model: DCTransformer) -> list[Sequence]:
-    """Two pictures."""
+    """The sequences of two pictures."""
     return [Sequence.from_triples(triples_of(random_picture(k, 0.03, GRID), GRID), GRID, k) for k in range(2)]
 
 
@@ -99,7 +99,7 @@ def sequences(model: DCTransformer) -> list[Sequence]:
     ],
 )
 def test_a_device_samples_what_a_cpu_does(kind: str, texture_from: int, settings: dict[str, float]) -> None:
-    """Guided or not, drawn in fp64 and in fp32."""
+    """Samples equal those of the CPU, with and without guidance, drawn in fp64 and fp32."""
     model, config = network(texture_from, overlap=1), dataclasses.replace(CONFIG, **settings)
     expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
     with pretend_device(kind) as pretended:
@@ -118,7 +118,7 @@ def test_bf16_samples_on_a_device() -> None:
 
 @pytest.mark.parametrize("channels", [-2.0, 0.3])
 def test_the_host_does_not_wait_for_texture(channels: float) -> None:
-    """It reads once in some turns which pictures are finished, and at the end; nothing for a channel."""
+    """The host reads which pictures are finished in some turns and at the end, never per channel."""
     model = network(channels=channels)
     zeros = torch.zeros(2, GRID.mcus, 6, 64, dtype=torch.int16)
     nothing, labels = torch.zeros_like(zeros, dtype=torch.bool), torch.tensor([0, 1])
@@ -137,12 +137,12 @@ def test_the_host_does_not_wait_for_texture(channels: float) -> None:
 
 
 def rounded_up_to(count: int, step: int) -> int:
-    """The multiple of ``step`` that is not below."""
+    """Round up to a multiple of ``step``."""
     return -(-count // step) * step
 
 
 def test_a_chunk_is_read_once_it_is_decoded() -> None:
-    """Two reads for each chunk of all-triples models: whether predictions are sound, and the triples."""
+    """All-triples models cause two reads per chunk: whether predictions are finite, and the triples."""
     model, keeps = network(4), []
     with pretend_device() as pretended:
         model = on_device(model, pretended)
@@ -171,7 +171,7 @@ TASKS: dict[str, Callable[[DCTransformer, np.ndarray], list[Any]]] = {
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_tasks_do_on_a_device_what_they_do_on_a_cpu(task: str) -> None:
-    """With texture; whole pictures, holes and kept triples."""
+    """Tasks with texture give the same results on whole pictures, holes and kept triples."""
     model, picture = network(channels=-3.0), photo(16, 32, seed=1)
     expected = TASKS[task](model, picture)[0].results[0]
     with pretend_device() as pretended:
@@ -180,7 +180,7 @@ def test_tasks_do_on_a_device_what_they_do_on_a_cpu(task: str) -> None:
 
 
 def test_tiles_on_a_device() -> None:
-    """Two tiles of a model of 16 pixels."""
+    """A picture of two tiles works with a model of 16 pixels."""
     model = network(channels=-3.0)
     given = torch.zeros(GRID.mcus, 6, 64, dtype=torch.bool)
     given[:, :, 32:] = True
@@ -196,7 +196,7 @@ def test_tiles_on_a_device() -> None:
 
 @pytest.mark.parametrize(("kind", "texture_from"), [("cuda", 1), ("cuda", 4), ("mps", 1)])
 def test_a_device_counts_the_bits_that_a_cpu_does(kind: str, texture_from: int) -> None:
-    """By picture and by triple."""
+    """Code lengths by picture and by triple equal those of the CPU."""
     model = network(texture_from, overlap=1)
     expected, by_triple = code_lengths(model, sequences(model)).bits, triple_bits(model, sequences(model)[0])
     with pretend_device(kind) as pretended:
@@ -206,7 +206,7 @@ def test_a_device_counts_the_bits_that_a_cpu_does(kind: str, texture_from: int) 
 
 
 def test_likelihood_of_a_part_given_the_other(tmp_path: Path) -> None:
-    """What the command `likelihood --given` does, model and pictures from disk."""
+    """The command `likelihood --given` works with model and pictures from disk."""
     (tmp_path / "pictures").mkdir()
     Image.fromarray(photo(16, 16, seed=0)).save(tmp_path / "pictures" / "one.png")
     network().save_pretrained(tmp_path / "model")
@@ -220,7 +220,7 @@ def test_likelihood_of_a_part_given_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "texture_from"), [("mps", 1), ("cuda", 4)])
 def test_a_device_compresses(kind: str, texture_from: int) -> None:
-    """Its bits decode to the picture, and are as many as a CPU's."""
+    """Compressed bits decode to the picture, and are as many as on the CPU."""
     pytest.importorskip("constriction", reason="constriction is not installed (pip install '.[compress]')")
     from dctransformer.sampling.coding import PictureCoder, Task
 
@@ -236,7 +236,7 @@ def test_a_device_compresses(kind: str, texture_from: int) -> None:
 
 
 class TinyInception(nn.Module):
-    """As much of torch-fidelity's network as its extractor uses."""
+    """The parts of torch-fidelity's network that the extractor uses, at a small size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class TinyInception(nn.Module):
 
 @pytest.mark.parametrize("name", ["small64", "inception"])
 def test_extractors_run_on_a_device(name: str) -> None:
-    """Their features come back to the CPU, where distances, recall and the two-sample test are computed."""
+    """Features return to the CPU, where distances, recall and the two-sample test are computed."""
     torch.manual_seed(0)
     plain = TinyInception().eval()
     pictures = torch.from_numpy(np.stack([photo(32, 32, k) for k in range(2)]))
@@ -269,7 +269,7 @@ def test_extractors_run_on_a_device(name: str) -> None:
 
 
 def training_batch(model: DCTransformer) -> ChunkBatch:
-    """Chunks of two pictures, with texture where the model has it."""
+    """Chunks of two pictures, with texture if the model has it."""
     first, config = model.config.texture_rank, model.config
     pictures = sequences(model)
     chunks = cut_chunks([s.structure(first) for s in pictures], [0, 0], config.chunk, config.overlap)
@@ -284,7 +284,7 @@ def training_batch(model: DCTransformer) -> ChunkBatch:
     [("cuda", 1, "muon", "fp32"), ("cuda", 4, "adamw", "bf16"), ("mps", 1, "adamw", "fp32")],
 )
 def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: str, precision: str) -> None:
-    """No number and no size, so that the host runs ahead of the device and steps can be captured; as on a CPU."""
+    """A step reads no value or size, so that the host runs ahead and steps can be captured."""
     settings = {"batch": 2, "warmup": 2, "precision": precision, "compile": "off", "optimizer": optimizer}
     settings |= {"micro_batch": None}
     batch, tolerance = training_batch(network(texture_from)), 1e-3 if precision == "fp32" else 0.1
@@ -302,7 +302,7 @@ def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: 
 
 
 def test_runs_are_padded_to_few_shapes() -> None:
-    """Padded runs belong to no triple, and the model's losses are the same with them."""
+    """Padded runs belong to no triple and leave the losses unchanged."""
     model = network(4)
     batch = training_batch(model)
     runs = Runs.find(batch.ranks[:, 1:])
@@ -336,7 +336,7 @@ COMMANDS = {
 def test_the_device_arrives(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command passes ``--device`` on to the function that does its work."""
+    """Every command passes ``--device`` to the function that does the work."""
     target, arguments = COMMANDS[command]
     monkeypatch.chdir(tmp_path)
     devices = []

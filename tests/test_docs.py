@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, the commands it shows exist, the reference can be built."""
+"""Tests of the documentation: links resolve, commands exist, and the reference can be built."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ PAGES = [
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced and indented code."""
+    """A page without fenced and indented code."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return "\n".join(line for line in text.splitlines() if not line.startswith("    "))
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls a page's headings."""
+    """GitHub's anchors of a page's headings."""
     found = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     plain = (unicodedata.normalize("NFC", re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", h)).lower() for h in found)
     return {re.sub(r"[^\w\- ]", "", h).strip().replace(" ", "-") for h in plain}
 
 
 def links(page: Path) -> list[str]:
-    """Targets of a page's links and pictures that lie in this repository."""
+    """Targets in this repository of the links and pictures of a page."""
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     return [t for t in targets if not re.match(r"[a-z]+:", t)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Files exist, headings too."""
+    """Linked files and headings exist."""
     for target in links(page):
         name, _, anchor = target.partition("#")
         there = (page.parent / name).resolve() if name else page
@@ -53,14 +53,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_and_picture_is_linked() -> None:
-    """Nothing in docs/ lies there unseen."""
+    """Every file in docs/ is linked."""
     linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
     for path in sorted((ROOT / "docs").rglob("*.*")):
         assert path.resolve() in linked, f"no page links to {path.relative_to(ROOT)}"
 
 
 def commands() -> dict[str, set[tuple[str, str]]]:
-    """Options by command, with the page that shows them, of all that is shown as code in pages and settings files."""
+    """Options by command, with the page that shows them, from all code blocks and settings files."""
     shown: dict[str, set[tuple[str, str]]] = {}
     sources = [*PAGES, *sorted((ROOT / "configs").rglob("*.toml"))]
     for page in sources:
@@ -73,7 +73,7 @@ def commands() -> dict[str, set[tuple[str, str]]]:
 
 
 def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command that is shown is there, and takes the options that it is shown with."""
+    """Every command shown in the documentation exists and accepts the options shown."""
     shown = commands()
     assert {"prepare", "train", "sample", "evaluate", "upscale"} <= set(shown)
     for command, options in sorted(shown.items()):
@@ -88,7 +88,7 @@ def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_citation_is_the_papers() -> None:
-    """The file has what the format asks for, and the paper as what is to be cited."""
+    """The citation file is complete and cites the paper."""
     yaml = pytest.importorskip("yaml")
     cite = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= set(cite)
@@ -99,7 +99,7 @@ def test_the_citation_is_the_papers() -> None:
 
 
 def messages() -> list[list[str | None]]:
-    """Every string of the code as its literal parts, with None for each value that an f-string fills in."""
+    """All strings of the code as their literal parts, with None for each value of an f-string."""
     found: list[list[str | None]] = []
     for path in sorted((ROOT / "src/dctransformer").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -111,7 +111,7 @@ def messages() -> list[list[str | None]]:
 
 
 def literal_length(text: str, message: list[str | None]) -> float:
-    """Characters of ``text`` that a message has literally, if it can begin like this for some values; else 0."""
+    """Number of literal characters of a message that ``text`` can match as a prefix, or 0 if it can't."""
     if not any(literal and literal[:6] in text for literal in message):
         return 0
 
@@ -132,7 +132,7 @@ def literal_length(text: str, message: list[str | None]) -> float:
 
 
 def test_troubleshooting_quotes_real_sentences() -> None:
-    """Each message in bold code is, from its first word to its last, one that the code can end with."""
+    """Every message in bold code is a complete message that the code can produce."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = [q for bold in re.findall(r"\*\*(.+?)\*\*", page, flags=re.DOTALL) for q in re.findall(r"`([^`]+)`", bold)]
     sentences = [q.rstrip("… ") for q in quoted if " " in q]
@@ -143,7 +143,7 @@ def test_troubleshooting_quotes_real_sentences() -> None:
 
 
 def test_a_wrong_quotation_is_noticed() -> None:
-    """One word more, less or other than in the code is enough."""
+    """A quotation with a word added, removed or changed is detected."""
     message = ["there is no ", None, "; give a folder"]
     assert literal_length("there is no x", message) == 12
     assert literal_length("there is no x; give a folder", message) == 27
@@ -160,7 +160,7 @@ def names_of(node: ast.stmt) -> list[str]:
 
 
 def defined(dotted: str) -> bool:
-    """Whether a dotted name is a module of the package, or is defined in one, judged by the text alone."""
+    """Whether a dotted name is a module of the package, or defined in one, according to the source text."""
     parts = dotted.split(".")
     for size in range(len(parts), 0, -1):
         folder = ROOT / "src" / Path(*parts[:size])
@@ -178,7 +178,7 @@ def defined(dotted: str) -> bool:
 
 
 def test_the_architecture_names_real_things() -> None:
-    """Every module, class, function and constant on the page is where the page says."""
+    """Every module, class, function and constant on the architecture page is where the page states."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`(dctransformer(?:\.\w+)+)`", page))
     assert len(names) > 30 and not defined("dctransformer.codec.order.NO_SUCH")
@@ -188,7 +188,7 @@ def test_the_architecture_names_real_things() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    """No package imports one that the architecture page lists below it, not even late, but for the command line."""
+    """No package imports one listed below it on the architecture page, even lazily, except the command line."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     order = re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE)
     backward = []
@@ -201,7 +201,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_reference_is_built(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """One page for every module, with the docstrings in it."""
+    """The reference has a page per module with its docstrings."""
     pytest.importorskip("pdoc")
     spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
     assert spec is not None and spec.loader is not None

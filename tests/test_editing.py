@@ -1,4 +1,4 @@
-"""The tasks that start from pictures: what is known stays, bit for bit, and what can't be done is said."""
+"""Tests of the tasks that start from pictures: known coefficients are preserved, and errors are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUALITY = 30
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny untrained model of 32 × 32 pixels that makes dense pictures, saved."""
+    """A saved tiny untrained model of 32 × 32 pixels that generates dense pictures."""
     torch.manual_seed(0)
     config = preset(
         "tiny", num_labels=2, label_names=("rose", "lily"), quality=QUALITY, size=32, chunk=64, overlap=0,
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
-    """Real photographs where there are some, else made ones: uint8 ``[H, W, 3]``."""
+    """Real photographs if there are any, otherwise synthetic ones: uint8 ``[H, W, 3]``."""
     try:
         images = [Image.open(p).convert("RGB").resize(size[::-1]) for p in real_photographs(count)]
     except pytest.skip.Exception:
@@ -60,14 +60,14 @@ def pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def mcus(dct: DCTImage) -> Tensor:
-    """Of a picture of whole MCUs: int16 ``[N, 6, 64]``."""
+    """Coefficients of a picture of whole MCUs: int16 ``[N, 6, 64]``."""
     return dct.to_mcus()[0]
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
 def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tuple[int, int]) -> None:
-    """Also over several tiles; the rest is new."""
+    """Upscaling preserves low frequencies over several tiles, and adds the others."""
     small = [p[: size[0] // factor, : size[1] // factor] for p in pictures(2, size)]
     edits = upscale(model, small, factor, Options(num=2))
     corner = masks.low(8 // factor, Grid.of_size(*size))
@@ -81,7 +81,7 @@ def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tu
 
 
 def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
-    """As closely (0.5 dB) as the codec alone returns the same low frequencies."""
+    """Shrinking an upscaled picture restores it within 0.5 dB of the codec's own error."""
     small = [shrink(torch.from_numpy(p.copy())[None], 2) for p in pictures(4, (64, 64))]
     edits = upscale("flowers64", [s[0].numpy() for s in small], 2)
     codec = Codec(DCTransformer.from_pretrained("flowers64").config.quality)
@@ -97,7 +97,7 @@ def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 64), (37, 51)])
 def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
-    """Coefficient by coefficient, whatever the size; grey pictures and colour ones give the same."""
+    """Luma coefficients are preserved at any size, and grey and colour input give the same result."""
     grey = [np.repeat(p[..., :1], 3, axis=2) for p in pictures(2, size)]
     for edit, picture in zip(colorize(model, grey, Options(num=2)), grey, strict=True):
         own = Codec(QUALITY).encode(picture[..., :1])
@@ -110,7 +110,7 @@ def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 80), (61, 75)])
 def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    """Every block that the mask's MCUs don't hold; a JPEG file keeps its own numbers, at its own quality."""
+    """Blocks outside the mask's MCUs are preserved; a JPEG file keeps its coefficients and quality."""
     picture = pictures(1, size)[0]
     path = tmp_path / "picture.jpg"
     path.write_bytes(pillow_jpeg(picture, 88))
@@ -132,7 +132,7 @@ def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
 @pytest.mark.parametrize("how", [{"bands": 1}, {"bands": 2}, {"bands": 3}, {"triples": 1}, {"triples": 37}])
 def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, int], how: dict) -> None:
-    """The kept triples begin the result's; a band that is kept gets nothing more."""
+    """The result starts with the kept triples, and kept bands get no more."""
     picture = pictures(1, size)[0]
     path = tmp_path / "picture.jpg"
     path.write_bytes(pillow_jpeg(picture, QUALITY))
@@ -148,7 +148,7 @@ def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, i
 
 
 def test_alternatives_depend_on_seed_and_picture_alone(model: Path) -> None:
-    """Not on how many are made, or in what batches, or together with which others."""
+    """Alternatives do not depend on their number, the batches or other pictures."""
     first, second = pictures(2, (32, 32))
     several = colorize(model, [first, second], Options(num=3))
     alone = colorize(model, [second], Options(num=2, sampling=SampleConfig(batch=1)))
@@ -167,7 +167,7 @@ TILES = [
 
 @pytest.mark.parametrize(("grid", "size"), TILES)
 def test_tiles_cover_every_mcu(grid: Grid, size: Grid) -> None:
-    """In tiles of the model's size (less where the picture is smaller), each with something new."""
+    """Tiles have the model's size, or the picture's if it is smaller, and each covers something new."""
     seen = torch.zeros(grid.mcus, dtype=torch.bool)
     for tile, index in tiles(grid, size):
         assert (tile.rows, tile.cols) == (min(size.rows, grid.rows), min(size.cols, grid.cols))
@@ -181,7 +181,7 @@ def test_tiles_cover_every_mcu(grid: Grid, size: Grid) -> None:
 
 @pytest.mark.parametrize(("grid", "size"), TILES)
 def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, size: Grid) -> None:
-    """And nothing in a wave touches; large pictures have several tiles in a wave."""
+    """Tiles of a wave do not touch, and waves of large pictures have several tiles."""
     seen: list[tuple[int, set[int]]] = []
     groups = waves(grid, size)
     for wave in groups:
@@ -197,7 +197,7 @@ def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, size: Grid) -> Non
 
 
 def test_requantising_to_the_same_tables_changes_nothing() -> None:
-    """And to coarser ones, it is what dividing by them gives."""
+    """Requantising to the same tables is lossless, and to coarser ones equals division by them."""
     dct = Codec(90).encode(photo(48, 48, 1))
     assert requantised(dct, Codec(90)) is dct
     coarse = requantised(dct, Codec(30))
@@ -208,7 +208,7 @@ def test_requantising_to_the_same_tables_changes_nothing() -> None:
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "P", "RGBA"])
 def test_other_kinds_of_pictures_are_handled(model: Path, tmp_path: Path, mode: str) -> None:
-    """CMYK and grey JPEG, palettes, transparency, animations (their first frame), less than one MCU."""
+    """CMYK, greyscale, palettes, transparency, animations (first frame) and tiny pictures are handled."""
     ending = {"CMYK": "jpg", "L": "jpg", "P": "gif", "RGBA": "png"}[mode]
     image = Image.fromarray(photo(9, 12, 0)).convert(mode)
     path = tmp_path / f"picture.{ending}"
@@ -218,7 +218,7 @@ def test_other_kinds_of_pictures_are_handled(model: Path, tmp_path: Path, mode: 
 
 
 def test_names_of_results_never_clash(model: Path, tmp_path: Path) -> None:
-    """Two files of one name in different folders."""
+    """Files with the same name in different folders give distinct results."""
     for folder in "ab":
         (tmp_path / folder).mkdir()
         Image.fromarray(photo(16, 16, ord(folder))).save(tmp_path / folder / "x.png")
@@ -254,7 +254,7 @@ def test_what_cannot_be_done_is_one_sentence(
     command: list,
     says: str,
 ) -> None:
-    """Exit status 2, and nothing is written."""
+    """Impossible requests end in exit status 2 with one sentence, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photo(48, 48, 0)).save("picture.png")
     for name, side, level in (("small", 16, 255), ("black", 48, 0), ("white", 48, 255)):
@@ -268,7 +268,7 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_a_task_that_a_model_was_not_trained_for_is_refused(model: Path, tmp_path: Path) -> None:
-    """And what it can do is listed."""
+    """The refusal lists the tasks that the model supports."""
     network = DCTransformer.from_pretrained(model)
     network.config = dataclasses.replace(network.config, conditions=("none", "low4"))
     network.save_pretrained(tmp_path)
@@ -284,7 +284,7 @@ def test_a_task_that_a_model_was_not_trained_for_is_refused(model: Path, tmp_pat
 
 
 def test_commands_write_files_and_tell_scripts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Every task, with the same options and the same answer."""
+    """Every task has the same options and the same JSON output."""
     source = tmp_path / "picture.png"
     Image.fromarray(photo(32, 32, 0)).save(source)
     for command in (["upscale"], ["colorize"], ["inpaint", "--box", "0,0,9,9"], ["continue", "--bands", "1"]):
@@ -302,7 +302,7 @@ def test_commands_write_files_and_tell_scripts(model: Path, tmp_path: Path, caps
 
 
 def test_edited_pixels_are_those_of_the_file(model: Path, tmp_path: Path) -> None:
-    """PNG and JPEG of a result show the same."""
+    """The PNG and JPEG files of a result have the same pixels."""
     edit: Edited = colorize(model, [photo(20, 33, 0)])[0]
     written = save_edits([edit], tmp_path)
     png, jpeg = (np.asarray(Image.open(written[kind][0]).convert("RGB")) for kind in ("pngs", "files"))

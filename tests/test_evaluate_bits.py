@@ -1,4 +1,4 @@
-"""Exact bits next to classical coders, and place by place."""
+"""Tests of exact bits, compared with classical coders and by place."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def model() -> DCTransformer:
 
 
 def coded(size: int = 64, quality: int = 20) -> DCTImage:
-    """A picture's coefficients."""
+    """The coefficients of a picture."""
     return Codec(quality).encode(photo(size, size, 4))
 
 
 def test_every_coder_holds_the_very_same_coefficients() -> None:
-    """The files given to the coders, and what comes back out of those that can be asked."""
+    """Files given to the coders, and files restored by them, have the same coefficients."""
     dct = coded()
     arithmetic = coders.rewritten(dct, ["+ARITH_CODE"])
     assert b"\xff\xc9" in arithmetic[:400] and read_jpeg_bytes(arithmetic).equal(dct)
@@ -50,7 +50,7 @@ def test_every_coder_holds_the_very_same_coefficients() -> None:
 
 
 def test_headers_do_not_count() -> None:
-    """A blank picture takes 0 bytes; libjpeg's figure is that of `likelihood`."""
+    """A blank picture takes 0 bytes, and libjpeg's figure equals that of `likelihood`."""
     dct = coded()
     for row in coders.compare([coders.blank(dct)]):
         assert row["missing"] or row["bytes_per_image"] == 0
@@ -60,7 +60,7 @@ def test_headers_do_not_count() -> None:
 
 
 def test_a_missing_coder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its row stays, without a figure."""
+    """A missing coder keeps its row without a figure, with instructions to install it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     rows = coders.compare([coded()])
     missing = [row for row in rows if row["missing"]]
@@ -69,7 +69,7 @@ def test_a_missing_coder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_table_is_the_likelihood(model: DCTransformer, tmp_path: Path) -> None:
-    """The model's row is its exact code length, whose parts add up."""
+    """The model's row is its exact code length, and its parts add up."""
     reference = open_reference(photo_folder(tmp_path / "p", 5, ("a", "b")), model.config)
     bits = exact_bits(model, "mine", reference)
     lengths = code_lengths(model, reference.sequences())
@@ -85,7 +85,7 @@ def test_the_table_is_the_likelihood(model: DCTransformer, tmp_path: Path) -> No
 
 
 def test_the_heat_map_holds_all_bits(model: DCTransformer, tmp_path: Path) -> None:
-    """All but the stop's, whatever the batch; a picture with one coefficient has them where that is."""
+    """The heat map has all bits except the stop's, at the right place, for any batch size."""
     reference = open_reference(photo_folder(tmp_path / "p", 3, ("a", "b")), model.config)
     maps = surprise(model, reference.sequences(), batch=4)
     assert maps.shape == (3, 4, 4)
@@ -95,7 +95,7 @@ def test_the_heat_map_holds_all_bits(model: DCTransformer, tmp_path: Path) -> No
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
-    """Weights that give NaN make no table."""
+    """Weights that give NaN are refused."""
     model = DCTransformer(preset("tiny", size=32, quality=30)).eval()
     with torch.no_grad():
         model.channel_head.out.weight.fill_(torch.nan)

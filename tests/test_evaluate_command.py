@@ -1,4 +1,4 @@
-"""`dctransformer evaluate` and `dctransformer report`: what a person types, right and wrong."""
+"""Tests of the commands `dctransformer evaluate` and `dctransformer report`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ALL = ("--features", "small64", "--kid-subset", "4", "--few", "--num", "5")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 12 made pictures in two classes."""
+    """A folder of 12 synthetic pictures in two classes."""
     return photo_folder(tmp_path_factory.mktemp("photos") / "all", 12, ("rose", "tulip"))
 
 
 @pytest.fixture(scope="module")
 def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, prepared."""
+    """The prepared data set of these pictures."""
     return prepare_small(photos, tmp_path_factory.mktemp("data") / "set")
 
 
@@ -53,19 +53,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for every test."""
+    """Use an empty cache in every test."""
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv) -> str:
-    """What a command prints; it must succeed."""
+    """Run a command that must succeed, and return its output."""
     main([*map(str, argv)])
     return capsys.readouterr().out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv) -> str:
-    """The one sentence with which a command is refused: exit status 2 and no traceback."""
+    """Run a command that must fail with exit status 2, and return its one-sentence error."""
     with pytest.raises(SystemExit) as caught:
         main([*map(str, argv)])
     assert caught.value.code == 2
@@ -75,7 +75,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv) -> str:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both commands have a text and an example, and say what the options are."""
+    """Both commands have a description, an example and explanations of their options."""
     for command, option in (("evaluate", "--kid-subset"), ("report", "--evaluation")):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
@@ -87,7 +87,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_says_all_that_the_scores_depend_on(
     model: Path, data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three comparisons, of which one is the floor; exact bits; the same again from the cache; tables for people."""
+    """The report has three comparisons (one is the floor), exact bits and tables; the cache gives the same."""
     out = tmp_path / "figures.json"
     first = json.loads(run(capsys, "evaluate", model, "--data", data, *ALL, "--out", out, "--json"))
     assert json.loads(out.read_text()) == first
@@ -122,7 +122,7 @@ def test_evaluate_says_all_that_the_scores_depend_on(
 def test_pictures_are_generated_with_the_settings_of_the_evaluation(
     model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each under its own name, and texture like structure."""
+    """Sampling settings are passed under their names, and apply to texture as to structure."""
     used: list[SampleConfig] = []
 
     def watched(network: DCTransformer, number: int, sampling: SampleConfig, **options: Any) -> Samples:
@@ -139,7 +139,7 @@ def test_pictures_are_generated_with_the_settings_of_the_evaluation(
 
 
 def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cropped and resized as `prepare` does it, before and after the codec; a part of it is a fair sample."""
+    """A folder is cropped and resized as by `prepare`, and a subset of it is a random sample."""
     found = json.loads(run(capsys, "evaluate", model, "--data", photos, *ALL, "--reference", "8", "--json"))
     assert found["settings"]["reference"]["pictures"] == 8 and found["bits"]["images"] == 5
     config = ModelConfig(size=32, quality=30, num_labels=2, label_names=("rose", "tulip"))
@@ -154,7 +154,7 @@ def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.
 def test_originals_of_a_prepared_set(
     model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found where they were, or where they are said to be; otherwise the report says that and why they are missing."""
+    """Originals are found at the recorded or the given path; otherwise the report explains why they are missing."""
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     info = json.loads((moved / "dctransformer.json").read_text())
@@ -178,7 +178,7 @@ def test_originals_of_a_prepared_set(
 
 
 def test_pictures_made_before(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`sample`'s folder is scored without its sheets, each picture once: as the same pictures drawn anew."""
+    """A folder written by `sample` is scored without its sheets, with the same scores as new samples."""
     run(capsys, "sample", model, "--num", "5", "--out", tmp_path / "samples", "--label", "rose")
     pictures = of_folder(tmp_path / "samples", 32)
     assert len(pictures) == 5
@@ -194,7 +194,7 @@ def test_pictures_made_before(model: Path, data: Path, tmp_path: Path, capsys: p
 def test_what_cannot_be_evaluated(
     model: Path, data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One clear sentence and exit status 2, before any picture is drawn."""
+    """Invalid requests end in one sentence and exit status 2 before any picture is generated."""
     torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
     (tmp_path / "deep.json").write_text("[" * 100_000)
     empty = tmp_path / "empty"
@@ -241,7 +241,7 @@ def test_what_cannot_be_evaluated(
 
 
 class Page(html.parser.HTMLParser):
-    """What a page holds and whether it closes its tags."""
+    """Parses an HTML page and checks that its tags are closed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -250,23 +250,23 @@ class Page(html.parser.HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note tags and references."""
+        """Record tags and references."""
         self.tags.append(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        """Tags close in order."""
+        """Check that tags are closed in order."""
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """SVG's tags that close themselves."""
+        """Record self-closing SVG tags."""
         self.tags.append(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
 
     def handle_data(self, data: str) -> None:
-        """Titles of the sections."""
+        """Record section titles."""
         if self.open and self.open[-1] == "h2":
             self.titles.append(data)
 
@@ -278,7 +278,7 @@ SECTIONS = [
 
 
 def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Train, evaluate (the figures go into the run), report: one page that needs nothing but itself."""
+    """After training and evaluation, the report is a single self-contained page."""
     pytest.importorskip("matplotlib")
     rundir = tmp_path / "run <1>"
     run(
@@ -307,7 +307,7 @@ def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without data the page says what is missing; with a folder it scores its own samples by what they suffice for."""
+    """Without data the report lists what is missing; with a folder it computes the scores that are possible."""
     pytest.importorskip("matplotlib")
     out = tmp_path / "report.html"
     run(capsys, "report", model, "--out", out, "--num", "3")
@@ -326,7 +326,7 @@ def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: p
 
 
 def test_progressive_decoding_ends_with_the_picture() -> None:
-    """The last stage is the picture; the first is grey."""
+    """The last stage is the complete picture, and the first is grey."""
     codec = Codec(30)
     dct = codec.encode(photo(32, 32, 1))
     strip = np.asarray(plots.progressive_strip(dct.to_triples(), 32, 32, 30))
@@ -338,7 +338,7 @@ def test_progressive_decoding_ends_with_the_picture() -> None:
 
 
 def test_a_heat_map_has_one_scale() -> None:
-    """Nothing is black, the most is the brightest colour, more is never darker."""
+    """Zero is black, the maximum is the brightest colour, and brightness is monotonic."""
     maps = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
     coloured = plots.heat(maps, 4)
     assert coloured.shape == (1, 16, 16, 3)
@@ -347,14 +347,14 @@ def test_a_heat_map_has_one_scale() -> None:
 
 
 def test_curves_skip_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    """A run that is being written to can be reported on."""
+    """Curves of a running training can be read, although its last line is incomplete."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"triples": 5, "train/value": 2}\n{"triples": 9, "tr')
     assert read_curves(path) == [{"triples": 5, "train/value": 2}]
 
 
 def test_curves_of_strangers_are_numbers_or_nothing(tmp_path: Path) -> None:
-    """Whatever a foreign run's lines hold, a report of it is made."""
+    """Invalid values in a foreign run's metrics are skipped."""
     path = tmp_path / "metrics.jsonl"
     odd = ["[" * 100_000, '{"triples": ' + "9" * 5000 + "}", '{"triples": "5"}', '{"triples": 1e400}', "null", "\xff"]
     path.write_bytes(
@@ -367,7 +367,7 @@ def test_curves_of_strangers_are_numbers_or_nothing(tmp_path: Path) -> None:
 
 
 def test_dollar_signs_in_names_are_no_mathematics() -> None:
-    """A run may be called as people like; what matplotlib would read as a broken formula is printed as it is."""
+    """Names with dollar signs are not parsed as formulas by matplotlib."""
     pytest.importorskip("matplotlib")
     fields = {band: {"channel": 1.0, "position": 1.0, "value": 1.0} for band in ("dc", "1-3")}
     name = r"runs/$\frac$"
@@ -378,7 +378,7 @@ def test_dollar_signs_in_names_are_no_mathematics() -> None:
 def test_a_report_opens_no_data_that_a_run_names(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stranger's evaluation.json could name any folder."""
+    """A report does not open the data folder named in a foreign evaluation.json."""
     pytest.importorskip("matplotlib")
     rundir, out = tmp_path / "run", tmp_path / "report.html"
     shutil.copytree(model, rundir)

@@ -1,4 +1,4 @@
-"""Feature extractors: the shipped one, Inception's layers, a person's own files, and the cache."""
+"""Tests of feature extractors: small64, Inception, custom files, and the cache."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ MEAN_ONNX = base64.b64decode(
 
 
 class Mean(nn.Module):
-    """The mean colour, and half of it as spatial feature."""
+    """An extractor of the mean colour, with half of it as spatial feature."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean over places."""
+        """Average over places."""
         mean = x.float().mean((2, 3))
         return mean, mean[:, :1] / 2
 
 
 class Flat(nn.Module):
-    """Something that is no vector."""
+    """A network whose output is not a vector."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The picture itself."""
+        """Return the picture unchanged."""
         return x.float()
 
 
 def photos(count: int, size: int = 64) -> torch.Tensor:
-    """Pictures, uint8 ``[count, size, size, 3]``."""
+    """Synthetic pictures, uint8 ``[count, size, size, 3]``."""
     return torch.from_numpy(np.stack([photo(size, size, i) for i in range(count)]))
 
 
 def listed(pictures: torch.Tensor) -> Pictures:
-    """Pictures in memory."""
+    """A set of pictures in memory."""
     return Pictures("test pictures", len(pictures), lambda a, b: pictures[a:b])
 
 
 def test_small64_ships_and_is_not_mistaken() -> None:
-    """160 and 448 features, the same for a picture whatever is in its batch; small; its figures carry its name."""
+    """It has 160 and 448 features, independent of the batch; its file is small, and figures carry its name."""
     extractor = open_extractor("small64")
     found, spatial = extractor(photos(3))
     assert found.shape == (3, 160) and spatial is not None and spatial.shape == (3, 7 * 8 * 8)
@@ -74,7 +74,7 @@ def test_small64_ships_and_is_not_mistaken() -> None:
 
 
 def test_small64_sees_damage() -> None:
-    """The coarser the quantisation, the further away; blur and noise are further than none."""
+    """Distances increase with coarser quantisation, blur and noise."""
     extractor, pictures = open_extractor("small64"), photos(60)
 
     def apart(changed: torch.Tensor) -> float:
@@ -88,7 +88,7 @@ def test_small64_sees_damage() -> None:
 
 
 def test_spatial_features_are_channels_last() -> None:
-    """Flattened as NHWC: the first seven numbers are the seven channels of the top-left place."""
+    """Spatial features are flattened as NHWC: the first seven are the channels of the top-left place."""
     network, seen = load_small64(), []
     network.stay[1].register_forward_hook(lambda _m, inputs, out: seen.append((inputs[0] + out).relu()))
     _, spatial = network(photos(2))
@@ -97,7 +97,7 @@ def test_spatial_features_are_channels_last() -> None:
 
 
 def test_inceptions_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,048 features and 2,023 spatial ones: the first 7 channels of mixed_6/conv, channels last (random weights)."""
+    """There are 2,048 features and 2,023 spatial ones, the first 7 channels of mixed_6/conv, channels last."""
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed; pip install --no-deps torch-fidelity")
     module = features.inception_module()
@@ -118,7 +118,7 @@ def test_inceptions_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_network_for_inception(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence that says what else there is."""
+    """Without Inception's weights, one sentence lists the alternatives."""
     if importlib.util.find_spec("torch_fidelity") is not None:
 
         def offline(*_args, **options) -> None:
@@ -135,7 +135,7 @@ def test_no_network_for_inception(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_torchscript_file(tmp_path: Path) -> None:
-    """Anybody's network; its file's name is in the figures; what is no vector is refused."""
+    """A TorchScript network works, figures carry its file name, and outputs that are not vectors are refused."""
     torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
     extractor = open_extractor(str(tmp_path / "mean.pt"))
     found, spatial = extractor(photos(2))
@@ -150,7 +150,7 @@ def test_a_torchscript_file(tmp_path: Path) -> None:
 
 
 def test_an_onnx_file(tmp_path: Path) -> None:
-    """A fixed size is resized to."""
+    """Pictures are resized to the fixed input size of an ONNX file."""
     pytest.importorskip("onnxruntime")
     (tmp_path / "mean.onnx").write_bytes(MEAN_ONNX)
     extractor = open_extractor(str(tmp_path / "mean.onnx"))
@@ -162,7 +162,7 @@ def test_an_onnx_file(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_files_that_are_no_extractor(tmp_path: Path) -> None:
-    """One sentence each, and nothing of them is run."""
+    """Invalid files are refused in one sentence, and no code in them is run."""
     for name in ("a.pt", "a.onnx"):
         (tmp_path / name).write_bytes(b"no network")
         with pytest.raises(ValueError, match=r"a\.(pt|onnx) is not "):
@@ -175,7 +175,7 @@ def test_files_that_are_no_extractor(tmp_path: Path) -> None:
 
 
 def counting(pictures: torch.Tensor, fingerprint: str = "1") -> tuple[Extractor, list[int]]:
-    """An extractor of mean colours, and the list of its batches' sizes."""
+    """An extractor of mean colours, and the list of the batch sizes that it was called with."""
     batches: list[int] = []
 
     def network(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +186,7 @@ def counting(pictures: torch.Tensor, fingerprint: str = "1") -> tuple[Extractor,
 
 
 def test_the_cache_is_used_and_follows_the_pixels(tmp_path: Path) -> None:
-    """The same pictures are not run twice; one other pixel, or another order, is another set."""
+    """Features are cached; another pixel or another order is another set."""
     pictures = photos(6, 16)
     extractor, batches = counting(pictures)
     first = cached(extractor, listed(pictures), tmp_path)
@@ -205,7 +205,7 @@ def test_the_cache_is_used_and_follows_the_pixels(tmp_path: Path) -> None:
 
 
 def test_features_of_the_first_pictures_and_moments_of_all(tmp_path: Path) -> None:
-    """What is kept is what is asked for; a file that holds less is made anew, one that holds more serves."""
+    """As many features are kept as requested; a smaller cache is recomputed, a larger one reused."""
     pictures = photos(9, 16)
     everything = extract(counting(pictures)[0], listed(pictures))
     for keep, runs in ((2, 1), (2, 0), (5, 1), (3, 0), (9, 1), (4, 0), (None, 0)):
@@ -219,7 +219,7 @@ def test_features_of_the_first_pictures_and_moments_of_all(tmp_path: Path) -> No
 
 
 def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
-    """Features of another extractor, of other pictures, NaN, or half a file: a warning, and they are computed anew."""
+    """A damaged cache, or one of another extractor or set, is recomputed with a warning."""
     pictures = photos(6, 16)
     wanted = cached(counting(pictures)[0], listed(pictures), tmp_path)
     (path,) = tmp_path.rglob("*.safetensors")
@@ -255,7 +255,7 @@ def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["/proc/nope", "/dev/null/x", "no home"])
 def test_a_cache_that_cannot_be_written_costs_only_time(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The features are there, with a warning that names the variable to set."""
+    """Without a writable cache, features are returned with a warning that names the variable to set."""
     pictures = photos(6, 16)
     if where == "no home":
 
@@ -273,7 +273,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(where: str, monkeypatch:
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the user says, else in the user's cache folder."""
+    """The cache is in the given folder, or in the user's cache folder."""
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("DCTRANSFORMER_CACHE")

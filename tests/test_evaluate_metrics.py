@@ -1,4 +1,4 @@
-"""Distances and overlaps, against torch-fidelity and plain NumPy on fixed features."""
+"""Tests of distances, precision and recall against torch-fidelity and plain NumPy on fixed features."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ REAL_T, GENERATED_T = torch.from_numpy(REAL), torch.from_numpy(GENERATED)
 
 
 def numpy_frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """The formula as it is written, by eigenvalues of the product (not symmetric)."""
+    """Fréchet distance by its definition, with the eigenvalues of the (non-symmetric) product."""
     c1, c2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.sqrt(np.linalg.eigvals(c1 @ c2).astype(complex)).real.sum()
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * root)
 
 
 def numpy_coverage(points: np.ndarray, centres: np.ndarray, k: int) -> float:
-    """Part of the points within some centre's distance to its k-th nearest fellow, one by one."""
+    """Fraction of points within some centre's distance to its k-th nearest neighbour, computed one by one."""
     hits = 0
     for point in points:
         hits += any(
@@ -41,12 +41,12 @@ def numpy_coverage(points: np.ndarray, centres: np.ndarray, k: int) -> float:
 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of two sets of features."""
+    """Fréchet distance of two sets of features."""
     return frechet_distance(Moments.of(a), Moments.of(b))
 
 
 def test_frechet_distance_is_torch_fidelitys() -> None:
-    """The recorded figure, the formula in NumPy, and torch-fidelity itself."""
+    """It equals the recorded figure, the NumPy formula and torch-fidelity."""
     mine = frechet(REAL_T, GENERATED_T)
     assert mine == pytest.approx(FRECHET, rel=1e-9)
     assert mine == pytest.approx(numpy_frechet(REAL, GENERATED), rel=1e-9)
@@ -56,7 +56,7 @@ def test_frechet_distance_is_torch_fidelitys() -> None:
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
-    """Diagonal covariances have a closed form; equal sets are 0 apart; the order does not matter."""
+    """Diagonal covariances have a closed form; equal sets are at distance 0; it is symmetric."""
     mean, s1, s2 = torch.tensor([1.0, -2, 0]), torch.tensor([4.0, 1, 0]), torch.tensor([1.0, 9, 0.25])
     a = Moments(torch.zeros(3).double(), s1.double().diag(), 9)
     b = Moments(mean.double(), s2.double().diag(), 9)
@@ -68,7 +68,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
 
 
 def test_frechet_distance_with_singular_covariances() -> None:
-    """Fewer rows than features: still real, and what the singular values of the cross product say."""
+    """With fewer rows than features it is real, and given by the singular values of the cross product."""
     a, b = REAL_T[:5], GENERATED_T[:4]
     c1, c2 = a - a.mean(0), b - b.mean(0)
     root = torch.linalg.svdvals(c1 @ c2.T).sum() / np.sqrt(4 * 3)
@@ -78,7 +78,7 @@ def test_frechet_distance_with_singular_covariances() -> None:
 
 
 def test_precision_and_recall_are_torch_fidelitys() -> None:
-    """The recorded figures, one by one in NumPy, and torch-fidelity itself (generated pictures come first there)."""
+    """They equal the recorded figures, NumPy and torch-fidelity (where generated pictures come first)."""
     precision, recall = precision_recall(REAL_T, GENERATED_T)
     assert (precision, recall) == pytest.approx((PRECISION, RECALL))
     assert precision == pytest.approx(numpy_coverage(GENERATED, REAL, 3))
@@ -90,7 +90,7 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
 
 
 def test_precision_and_recall_are_not_swapped() -> None:
-    """A model that draws a few perfect pictures is precise; one that draws everything and rubbish besides recalls."""
+    """A few perfect pictures give precision; covering everything with some rubbish gives recall."""
     rng = np.random.default_rng(1)
     real = torch.from_numpy(rng.normal(size=(200, 2)))
     collapsed = real[:1] + 0.01 * torch.from_numpy(rng.normal(size=(200, 2)))
@@ -102,7 +102,7 @@ def test_precision_and_recall_are_not_swapped() -> None:
 
 
 def test_kernel_distance_is_torch_fidelitys() -> None:
-    """The recorded figures, torch-fidelity itself with the same seed, and NumPy on whole sets."""
+    """It equals the recorded figures, torch-fidelity with the same seed, and NumPy on whole sets."""
     mine = kernel_distance(REAL_T, GENERATED_T, subsets=10, subset_size=20, seed=3)
     assert mine == pytest.approx((KERNEL, KERNEL_SPREAD), rel=1e-9)
     x, y = GENERATED, REAL[:50]
@@ -121,7 +121,7 @@ def test_kernel_distance_is_torch_fidelitys() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    """In words, not by an exception from the depths."""
+    """Too few rows are refused with a sentence."""
     with pytest.raises(ValueError, match="at least 2 pictures"):
         Moments.of(REAL_T[:1])
     with pytest.raises(ValueError, match="more than 3 pictures"):
@@ -132,7 +132,7 @@ def test_too_few_rows_are_refused() -> None:
 
 
 def test_moments_of_batches_are_those_of_the_whole() -> None:
-    """The spatial features are summed up batch by batch, also far from 0; NaN is refused."""
+    """Moments accumulated by batch are accurate even far from 0; NaN is refused."""
     rows = torch.from_numpy(REAL).float() + 1000
     pictures = Pictures("numbers", 60, lambda a, b: torch.arange(a, b, dtype=torch.uint8))
     extractor = Extractor("rows", "", "", lambda x: (rows[x.long()], rows[x.long()]), batch=7)
@@ -148,7 +148,7 @@ def test_moments_of_batches_are_those_of_the_whole() -> None:
 
 
 def test_copies_are_noticed() -> None:
-    """Pictures that are training pictures lie nearer to them than new ones do."""
+    """Copies of training pictures are closer to them than new pictures."""
     training = torch.from_numpy(REAL).float()
     new = torch.from_numpy(np.random.default_rng(2).normal(size=(100, 8))).float()
     held_out = nearest(new, training)

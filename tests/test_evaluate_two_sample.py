@@ -1,4 +1,4 @@
-"""The classifier two-sample test: chance for real against real, and known corruptions are recognised."""
+"""Tests of the classifier two-sample test on real and corrupted pictures."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ COUNT = 120
 
 @pytest.fixture(scope="module")
 def real() -> DCTImage:
-    """Twice as many pictures as a side needs, of 32 × 32 pixels."""
+    """Twice as many pictures of 32 × 32 pixels as the test needs per class."""
     return Codec(50).encode(np.stack([photo(32, 32, seed) for seed in range(2 * COUNT)]))
 
 
 @pytest.fixture(scope="module")
 def known(real: DCTImage) -> dict[str, torch.Tensor]:
-    """Features of the first half."""
+    """Features of the first half of the pictures."""
     return describe(real[:COUNT], Codec(50))
 
 
@@ -42,7 +42,7 @@ def accuracy(one: dict[str, torch.Tensor], pictures: DCTImage) -> dict[str, tupl
 
 
 def test_real_from_real_is_chance(real: DCTImage, known: dict[str, torch.Tensor]) -> None:
-    """Within three standard errors, in every view."""
+    """Real pictures against real ones are within three standard errors of chance in every view."""
     for name, (found, error) in accuracy(known, real[COUNT:]).items():
         assert abs(found - 0.5) < 3 * error, name
         assert 0.01 < error < 0.06
@@ -50,7 +50,7 @@ def test_real_from_real_is_chance(real: DCTImage, known: dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("corruption", ["noise", "shuffled", "texture"])
 def test_corruptions_are_recognised(real: DCTImage, known: dict[str, torch.Tensor], corruption: str) -> None:
-    """Noise in DC; blocks at other places of their picture; texture of another picture."""
+    """Noise in DC, shuffled blocks and the texture of another picture are recognised."""
     rng = torch.Generator().manual_seed(0)
     other = real[COUNT:]
     parts = [part.clone() for part in other.components]
@@ -70,7 +70,7 @@ def test_corruptions_are_recognised(real: DCTImage, known: dict[str, torch.Tenso
 
 
 def test_recognition_is_the_same_each_time_and_refuses_few() -> None:
-    """No chance is left in it; features that differ by a constant are distinguished."""
+    """The test is deterministic and distinguishes features that differ by a constant."""
     a = torch.randn(FEWEST, 5, generator=torch.Generator().manual_seed(0))
     b = torch.randn(FEWEST, 5, generator=torch.Generator().manual_seed(1))
     first = recognition(a, b)
@@ -84,7 +84,7 @@ def test_recognition_is_the_same_each_time_and_refuses_few() -> None:
 
 @pytest.mark.parametrize("size", [(2, 2), (33, 20)])
 def test_scattering_is_that_of_the_mirrored_picture(size: tuple[int, int]) -> None:
-    """Mirrored left to right nothing changes; upside down or shifted far it does."""
+    """Scattering is invariant to horizontal flips, not to vertical flips or large shifts."""
     planes = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     found = scattering(planes)
     assert found.dtype == torch.float32 and found.isfinite().all()
@@ -94,7 +94,7 @@ def test_scattering_is_that_of_the_mirrored_picture(size: tuple[int, int]) -> No
 
 
 def test_evaluate_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Noise is recognised, real pictures among real ones are not; too few are skipped with the reason."""
+    """The report recognises noise and not real pictures, and explains why too few pictures are skipped."""
     model = save_plain_model(tmp_path / "model")
     photos = photo_folder(tmp_path / "photos", 180, ("rose", "tulip"), suffix=".jpg")
     data, noise = prepare_small(photos, tmp_path / "data"), tmp_path / "noise"

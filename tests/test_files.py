@@ -1,4 +1,4 @@
-"""Atomic writes, litter and locks."""
+"""Tests of atomic writes, leftover temporary files and locks."""
 
 from __future__ import annotations
 

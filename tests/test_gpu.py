@@ -1,4 +1,4 @@
-"""On a real GPU: the same numbers as on a CPU, and the ways that only a GPU has. Skipped elsewhere.
+"""Tests on a real GPU: parity with the CPU, and code paths that only a GPU has. Skipped elsewhere.
 
 None of the tests takes a fixture, so that ``scripts/gpu_session.sh`` can run them without pytest. They passed on an
 H200 when they sampled from all-triples models without guidance only and did not test the reads of whole steps.
@@ -34,25 +34,25 @@ CONFIG = preset("tiny", size=32, quality=30)
 
 
 def some_sequences(rows: int) -> list[Sequence]:
-    """Short sequences of a few channels."""
+    """Short sequences with few channels."""
     grid = Grid.of_size(CONFIG.size, CONFIG.size)
     lists = [[[0, p, 1 + p] for p in range(4 + row % 8)] + [[64, 2, 2], [1, 3, -1]] for row in range(rows)]
     return [Sequence.from_triples(torch.tensor(triples), grid, CONFIG.null_label) for triples in lists]
 
 
 def some_chunks(rows: int) -> ChunkBatch:
-    """Their first chunks."""
+    """The first chunks of these sequences."""
     return cut_chunks(some_sequences(rows), [0] * rows, CONFIG.chunk, CONFIG.overlap)
 
 
 def nats(steps: int, **settings) -> torch.Tensor:
-    """The losses of some steps."""
+    """Losses of some training steps."""
     trainer = Trainer(new_model(CONFIG, 0), TrainConfig(**{"batch": 8, "warmup": 2, **settings}))
     return torch.stack([trainer.step(some_chunks(8)).cpu() for _ in range(steps)])
 
 
 def test_a_gpu_trains_as_a_cpu_does() -> None:
-    """The same losses in fp32 up to convolutions' TF32 and what six steps make of it, with either optimiser."""
+    """Losses in fp32 equal those of the CPU, up to TF32 convolutions and six steps, with either optimiser."""
     for optimizer in ("adamw", "muon"):
         cpu, gpu = (nats(6, device=d, precision="fp32", compile="off", optimizer=optimizer) for d in ("cpu", "cuda"))
         torch.testing.assert_close(cpu, gpu, rtol=1e-2, atol=0.1)
@@ -61,7 +61,7 @@ def test_a_gpu_trains_as_a_cpu_does() -> None:
 
 
 def test_a_compiled_step_is_the_eager_one() -> None:
-    """Up to rounding."""
+    """A compiled step equals the eager one up to rounding."""
     eager, compiled = (nats(4, device="cuda", precision="fp32", compile=mode) for mode in ("off", "on"))
     torch.testing.assert_close(eager, compiled, rtol=1e-2, atol=0.1)
 
@@ -77,7 +77,7 @@ def step_without_reads(trainer: Trainer, batch: ChunkBatch) -> None:
 
 
 def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
-    """The trainer's own part of a step (clipping, optimiser, EMA, check for divergence) reads nothing."""
+    """Clipping, optimiser, EMA and the check for divergence cause no read."""
 
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:
@@ -94,7 +94,7 @@ def test_a_step_waits_for_the_gpu_only_where_the_model_does() -> None:
 
 
 def test_the_host_reads_nothing_in_a_step() -> None:
-    """With either kind of model, on batches that come from the CPU."""
+    """A step with either kind of model causes no read, on batches from the CPU."""
     for texture_from in (1, 4):
         model = new_model(preset("tiny", size=32, quality=30, texture_from=texture_from), 0)
         batch, first = some_chunks(8), model.config.texture_rank
@@ -108,7 +108,7 @@ def test_the_host_reads_nothing_in_a_step() -> None:
 
 
 def test_a_micro_batch_is_found_and_a_checkpoint_goes_round() -> None:
-    """Memory is measured; what is saved on a GPU loads on a CPU."""
+    """The micro-batch is chosen by measured memory; a checkpoint of a GPU loads on a CPU."""
     settings = {"batch": 8, "precision": "fp32", "compile": "off", "optimizer": "muon"}
     trainer = Trainer(new_model(CONFIG, 0), TrainConfig(device="cuda", **settings))
     trainer.fit_memory(some_chunks(8))
@@ -123,7 +123,7 @@ def test_a_micro_batch_is_found_and_a_checkpoint_goes_round() -> None:
 
 
 def test_a_gpu_counts_the_bits_a_cpu_does() -> None:
-    """Up to convolutions' TF32."""
+    """Code lengths equal those of the CPU up to TF32 convolutions."""
     model = new_model(CONFIG, 0).eval()
     on_cpu = code_lengths(model, iter(some_sequences(4))).bits
     on_gpu = code_lengths(model.to("cuda"), iter(some_sequences(4))).bits
@@ -131,7 +131,7 @@ def test_a_gpu_counts_the_bits_a_cpu_does() -> None:
 
 
 def test_a_gpu_samples() -> None:
-    """Twice the same pictures with the same seed: triples and texture, guided and not."""
+    """The same seed gives the same pictures: triples and texture, with and without guidance."""
     for texture_from, guidance in ((4, 1.0), (4, 1.5), (1, 1.5)):
         config = preset("tiny", size=32, quality=30, num_labels=2, texture_from=texture_from)
         model = new_model(config, 0).eval().to("cuda")

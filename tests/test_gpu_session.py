@@ -1,4 +1,4 @@
-"""The script for a GPU that is at hand for some minutes, dry on a CPU: time limits, weights, going on."""
+"""Tests of the GPU session script in a dry run on the CPU: time limits, weights, resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def script() -> ModuleType:
 
 
 def test_a_phase_that_hangs_costs_its_own_time_only(script: ModuleType, tmp_path: Path) -> None:
-    """It is ended at its limit, also if it ignores the first signal; what it printed is in the results."""
+    """A phase is killed at its limit, even if it ignores SIGTERM; its output is in the results."""
     session = script.Session(1.0, tmp_path / "results.json")
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True)\n"
     began = time.monotonic()
@@ -43,7 +43,7 @@ def test_a_phase_that_hangs_costs_its_own_time_only(script: ModuleType, tmp_path
 def test_training_leaves_weights_and_is_not_done_again(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In what is left of the minutes; the same command then has nothing to train."""
+    """Training uses the remaining time, and the same command does not repeat it."""
     photo_folder(tmp_path / "photos", 8, ("a",))
     prepare(tmp_path / "photos", tmp_path / "data", 32, 30, val_fraction=0.3, workers=1, progress=False)
     out, run = tmp_path / "results.json", tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Conditional code lengths: two parts that add up to a lossless code for the whole."""
+"""Tests of conditional code lengths: two parts that add up to a lossless code of the whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pictures import photo_folder
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model trained for a moment on all conditions, and its data set (80 × 64 pixels; regions have a centre)."""
+    """A tiny model trained briefly on all conditions, and its data set (80 × 64 pixels: regions have a centre)."""
     folder = tmp_path_factory.mktemp("run")
     photo_folder(folder / "pictures", 24, ("even", "odd"))
     prepare(
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def bytes_per_image(network: DCTransformer, sequences: list[Sequence]) -> float:
-    """Code length straight from the network, chunk by chunk."""
+    """Code length computed directly from the network, chunk by chunk."""
     nats = 0.0
     for sequence in sequences:
         for k in range(sequence.chunks(network.config.stride)):
@@ -50,7 +50,7 @@ def bytes_per_image(network: DCTransformer, sequences: list[Sequence]) -> float:
 
 @pytest.mark.parametrize("given", [n for n in NAMES if n != "none"])
 def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given: str) -> None:
-    """Counted again chunk by chunk: the given triples alone, the others alone, and everything without a condition."""
+    """Code lengths of the given part, the rest and the whole equal those computed chunk by chunk."""
     summary = likelihood(*run, given=given)
     parts = {k.removesuffix("_bytes_per_image"): v for k, v in summary["given"].items()}
     assert parts["condition"] == given and parts["trained"] is True
@@ -77,7 +77,7 @@ def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given
 
 @pytest.mark.parametrize("given", ["low2", "luma", "region"])
 def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> None:
-    """Counted by brute force, decision by decision."""
+    """Bits of marked coefficients equal a brute-force count over all decisions."""
     network = DCTransformer.from_pretrained(run[0])
     triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 5)
     mask = named(given).mask(grid)
@@ -113,7 +113,7 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
 
 
 def test_the_command_says_it(run: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
-    """As a table, as JSON, and in one sentence when there is no such condition."""
+    """The command prints a table or JSON, and refuses an unknown condition in one sentence."""
     main(["likelihood", *map(str, run), "--given", "luma", "--num", "2"])
     assert "given luma:" in capsys.readouterr().out
     main(["likelihood", *map(str, run), "--given", "region", "--num", "2", "--json"])
@@ -124,7 +124,7 @@ def test_the_command_says_it(run: tuple[Path, Path], capsys: pytest.CaptureFixtu
 
 
 def test_an_untrained_condition_is_marked(run: tuple[Path, Path], tmp_path: Path) -> None:
-    """The number is exact still, and said to be poor."""
+    """The code length under an untrained condition is exact, with a warning that it is poor."""
     network = DCTransformer.from_pretrained(run[0])
     network.config = dataclasses.replace(network.config, conditions=("none",))
     network.save_pretrained(tmp_path)
@@ -132,7 +132,7 @@ def test_an_untrained_condition_is_marked(run: tuple[Path, Path], tmp_path: Path
 
 
 def test_probabilities_that_are_not_finite_are_no_result(run: tuple[Path, Path]) -> None:
-    """Finite weights that overflow in use end in a sentence, not in NaN bytes per image."""
+    """Weights that overflow in use end in a sentence, not in NaN bytes per image."""
     network = DCTransformer.from_pretrained(run[0])
     with torch.no_grad():
         network.value_head.out.weight.fill_(3e38)

@@ -1,4 +1,4 @@
-"""The distribution: it is legal, it sums to one, and it is the same in chunks, whole and step by step."""
+"""Tests of the distribution: legal, normalised, and equal in chunks, whole and step by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GRID = Grid(2, 3)
 
 
 def make_model(seed: int = 0, **overrides) -> DCTransformer:
-    """A tiny model whose weights are all alive (heads and residual branches start at nearly nothing)."""
+    """A tiny model with non-zero weights (heads and residual branches are initialised close to zero)."""
     torch.manual_seed(seed)
     model = DCTransformer(preset("tiny", num_labels=3, **overrides)).eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def make_model(seed: int = 0, **overrides) -> DCTransformer:
 
 
 def make_lively(seed: int = 3, **overrides) -> DCTransformer:
-    """A model whose samples are long: it prefers near channels, and hardly ever stops."""
+    """A model whose samples are long: it prefers close channels, and rarely stops."""
     torch.manual_seed(seed)
     return lively(DCTransformer(preset("tiny", num_labels=3, **overrides)).eval())
 
@@ -56,7 +56,7 @@ def random_slots(seed: int, density: float, model: DCTransformer, grid: Grid = G
 
 
 def triples_of(slots: Tensor, grid: Grid = GRID) -> Tensor:
-    """Triples of a DCT image, by brute force: int32 ``[L, 3]``."""
+    """Triples of a DCT image by brute force: int32 ``[L, 3]``."""
     found = []
     for mcu, block, frequency in slots.nonzero().tolist():
         channel = (0, 0, 0, 0, 64, 128)[block] + frequency
@@ -85,7 +85,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("given", [False, True])
 def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
-    """Cached logits agree with those of the whole chunk within 1e-4, for every chunk of a sequence."""
+    """Logits of cached decoding equal those of the whole chunk within 1e-4, for every chunk."""
     model = make_model(**VARIANTS[variant])
     mask = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(5)) < 0.3 if given else None
     sequence = make_sequence(1, model, density=0.18, given=mask)
@@ -101,7 +101,7 @@ def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
 
 
 def _follow(model: DCTransformer, sequence: Sequence, batch: ChunkBatch, whole: Tensor, chunk: int, known: int) -> None:
-    """Decode a chunk whose first triples are known, and compare with the whole chunk's nats ``[L, 3]``."""
+    """Decode a chunk whose first triples are known, and compare with the nats of the whole chunk ``[L, 3]``."""
     listed = (x[:known] for x in (sequence.ranks, sequence.positions, sequence.values))
     partial = Sequence(*listed, sequence.given, sequence.known, sequence.label, sequence.grid)
     steps = Decoding(model, cut_chunks([partial], [chunk], model.config.chunk, model.config.overlap))
@@ -118,7 +118,7 @@ def _follow(model: DCTransformer, sequence: Sequence, batch: ChunkBatch, whole: 
 
 @pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
 def test_likelihood_is_the_sum_over_chunks_and_batches(variant: str) -> None:
-    """Bits of a picture: the sum of its chunks cut one by one; the same in batches of 1 and 16."""
+    """Bits of a picture are the sum over its chunks, and equal in batches of 1 and 16."""
     model = make_model(**VARIANTS[variant])
     sequences = [make_sequence(i, model, density=0.03 * i) for i in range(5)]
     lengths = code_lengths(model, sequences, batch=16)
@@ -133,7 +133,7 @@ def test_likelihood_is_the_sum_over_chunks_and_batches(variant: str) -> None:
 
 
 def test_the_encoder_tells_a_known_zero_from_an_unknown_coefficient() -> None:
-    """It sees which coefficients are settled, not only their values."""
+    """The encoder reads which coefficients are settled, not only their values."""
     model = make_model()
     nothing, all_known = (torch.full((1, GRID.mcus, 6, 64), known) for known in (False, True))
     blank, labels = torch.zeros(1, GRID.mcus, 6, 64, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
@@ -143,7 +143,7 @@ def test_the_encoder_tells_a_known_zero_from_an_unknown_coefficient() -> None:
 
 
 def test_hazards_are_the_chances_of_the_first_outcome_taken() -> None:
-    """Against the product of chances, outcome by outcome; with the chance of none they sum to one."""
+    """Log-probabilities equal products of hazards, and sum to 1 with the probability of none."""
     g = torch.Generator().manual_seed(0)
     score, legal = 2 * torch.randn(50, 7, generator=g), torch.rand(50, 7, generator=g) < 0.7
     first, none = hazard_logits(score, legal)
@@ -156,7 +156,7 @@ def test_hazards_are_the_chances_of_the_first_outcome_taken() -> None:
 
 
 def test_given_coefficients_of_the_channel_are_seen_on_all_sides() -> None:
-    """A given neighbour changes a place's features, before and after it; a given zero differs from nothing known."""
+    """A given neighbour on any side changes a place's features; a given zero does not."""
     local = make_model().local
     positions = torch.arange(GRID.positions)
     for rank, step in ((0, 1), (int(order.RANK[order.CR]), 2)):
@@ -179,7 +179,7 @@ def test_given_coefficients_of_the_channel_are_seen_on_all_sides() -> None:
 
 
 def test_a_given_zero_differs_from_a_hidden_coefficient() -> None:
-    """To the encoder and to the local context."""
+    """The encoder and the local context distinguish a given zero from a hidden coefficient."""
     model = make_model()
     closed = torch.rand(1, GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(0)) < 0.3
     blank, labels = torch.zeros(1, GRID.mcus, 6, 64, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
@@ -193,7 +193,7 @@ def test_a_given_zero_differs_from_a_hidden_coefficient() -> None:
 
 
 def test_the_empty_picture_has_a_likelihood() -> None:
-    """A grey picture is the stop alone."""
+    """A grey picture is a sequence of the stop alone."""
     model = make_model()
     lengths = code_lengths(model, [make_sequence(0, model, density=0.0)])
     assert int(lengths.triples.sum()) == 1
@@ -201,7 +201,7 @@ def test_the_empty_picture_has_a_likelihood() -> None:
 
 
 def legal_next(listed: list[tuple[int, int, int]], given: Tensor, model: DCTransformer) -> set[tuple[int, int, int]]:
-    """Every triple (rank, position, value) that may follow, from the definition alone."""
+    """All triples (rank, position, value) that may follow, by the definition."""
     before = listed[-1][:2] if listed else (-1, -1)
     values = {}
     found = set()
@@ -221,7 +221,7 @@ def legal_next(listed: list[tuple[int, int, int]], given: Tensor, model: DCTrans
 @pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
 @pytest.mark.parametrize("seed", range(3))
 def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -> None:
-    """Enumerate all next triples in full: legal ones and the stop carry all the probability, others none."""
+    """Legal triples and the stop, enumerated in full, have probability 1 in total, and all others 0."""
     model = make_model(**VARIANTS[variant])
     given = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(seed)) < 0.4
     sequence = make_sequence(seed, model, density=0.02, given=given)
@@ -264,7 +264,7 @@ def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_samples_of_an_untrained_model_are_legal(variant: str) -> None:
-    """All of them, in order, inside the grid, off what is given, with possible values."""
+    """Samples are ordered, inside the grid, disjoint from given coefficients, and have possible values."""
     chunks = {"chunk": 16, "overlap": 0 if variant == "no overlap" else 4}
     model = make_lively(**{**VARIANTS[variant], **chunks})
     given = torch.rand(GRID.mcus, 6, 64, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -289,7 +289,7 @@ def test_samples_of_an_untrained_model_are_legal(variant: str) -> None:
 
 
 def test_a_picture_does_not_depend_on_the_batch() -> None:
-    """Picture i of a seed is the same for any batch size and any number of pictures."""
+    """Picture i of a seed is the same for any batch size and number of pictures."""
     model = make_lively(chunk=16, overlap=4)
     pictures = [
         sample(model, n, SampleConfig(seed=4, batch=b), size=(32, 48)).mcus for n, b in ((4, 1), (4, 4), (3, 2))
@@ -300,7 +300,7 @@ def test_a_picture_does_not_depend_on_the_batch() -> None:
 
 
 def test_chunk_boundaries_do_not_move_the_place_features() -> None:
-    """The running states at a channel's beginning are the same whether its past lies before the chunk or in it."""
+    """The running states at the start of a channel do not depend on where its past is cut into chunks."""
     long, short = make_model(chunk=512, overlap=0), make_model(chunk=16, overlap=0)
     short.load_state_dict(long.state_dict())
     sequence = make_sequence(2, long)
@@ -331,7 +331,7 @@ def _context(model: DCTransformer, batch):
 
 
 def test_pick_draws_what_it_is_told() -> None:
-    """Frequencies are the probabilities; 0 is the likeliest; top-p keeps a nucleus; no heat makes the impossible so."""
+    """Frequencies match the probabilities; temperature 0 is the argmax; top-p keeps a nucleus; masks always hold."""
     count = 20_000
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     logits = torch.cat([torch.tensor([NEVER]), logits, torch.tensor([NEVER])]).expand(count, -1)
@@ -350,7 +350,7 @@ def test_pick_draws_what_it_is_told() -> None:
 
 
 def test_guidance_leans_towards_the_label() -> None:
-    """Guidance 1 is no guidance; more of it changes the picture and stays legal; labels matter."""
+    """Guidance 1 is no guidance; more changes the picture, which stays legal; labels have an effect."""
     model = make_lively(chunk=16, overlap=4)
     plain = sample(model, 2, SampleConfig(seed=1), labels=[1, 1], size=(32, 48))
     strong = sample(model, 2, SampleConfig(seed=1, guidance=3.0), labels=[1, 1], size=(32, 48))
@@ -363,7 +363,7 @@ def test_guidance_leans_towards_the_label() -> None:
 
 
 def test_paper_preset_has_the_papers_size() -> None:
-    """448M parameters (within 1 %), counted without making them."""
+    """The paper preset has 448M parameters (within 1 %), counted without allocating them."""
     from dctransformer.tasks.info import parameters_by_part
 
     total = sum(parameters_by_part(preset("paper")).values())
@@ -371,7 +371,7 @@ def test_paper_preset_has_the_papers_size() -> None:
 
 
 def test_coarse_memory_is_the_mean_of_squares() -> None:
-    """Every MCU is in one square, the squares at the edges are cut off, and none are made where all MCUs fit."""
+    """Every MCU is in one square, edge squares are cropped, and there are none if all MCUs fit."""
     grid = Grid(5, 7)
     encoded = torch.randn(2, grid.rows * grid.cols, 3, generator=torch.Generator().manual_seed(0))
     assert coarse(encoded, grid, 0) is encoded
@@ -397,13 +397,13 @@ def test_coarse_memory_is_the_mean_of_squares() -> None:
     ],
 )
 def test_impossible_configs_are_refused(fields: dict, says: str) -> None:
-    """With a sentence that names the field."""
+    """Invalid configs are refused with a sentence that names the field."""
     with pytest.raises(ValueError, match=says):
         ModelConfig(**fields)
 
 
 def test_unknown_fields_and_presets_name_the_nearest() -> None:
-    """A misspelt override is not ignored."""
+    """A misspelt override is refused with the nearest name."""
     with pytest.raises(ValueError, match="did you mean 'width'"):
         preset("tiny", widht=64)
     with pytest.raises(ValueError, match="choose one of tiny"):
@@ -411,7 +411,7 @@ def test_unknown_fields_and_presets_name_the_nearest() -> None:
 
 
 def test_looking_only_where_neighbours_can_be_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The likelihood is that of a sum over all four neighbours of every place, on grids of any shape."""
+    """The likelihood equals that of a sum over all four neighbours, on grids of any shape."""
 
     def everywhere(self, score, weight, rank, cursor, places, context):
         near = context.neighbours[self.is_chroma[rank], :4]

@@ -1,4 +1,4 @@
-"""Models on the hub: what would be uploaded, what is refused, and what works without a network."""
+"""Tests of models on the hub: uploads, refusals, and offline use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model() -> DCTransformer:
 
 @pytest.fixture
 def uploads(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """What the hub would be sent, with a token that nobody checks."""
+    """Record uploads to the hub, with a token that is not checked."""
     sent: list[dict] = []
 
     def upload(self: HfApi, *, folder_path: Path, **options) -> str:
@@ -56,12 +56,12 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 @pytest.fixture
 def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is logged in."""
+    """Remove all tokens."""
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
 def test_an_upload_holds_config_weights_and_card(model: DCTransformer, uploads: list[dict], tmp_path: Path) -> None:
-    """Through the mixin, in one commit; what arrives loads again."""
+    """An upload is one commit that can be loaded again."""
     assert isinstance(model, PyTorchModelHubMixin)
     url = model.push_to_hub("me/flowers", private=True)
     made, sent = uploads
@@ -81,7 +81,7 @@ def test_an_upload_holds_config_weights_and_card(model: DCTransformer, uploads: 
 
 @pytest.mark.parametrize("condition", NAMES)
 def test_the_card_lists_exactly_the_tasks_that_run(condition: str) -> None:
-    """Each task is refused in a sentence unless the model's card lists it; the refusal lists the same."""
+    """Tasks that the card does not list are refused, and the refusal has the same list."""
     model = DCTransformer(preset("tiny", conditions=(condition,)))
     line = next(x for x in model.generate_model_card().text.splitlines() if x.startswith("It was trained to: "))
     listed = line.removeprefix("It was trained to: ").rstrip(".").split(", ")
@@ -102,7 +102,7 @@ def test_the_card_lists_exactly_the_tasks_that_run(condition: str) -> None:
 
 
 def test_saving_may_write_a_card_and_upload(model: DCTransformer, uploads: list[dict], tmp_path: Path) -> None:
-    """A card only where it is asked for; one that is there stays."""
+    """A card is written on request only, and an existing one is preserved."""
     model.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "plain/README.md").exists()
     model.save_pretrained(tmp_path / "carded", model_card_kwargs={"figures": {"bytes per image": 12.5}})
@@ -118,7 +118,7 @@ def test_saving_may_write_a_card_and_upload(model: DCTransformer, uploads: list[
 def test_push_takes_the_runs_figures(
     model: DCTransformer, uploads: list[dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last final validation, and the scores of the weights that are there; a card of one's own goes as it is."""
+    """The card has the final validation and the scores of the present weights; a custom card is unchanged."""
     run = tmp_path / "run"
     model.save_pretrained(run)
     lines = [
@@ -148,7 +148,7 @@ def test_push_takes_the_runs_figures(
 
 
 def load_file_of(data: bytes, folder: Path) -> dict:
-    """The tensors of a file's bytes."""
+    """Load the tensors of a file given as bytes."""
     (folder / "sent.safetensors").write_bytes(data)
     return load_file(folder / "sent.safetensors")
 
@@ -158,7 +158,7 @@ def test_without_a_token_it_says_how_to_log_in(
     model: DCTransformer, tmp_path: Path, offline: str, no_token: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Before any work or network; the command ends with status 2 and no traceback."""
+    """Without a token, the command ends before any work with exit status 2 and one sentence."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline == "1")
     with pytest.raises(ValueError, match=r"hf auth login.*HF_TOKEN"):
         model.push_to_hub("me/flowers")
@@ -171,7 +171,7 @@ def test_without_a_token_it_says_how_to_log_in(
 
 
 def test_what_the_hub_refuses_is_a_sentence(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline mode, a hub that can't be reached, a token that may not write."""
+    """Offline mode, an unreachable hub and a read-only token are reported in one sentence."""
     with monkeypatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
@@ -192,7 +192,7 @@ def test_what_the_hub_refuses_is_a_sentence(model: DCTransformer, monkeypatch: p
 
 
 def httpx_response(status: int):
-    """A bare answer, of whatever HTTP library the hub's client uses."""
+    """A minimal response of the HTTP library that the hub's client uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     module = sys.modules[HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
@@ -200,7 +200,7 @@ def httpx_response(status: int):
 
 
 def test_offline_mode_loads_what_was_downloaded(model: DCTransformer, tmp_path: Path) -> None:
-    """HF_HUB_OFFLINE=1 and a cache as the hub's library lays it out: by name, by commit, by command."""
+    """With HF_HUB_OFFLINE=1, cached models load by name, by commit and on the command line."""
     repo = tmp_path / "hub" / "models--me--flowers"
     model.save_pretrained(repo / "snapshots" / COMMIT)
     (repo / "refs").mkdir()

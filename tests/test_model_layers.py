@@ -1,4 +1,4 @@
-"""Layers by themselves: attention in blocks, and dropout."""
+"""Tests of single layers: blockwise attention, and dropout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dctransformer.model.layers import dropout
 
 
 def with_gradients(causal: bool, way, *tensors: Tensor) -> list[Tensor]:
-    """Attention's output and the gradients of queries, keys and values, fp64."""
+    """Output of an attention, and gradients of queries, keys and values, in fp64."""
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
     y = way(q, k, v, causal)
     y.backward(tensors[3].to(y.dtype))
@@ -36,7 +36,7 @@ def with_gradients(causal: bool, way, *tensors: Tensor) -> list[Tensor]:
 def test_attention_written_out_is_the_fused_one(
     queries: int, keys: int, causal: bool, compiled: bool, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short and in blocks, its weights kept or computed again, compiled or not: as near to fp64 as bf16 can be."""
+    """Blockwise attention, recomputed or not, compiled or not, is as accurate as bf16 permits."""
     monkeypatch.setattr(module, "KEPT", 1024 if keep else 1)
     draw = torch.Generator().manual_seed(queries + keys)
     q, g = (torch.randn(2, 3, queries, 16, generator=draw).bfloat16() for _ in range(2))
@@ -57,7 +57,7 @@ def test_attention_written_out_is_the_fused_one(
 
 
 def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:
-    """The rate asked for to 1/256, the rest scaled up exactly, every element by itself, the same for the same seed."""
+    """The rate is exact to 1/256, elements are independent, the mean is preserved, and a seed is reproducible."""
     x = torch.ones(301, 1001)
     torch.manual_seed(3)
     y = dropout(x, 0.1)

@@ -1,4 +1,4 @@
-"""Models on disk: what is saved comes back, what is damaged is refused in a sentence."""
+"""Tests of models on disk: saving and loading, and refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dctransformer.training.optimizer import make_optimizer
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A tiny model's folder."""
+    """The folder of a saved tiny model."""
     torch.manual_seed(0)
     DCTransformer(preset("tiny", num_labels=2, label_names=("Röse", "Tulip"))).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
-    """Config and weights, bit for bit; in bf16 rounded once; nothing but JSON and safetensors."""
+    """Config and weights are restored bit for bit, or rounded once to bf16; files are JSON and safetensors only."""
     model = DCTransformer.from_pretrained(saved)
     assert model.config == preset("tiny", num_labels=2, label_names=("Röse", "Tulip"))
     assert not model.training
@@ -46,14 +46,14 @@ def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
 
 
 def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(saved: Path) -> None:
-    """As the configs of older weights do."""
+    """Configs of older weights with retired switches load if they have the built-in value."""
     before = DCTransformer.from_pretrained(saved)
     _field(saved, **RETIRED, survival=True)
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
 def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
-    """Files and checkpoints of older versions: the heads' layers were the network's, and some did not exist."""
+    """Weights of older versions, with other names of the heads' layers, load."""
     model = DCTransformer.from_pretrained(saved)
     older = {now: before for before, now in RENAMED.items()}
 
@@ -81,7 +81,7 @@ def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
 
 
 def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:
-    """Matrices as int8 with a scale per row, zeros and all; embeddings and vectors rounded once to bf16."""
+    """Matrices are stored as int8 with a scale per row; embeddings and vectors are rounded once to bf16."""
     torch.manual_seed(0)
     model = DCTransformer(preset("tiny", texture_from=2))
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_stored_as_other_integers(saved: Path, tmp_path: Path) -> None:
-    """They would be lost in silence."""
+    """Other integer types are refused, as they would lose the weights silently."""
     model = DCTransformer.from_pretrained(saved)
     with pytest.raises(ValueError, match=r"can't be stored as torch.int32; choose .* torch.int8"):
         model.save_pretrained(tmp_path / "whole", dtype=torch.int32)
@@ -113,7 +113,7 @@ def test_weights_are_not_stored_as_other_integers(saved: Path, tmp_path: Path) -
     ("name", "size", "quality", "labels"), [("cats128", 128, 35, 0), ("flowers64", 64, 20, 102), ("photos", 64, 75, 0)]
 )
 def test_shipped_weights_load_by_name(name: str, size: int, quality: int, labels: int) -> None:
-    """The weights that come with the package: every task, and files below their limits."""
+    """All shipped weights load by name, and their files are below the size limits."""
     model = DCTransformer.from_pretrained(name)
     assert (model.config.size, model.config.quality, model.config.num_labels) == (size, quality, labels)
     assert set(model.config.conditions) == {"none", "low1", "low2", "low4", "luma", "region"}
@@ -247,7 +247,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_refused(saved: Path, kind: str) -> None:
-    """Never a traceback of somebody else's error."""
+    """Damaged files are refused in one sentence, never with a foreign traceback."""
     damage, says = DAMAGE[kind]
     damage(saved)
     with pytest.raises(ValueError, match=says):
@@ -255,7 +255,7 @@ def test_damage_is_refused(saved: Path, kind: str) -> None:
 
 
 def test_a_config_allocates_nothing_that_its_weights_file_does_not_hold(saved: Path) -> None:
-    """A few bytes of JSON must not cost gigabytes: the process may have 1 GB more than it has now."""
+    """A config of a huge model must not allocate more than 1 GB."""
     _field(saved, width=16384, hidden=65536, encoder=[1] * 100)  # about a terabyte
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -268,7 +268,7 @@ def test_a_config_allocates_nothing_that_its_weights_file_does_not_hold(saved: P
 
 
 def test_models_of_the_hub_are_fetched_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt folder must not download a stranger's model."""
+    """A misspelt folder does not download a model of the hub."""
     fetched = []
 
     def fetch(repo: str, **options: object) -> str:
@@ -289,13 +289,13 @@ def test_models_of_the_hub_are_fetched_only_on_request(monkeypatch: pytest.Monke
 
 
 def test_no_such_model_lists_the_shipped_ones() -> None:
-    """A name that is neither a folder nor shipped."""
+    """A name that is neither a folder nor shipped is refused with the list of shipped models."""
     with pytest.raises(ValueError, match="no model 'flowers65'"):
         DCTransformer.from_pretrained("flowers65")
 
 
 def test_the_network_knows_nothing_of_files_and_hub() -> None:
-    """`model/` imports neither hub/ nor the libraries of files and hub; the public class adds those."""
+    """`model/` imports neither hub/ nor the libraries for files and the hub."""
     package = Path(dctransformer.__file__).parent
     banned = re.compile(
         r"^\s*(import|from) (huggingface_hub|pyarrow|safetensors|dctransformer\.(hub|files|data|training|sampling))\b",

@@ -1,4 +1,4 @@
-"""Results are written as they are finished, and the same command goes on where it stopped."""
+"""Tests that results are written as soon as they are finished, and that commands resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model() -> DCTransformer:
 
 
 def stop_after(count: int):
-    """A `watch` that presses Ctrl-C once so many pictures are finished."""
+    """A `watch` callback that interrupts (Ctrl-C) after a number of finished pictures."""
     finished: set[int] = set()
 
     def watch(snapshot: Snapshot) -> None:
@@ -46,14 +46,14 @@ def stop_after(count: int):
 
 
 def names(folder: Path) -> set[str]:
-    """What a folder holds."""
+    """File names in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
     model: DCTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command makes the missing pictures only, and ends as if nothing had happened."""
+    """The same command generates the missing pictures only, with the same final result."""
     whole, labels = generate(model, 4, sampling=ONE)
     with pytest.raises(KeyboardInterrupt):
         generate(model, 4, sampling=ONE, out=tmp_path, watch=stop_after(2))
@@ -86,7 +86,7 @@ def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
 
 
 def test_pictures_of_another_command_do_not_pass_for_finished_ones(model: DCTransformer, tmp_path: Path) -> None:
-    """Another seed removes those it replaces before it begins."""
+    """Another seed removes the pictures that it replaces before it starts."""
     generate(model, 3, sampling=ONE, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         generate(model, 3, sampling=dataclasses.replace(ONE, seed=4), out=tmp_path, watch=stop_after(1))
@@ -99,7 +99,7 @@ def test_pictures_of_another_command_do_not_pass_for_finished_ones(model: DCTran
 def test_an_interrupted_task_keeps_its_results_and_goes_on(
     model: DCTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results are written after each batch; the rest is made by the same command."""
+    """Results are written after each batch, and the same command adds the missing ones."""
     pictures = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(2)]
     whole = colorize(model, pictures, Options(num=2, sampling=ONE))
     groups: list[int] = []
@@ -133,7 +133,7 @@ def test_an_interrupted_task_keeps_its_results_and_goes_on(
 def test_results_that_no_file_can_hold_are_refused_before_the_work(
     model: DCTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A JPEG file has at most 65,500 pixels on a side."""
+    """Results above the JPEG limit of 65,500 pixels per side are refused."""
 
     def begun(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
@@ -146,7 +146,7 @@ def test_results_that_no_file_can_hold_are_refused_before_the_work(
 
 
 def test_names_too_long_for_a_file_are_refused_before_the_work(model: DCTransformer, tmp_path: Path) -> None:
-    """The results of a picture have longer names than the picture."""
+    """Input names are refused if the longer names of the results exceed the limit."""
     source = tmp_path / ("x" * 251 + ".png")
     Image.new("RGB", (16, 16)).save(source)
     with pytest.raises(ValueError, match="the name is too long"):
@@ -154,7 +154,7 @@ def test_names_too_long_for_a_file_are_refused_before_the_work(model: DCTransfor
 
 
 def test_sheets_stay_within_reason() -> None:
-    """Of 50,000 pictures, the first 1,024 are shown."""
+    """A sheet of 50,000 pictures shows the first 1,024."""
     pictures = torch.zeros(1, 16, 16, 3, dtype=torch.uint8).expand(50_000, -1, -1, -1)
     assert max(contact_sheet(pictures, scale=1).size) < 1000
     assert max(heat_map_sheet(pictures, torch.zeros(1, 2, 2).expand(50_000, -1, -1)).size) < 70_000

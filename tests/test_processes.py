@@ -1,4 +1,4 @@
-"""Worker processes end with their parent, whatever ends it."""
+"""Tests that worker processes end with their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
+    """Wait until a condition holds, and fail after a timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -49,13 +49,13 @@ def running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose pictures take long: every chunk is one triple."""
+    """A model whose pictures take long, because every chunk is one triple."""
     return save_tiny_model(tmp_path_factory.mktemp("model"), chunk=2, overlap=1, size=512)
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGKILL", -9)])
 def test_workers_of_a_killed_sample_end_with_it(model: Path, tmp_path: Path, number: str, status: int) -> None:
-    """The status is the shell's; nothing is printed but a sentence; no temporary files stay behind."""
+    """The exit status is the shell's, one sentence is printed, and no temporary files remain."""
     out, printed = tmp_path / "out", tmp_path / "printed.txt"
     arguments = ["sample", str(model), "--out", str(out), "--num", "4", "--workers", "2", "--batch", "1"]
     with forked(printed, main, arguments) as process:
@@ -73,7 +73,7 @@ def test_workers_of_a_killed_sample_end_with_it(model: Path, tmp_path: Path, num
 
 
 def test_results_and_messages_of_dealt_work() -> None:
-    """Each process gets every n-th item; all messages arrive, in the order of their process."""
+    """Each process gets every n-th item, and messages arrive in order per process."""
 
     def work(items: Sequence[int], send: Callable[[object], None]) -> list[int]:
         for item in items:
@@ -87,7 +87,7 @@ def test_results_and_messages_of_dealt_work() -> None:
 
 
 def test_others_end_at_once_when_one_process_fails_or_the_caller_stops() -> None:
-    """Long work is not waited for."""
+    """Other processes are stopped immediately, even in long work."""
 
     def fail(items: Sequence[int], send: Callable[[object], None]) -> None:
         if items[0] == 1:
@@ -110,7 +110,7 @@ def test_others_end_at_once_when_one_process_fails_or_the_caller_stops() -> None
 
 
 def test_tasks_are_done_in_order_and_a_killed_worker_is_reported() -> None:
-    """With one worker or several."""
+    """Results are in order with one or several workers, and a killed worker is reported."""
     for workers in (1, 3):
         assert list(in_parallel(lambda x: x * x, range(20), workers)) == [(x, x * x) for x in range(20)]
 
@@ -122,7 +122,7 @@ def test_tasks_are_done_in_order_and_a_killed_worker_is_reported() -> None:
 
 
 def test_a_killed_worker_takes_no_lock_along() -> None:
-    """Progress bars go on after a worker was killed that held their lock."""
+    """Progress bars continue after a worker was killed while holding their lock."""
     tqdm.set_lock(TqdmDefaultWriteLock())
     with pytest.raises(ValueError, match="was killed"):
         list(in_parallel(_die_with_the_lock, range(2), 2))

@@ -1,4 +1,4 @@
-"""The engine: a step asks nothing of the host, pictures can be continued and watched, memory runs out politely."""
+"""Tests of the sampling engine: steps without host reads, resuming, watching, running out of memory."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ GRID = Grid(2, 3)
 
 @pytest.fixture(scope="module")
 def model() -> DCTransformer:
-    """A tiny model with long samples, three chunks and more."""
+    """A tiny model with long samples of at least three chunks."""
     torch.manual_seed(0)
     return lively(DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8)).eval())
 
 
 def begun(model: DCTransformer, count: int, rows: int = 3, static: bool = False) -> Decoding:
-    """A decoding of pictures that begin with ``count`` triples of a sample."""
+    """A decoding of pictures that start with ``count`` triples of a sample."""
     triples = sample(model, rows, SampleConfig(seed=1), size=(32, 48)).triples
     rank = torch.from_numpy(order.RANK)
     parts = [t[:count].long().unbind(1) for t in triples]
@@ -50,7 +50,7 @@ def begun(model: DCTransformer, count: int, rows: int = 3, static: bool = False)
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool) -> None:
-    """Captured whole (which any look at a result would prevent), a step decides what the eager one does."""
+    """A step captured as one graph, without any read by the host, equals the eager step."""
     noise = torch.rand(3 if not guided else 2, 16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = 2 * len(noise) if guided else len(noise)
     config = SampleConfig(top_p=0.9, guidance=2.0 if guided else 1.0)
@@ -67,7 +67,7 @@ def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool
 
 
 def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
-    """All of its state is in tensors that keep their place."""
+    """All state of a decoding is in tensors with fixed addresses."""
     with torch.inference_mode():
         one, other = begun(model, 4, static=True), begun(model, 20, static=True)
         draws = Draws.of([SampleConfig()] * 3, one.device)
@@ -96,7 +96,7 @@ def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
 
 @pytest.mark.parametrize("block", ["modern", "paper"])
 def test_weights_prepared_for_steps_give_the_same_logits(block: str) -> None:
-    """Fused and stored by columns, in whole chunks (prefill) and in single steps, with and without a mask."""
+    """Fused and transposed weights give the same logits in prefill and steps, with and without a mask."""
     torch.manual_seed(1)
     plain = lively(DCTransformer(preset("tiny", num_labels=3, chunk=24, overlap=8, block=block)).eval())
     rank, positions = torch.arange(6) // 2, torch.tensor([0, 3, 1, 2, 5, 9])
@@ -116,7 +116,7 @@ def test_weights_prepared_for_steps_give_the_same_logits(block: str) -> None:
 
 @pytest.mark.parametrize("keep", [0, 5, 16, 17, 33])
 def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
-    """A picture can go on from anywhere, in a batch with others that are elsewhere."""
+    """A picture can be continued from anywhere, in a batch with others at other places."""
     triples = sample(model, 1, SampleConfig(seed=3), size=(32, 48)).triples[0]
     assert len(triples) > 35
     requests = [Request(i, i, kept=triples[:keep]) for i in range(2)] + [Request(2, 2), Request(3, 1, kept=triples[:3])]
@@ -131,7 +131,7 @@ def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
 
 
 def test_pictures_can_be_watched(model: DCTransformer) -> None:
-    """Each chunk shows each picture as far as it is; the last look is the picture."""
+    """After each chunk, a snapshot shows each picture so far; the last one is the finished picture."""
     seen: dict[int, list[Snapshot]] = {}
     made = sample(
         model, 3, SampleConfig(batch=2), size=(32, 48), watch=lambda s: seen.setdefault(s.index, []).append(s)
@@ -149,7 +149,7 @@ def test_pictures_can_be_watched(model: DCTransformer) -> None:
 
 
 def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
-    """Coarser arithmetic chooses other triples, never impossible ones."""
+    """Lower precision may choose other triples, but never impossible ones."""
     made = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 48))
     for listed in made.triples:
         rank = torch.from_numpy(order.RANK)[listed[:, 0].long()]
@@ -158,7 +158,7 @@ def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
 
 
 def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a warning that names the size that is tried next; the pictures are the same; one alone is refused."""
+    """The batch is halved with a warning, with the same pictures; a single picture is refused."""
     expected = sample(model, 5, SampleConfig(), size=(32, 48))
     whole, limit = Decoding.__init__, 2
 
@@ -178,7 +178,7 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransformer) -> None:
-    """Two or three processes and one make the same, and progress and snapshots of all of them arrive."""
+    """Any number of processes gives the same pictures, and all progress and snapshots arrive."""
     alone = sample(model, 7, SampleConfig(seed=4, workers=1), size=(32, 48))
     for workers in (2, 3):
         seen: list[Snapshot] = []
@@ -199,7 +199,7 @@ def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransfo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user gets a sentence, and nobody waits for ever."""
+    """A failed or killed process is reported in one sentence without a deadlock."""
 
     def refuse(*_: object) -> int:
         raise ValueError("no more pictures today")
@@ -215,7 +215,7 @@ def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeyp
 def test_nothing_is_left_where_steps_cannot_be_compiled(
     model: DCTransformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without a compiler the sentence says what to install, and there is no folder yet."""
+    """Without a compiler, the sentence says what to install, and no folder is created."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
         generate(model, 1, sampling=SampleConfig(compile=True), out=tmp_path / "out")
@@ -224,7 +224,7 @@ def test_nothing_is_left_where_steps_cannot_be_compiled(
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 def test_compiled_steps(model: DCTransformer) -> None:
-    """They make the same pictures, also when rows leave the batch or go on from elsewhere, and engines differ."""
+    """Compiled steps give the same pictures, also if rows leave the batch or are continued, and engines differ."""
     kept = sample(model, 1, SampleConfig(seed=3), size=(32, 48)).triples[0][:17]
     requests = [Request(i, i % 3, kept=kept if i == 1 else None) for i in range(5)]
     for config in (SampleConfig(1, batch=3), SampleConfig(1, batch=2, temperature=0.5, guidance=1.5)):
@@ -244,7 +244,7 @@ def _overflowing(model: DCTransformer, name: str, value: float) -> DCTransformer
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("name", ["value_head.out.weight", "channel_head.out.weight", "rank.weight"])
 def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, name: str, guidance: float) -> None:
-    """Finite weights whose products are not: the first chunk ends the work."""
+    """Finite weights with infinite products end the work at the first chunk."""
     for temperature in (0, 1):
         config = SampleConfig(workers=1, temperature=temperature, guidance=guidance)
         with pytest.raises(ValueError, match="predictions are not finite, or far too large"):
@@ -252,7 +252,7 @@ def test_weights_that_overflow_in_use_end_in_a_sentence(model: DCTransformer, na
 
 
 def test_weights_that_overflow_when_converted_are_refused_before_the_work(model: DCTransformer) -> None:
-    """3.4e38 is a number in fp32 and infinity in bf16."""
+    """A weight of 3.4e38, infinite in bf16, is refused."""
     broken = _overflowing(model, "value_head.out.weight", torch.finfo(torch.float32).max)
     with pytest.raises(ValueError, match="weights are not finite in bf16"):
         Engine(broken, SampleConfig(precision="bf16"))
@@ -261,7 +261,7 @@ def test_weights_that_overflow_when_converted_are_refused_before_the_work(model:
 def test_no_list_of_triples_is_longer_than_the_open_coefficients(
     model: DCTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the network predicts, sampling ends."""
+    """Sampling ends whatever the network predicts."""
     given = torch.ones(1, 6, 64, dtype=torch.bool)
     given[0, 0, :30] = False
     request = Request(0, 0, given=given, known=torch.zeros(1, 6, 64, dtype=torch.int16))
@@ -279,14 +279,14 @@ def test_no_list_of_triples_is_longer_than_the_open_coefficients(
     + [{"top_p": p} for p in (0.0, 1.1, float("nan"))],
 )
 def test_settings_that_overflow_are_refused(settings: dict[str, float]) -> None:
-    """Each by a sentence with what is possible."""
+    """Settings out of range are refused with the possible values."""
     SampleConfig(temperature=1e-3, guidance=1000)
     with pytest.raises(ValueError, match="must be"):
         SampleConfig(**settings)  # pyright: ignore[reportArgumentType]
 
 
 def test_only_a_cpu_is_measured_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a CPU is fast at says nothing about another device."""
+    """The measured speed of a CPU does not decide the precision of another device."""
     monkeypatch.setattr(precision, "_product_seconds", lambda dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
     assert precision.resolve_precision("auto", torch.device("cpu")) == "bf16"
     assert precision.resolve_precision("auto", torch.device("mps")) == "fp32"

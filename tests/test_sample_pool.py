@@ -1,4 +1,4 @@
-"""Pictures of several users are generated together: each as if alone, with its own settings, progress and end."""
+"""Tests of generating pictures of several users together, each with its own settings, progress and end."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def make_model(**fields) -> DCTransformer:
 
 @pytest.fixture(scope="module")
 def model() -> DCTransformer:
-    """One without texture."""
+    """A model without texture."""
     return make_model()
 
 
 @pytest.mark.parametrize("fields", [{}, {"texture_from": 2}], ids=["triples", "texture"])
 def test_a_picture_is_the_same_alone_and_in_company(fields: dict) -> None:
-    """Whatever the others' settings, sizes and beginnings are, and however they arrive."""
+    """A picture does not depend on settings, sizes, beginnings and arrival of the others."""
     model = make_model(**fields)
     kept = fill(model, [Request(9, 1)], GRID, SETTINGS[0]).triples[0][:5]
     jobs = [
@@ -66,7 +66,7 @@ def test_a_picture_is_the_same_alone_and_in_company(fields: dict) -> None:
 
 @contextlib.contextmanager
 def held(pool: Pool, pictures: int) -> Iterator[None]:
-    """Let no turn begin before the pool holds some pictures that were added in the block."""
+    """Let no turn start before the pool has all pictures added in the block."""
     with pool.paused():
         yield
         while len(pool._waiting) < pictures:
@@ -74,7 +74,7 @@ def held(pool: Pool, pictures: int) -> Iterator[None]:
 
 
 def test_pictures_of_several_jobs_share_their_steps(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six jobs take about as many turns as one: each chunk is run once, for all of them."""
+    """Six jobs take about as many turns as one, as each chunk is run once for all."""
     batches: list[int] = []
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
@@ -104,7 +104,7 @@ def test_pictures_of_several_jobs_share_their_steps(model: DCTransformer, monkey
 def test_who_arrives_just_after_a_turn_began_shares_it(
     model: DCTransformer, monkeypatch: pytest.MonkeyPatch, arrival: int, shared: bool
 ) -> None:
-    """The chunk begins again with both; later it is too much work to lose. Either way pictures are as if alone."""
+    """The chunk is restarted with a new job if little work is lost; pictures are the same either way."""
     configs = [SampleConfig(11, workers=1), SampleConfig(12, workers=1)]
     expected = [fill(model, [Request(0, 0)], GRID, config).mcus for config in configs]
     batches: list[int] = []
@@ -130,7 +130,7 @@ def test_who_arrives_just_after_a_turn_began_shares_it(
 
 
 def test_a_job_that_is_given_up_leaves_the_others_alone(model: DCTransformer) -> None:
-    """At the next turn, whether it is at work or waits; the rest is as before, and nothing is left behind."""
+    """A cancelled job, running or waiting, ends at the next turn and leaves nothing behind."""
     expected = fill(model, [Request(0, 0)], GRID, SampleConfig(7, workers=1))
     pool = Pool(Engine(model, SampleConfig(batch=2)))
     looks: list[Snapshot] = []
@@ -162,7 +162,7 @@ def test_a_job_that_is_given_up_leaves_the_others_alone(model: DCTransformer) ->
 
 
 def test_a_newcomer_waits_for_no_long_job(model: DCTransformer) -> None:
-    """The first picture of a job comes before the later ones of a job that was there first."""
+    """The first picture of a new job comes before later pictures of an earlier job."""
     pool = Pool(Engine(model, SampleConfig(batch=2)))
     finished: list[str] = []
 
@@ -185,7 +185,7 @@ def test_a_newcomer_waits_for_no_long_job(model: DCTransformer) -> None:
 
 
 def test_an_error_ends_the_job_that_it_belongs_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others in its batch are run again without it."""
+    """An error ends its own job, and the other jobs of the batch are run again without it."""
     model, run = make_model(), Engine.run
 
     def fail(self: Engine, rows: list, *more: Any) -> bool:
@@ -210,7 +210,7 @@ def test_an_error_ends_the_job_that_it_belongs_to(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("temperature", [9e-4, 1e-30, 1e-310])
 def test_temperatures_close_to_0_are_0(model: DCTransformer, temperature: float) -> None:
-    """Logits divided by them overflow: sampling ended never, or in an error."""
+    """Temperatures that would overflow the logits are treated as 0."""
     likeliest, close = (
         fill(model, [Request(0, 0)], GRID, SampleConfig(temperature=t, workers=1)).mcus for t in (0, temperature)
     )

@@ -1,4 +1,4 @@
-"""The scan of sampling settings: what it measures, and that it goes on from what is there."""
+"""Tests of the scan of sampling settings: its measurements, and resuming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_model import prepare_small, save_plain_model
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch):
-    """`benchmarks/settings.py`."""
+    """The module `benchmarks/settings.py`."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import settings  # pyright: ignore[reportMissingImports]
 
@@ -25,7 +25,7 @@ def scan(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_edges_are_steps_across_blocks(scan) -> None:
-    """A ramp has as large steps at the borders as inside; blocks of one brightness each have none inside."""
+    """The edge ratio is 1 for a ramp, and large for blocks of constant brightness."""
     ramp = torch.arange(32, dtype=torch.uint8)
     ramp = (ramp[:, None] + ramp)[None, :, :, None].expand(-1, -1, -1, 3)
     assert scan.edge_ratio(ramp) == pytest.approx(1)
@@ -37,7 +37,7 @@ def test_edges_are_steps_across_blocks(scan) -> None:
 
 
 def test_the_scan(tmp_path: Path, scan, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each of the settings after the real pictures'; again, nothing is drawn; mistakes are one sentence."""
+    """The table has a row per setting after the real pictures; a second run draws nothing; mistakes are refused."""
     data = prepare_small(photo_folder(tmp_path / "photos", 12, ("rose", "tulip")), tmp_path / "data")
     model, out = save_plain_model(tmp_path / "model"), tmp_path / "out"
     words = [str(data), "--model", str(model), "--out", str(out), "--num", "4", "--only", "as it is", "top-p 0.9"]

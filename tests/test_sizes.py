@@ -1,4 +1,4 @@
-"""Every command on pictures of any size: sampling, tiles, likelihood, evaluation and the report."""
+"""Tests of every command on pictures of any size."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(photos: Path) -> Path:
-    """The same with long sides of 48 pixels."""
+    """The prepared data set with long sides of 48 pixels."""
     out = photos.parent / "data"
     prepare(photos, out, quality=30, long_side=48, workers=1, progress=False, val_fraction=0.25)
     return out
 
 
 def terse_model(folder: Path, **changes) -> Path:
-    """A tiny untrained model whose pictures hold few triples, so that sampling is quick."""
+    """A tiny untrained model whose pictures have few triples, so that sampling is quick."""
     model = load_model(save_tiny_model(folder, **changes))
     with torch.no_grad():
         model.channel_head.after.weight -= 2
@@ -58,19 +58,19 @@ def terse_model(folder: Path, **changes) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of mixed sizes (so it says), most often 48 × 32, for all tasks."""
+    """A model for all tasks and mixed sizes, according to its config, most often 48 × 32."""
     return terse_model(tmp_path_factory.mktemp("mixed") / "model", **MIXED)
 
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of windows of 32 pixels."""
+    """A model trained, according to its config, on windows of 32 pixels."""
     return terse_model(tmp_path_factory.mktemp("windowed") / "model", **WINDOWS)
 
 
 @pytest.mark.parametrize(("size", "tiled"), [(None, False), ("48x48", False), ("16x32", False), ("48x64", True)])
 def test_sample_makes_files_of_the_size(mixed, tmp_path, capsys, size, tiled):
-    """That of training if none is given; by tiles beyond the rows and columns that the model knows."""
+    """The default is the training size; sizes beyond the model's positions are sampled in tiles."""
     main(
         ["sample", str(mixed), "--out", str(tmp_path / "out"), "--num", "2", "--json", *(["--size", size] * bool(size))]
     )
@@ -96,7 +96,7 @@ def test_sample_makes_files_of_the_size(mixed, tmp_path, capsys, size, tiled):
     ],
 )
 def test_sizes_that_are_refused(tmp_path, capsys, size, message):
-    """One sentence, status 2, no folder."""
+    """Invalid sizes are refused in one sentence with exit status 2, and no folder is created."""
     model = save_tiny_model(tmp_path / "model", **MIXED, conditions=("none",))
     with pytest.raises(SystemExit) as stopped:
         main(["sample", str(model), "--out", str(tmp_path / "out"), "--num", "1", "--size", size, "--json"])
@@ -107,7 +107,7 @@ def test_sizes_that_are_refused(tmp_path, capsys, size, message):
 
 @pytest.mark.parametrize("given", ["none", "low2", "luma"])
 def test_bits_of_mixed_sizes(mixed, data, given):
-    """Bits per pixel by each picture's own size; the parts under a condition add up; each size alone is the same."""
+    """Bits per pixel use each picture's own size, conditional parts add up, and each size alone gives the same."""
     store = TripleStore.open(data, "validation", progress=False)
     assert len(store.grids) > 1
     summary = likelihood(mixed, data, given=given)
@@ -131,7 +131,7 @@ def test_bits_of_mixed_sizes(mixed, data, given):
 
 
 def test_larger_pictures_are_scored_by_their_centres(windowed, data, capsys):
-    """Rows and columns that a model does not know are not read."""
+    """Rows and columns beyond the model's positions are not read."""
     main(["likelihood", str(windowed), str(data), "--json"])
     summary = json.loads(capsys.readouterr().out)
     store = TripleStore.open(data, "validation", progress=False)
@@ -144,7 +144,7 @@ def test_larger_pictures_are_scored_by_their_centres(windowed, data, capsys):
 
 
 def test_a_folder_is_cropped_to_the_models_shape(mixed, photos):
-    """As `prepare` would do it."""
+    """A folder of pictures is cropped as by `prepare`."""
     summary = likelihood(mixed, photos, num=3)
     assert summary["size"] == "48x32" and summary["bits_per_pixel"] == pytest.approx(
         summary["bits_per_image"] / 48 / 32
@@ -152,7 +152,7 @@ def test_a_folder_is_cropped_to_the_models_shape(mixed, photos):
 
 
 def test_reference_pictures_are_those_that_the_model_generates(mixed, data, photos):
-    """Whole pictures of the commonest size, before and after the codec."""
+    """References are whole pictures of the most common size, before and after the codec."""
     config = load_model(mixed).config
     reference = open_reference(data, config, split="train")
     store = reference.store
@@ -168,7 +168,7 @@ def test_reference_pictures_are_those_that_the_model_generates(mixed, data, phot
 
 
 def test_reference_windows_are_at_the_centre(windowed, data, photos):
-    """The same part of each picture before and after the codec; those that are too small are left out."""
+    """References are the same window before and after the codec; too small pictures are left out."""
     config = load_model(windowed).config
     reference = open_reference(data, config, split="train")
     fitting = [grid for grid in reference.store.grids if grid.within(Grid(2, 2)) == Grid(2, 2)]
@@ -182,7 +182,7 @@ def test_reference_windows_are_at_the_centre(windowed, data, photos):
 
 
 def test_classical_coders_subtract_a_blank_picture_of_each_size(mixed, data):
-    """The mean over mixed sizes is that of the sizes alone."""
+    """The mean over mixed sizes follows from those of single sizes."""
     held_out = open_held_out(data, load_model(mixed).config)
     pictures = [held_out.dct(i, i + 1) for i in range(5)]
     assert len({picture.width for picture in pictures}) > 1
@@ -193,7 +193,7 @@ def test_classical_coders_subtract_a_blank_picture_of_each_size(mixed, data):
 
 @pytest.mark.parametrize("name", ["mixed", "windowed"])
 def test_evaluate_and_report(request, name, data, photos, tmp_path, capsys):
-    """Both run on several sizes, and name the crop."""
+    """Both commands work with several sizes, and name the crop."""
     model = request.getfixturevalue(name)
     options = ["--features", "small64", "--num", "6", "--metrics", "precision,recall,bits", "--batch", "6", "--json"]
     main(["evaluate", str(model), "--data", str(data), "--out", str(tmp_path / "figures.json"), *options])
@@ -208,7 +208,7 @@ def test_evaluate_and_report(request, name, data, photos, tmp_path, capsys):
 
 
 def test_data_of_another_size_is_refused_where_sizes_must_match(photos, mixed, tmp_path):
-    """With the size to prepare."""
+    """The refusal names the size to prepare."""
     prepare(photos, tmp_path / "data", size=32, quality=30, workers=1, progress=False, val_fraction=0.2)
     with pytest.raises(ValueError, match=r"prepared at size 32, the model was trained at 48x32; .*--size 48x32"):
         open_reference(tmp_path / "data", load_model(mixed).config)
@@ -218,7 +218,7 @@ def test_data_of_another_size_is_refused_where_sizes_must_match(photos, mixed, t
     "task", [["upscale"], ["colorize"], ["continue", "--bands", "1"], ["inpaint", "--box", "0,0,16,16"]]
 )
 def test_tasks_on_pictures_beyond_and_within_what_is_known(mixed, tmp_path, capsys, task):
-    """By tiles of the trained shape, or whole."""
+    """Tasks use tiles of the trained shape, or the whole picture if it fits."""
     for width, height in ((48, 32), (80, 32)):
         path = tmp_path / f"{width}.png"
         crop_resize(Image.new("RGB", (90, 90), (200, 40, 90)), Shape.of((width, height))).save(path)
@@ -230,7 +230,7 @@ def test_tasks_on_pictures_beyond_and_within_what_is_known(mixed, tmp_path, caps
 
 
 def test_the_model_describes_its_sizes(mixed, capsys):
-    """In `info`."""
+    """`info` shows the sizes of a model."""
     main(["info", str(mixed), "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert (facts["size"], facts["shape"], facts["extent"]) == (32, "48x32", "48x48")

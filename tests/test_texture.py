@@ -1,4 +1,4 @@
-"""Texture: the distribution over whole channels is exact, causal and legal, and samples follow it."""
+"""Tests of texture: the distribution over whole channels is exact, causal and legal, and samples follow it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = {"texture_state": 8, "texture_width": 12, "texture_hidden": 16, "texture
 
 
 def make_model(seed: int = 0, texture_from: int = 2, **overrides) -> DCTransformer:
-    """A tiny model whose weights are all alive, with texture from band 4–15 on."""
+    """A tiny model with non-zero weights, and texture from band 4–15."""
     torch.manual_seed(seed)
     model = DCTransformer(preset("tiny", num_labels=3, texture_from=texture_from, **{**SMALL, **overrides})).eval()
     with torch.no_grad():
@@ -59,7 +59,7 @@ def random_picture(seed: int, density: float = 0.08, grid: Grid = GRID, top: int
 
 
 def sequence_of(picture: Tensor, model: DCTransformer, grid: Grid = GRID, **masks: Tensor) -> Sequence:
-    """The picture as the model's sequence."""
+    """The picture as a sequence of the model."""
     return Sequence.from_triples(triples_of(picture, grid), grid, 1, **masks).structure(model.config.texture_rank)
 
 
@@ -68,7 +68,7 @@ def random_mask(seed: int, share: float, grid: Grid = GRID) -> Tensor:
 
 
 def whole(sequence: Sequence, model: DCTransformer) -> tuple[Picture, Tensor]:
-    """The picture as the texture's network takes it, and its channels in use."""
+    """The picture as input of the texture network, and its used channels."""
     used = channels_in_use(sequence, model.config.texture_rank)
     return Picture.of(texture_batch([sequence], [used], [torch.ones(len(used))])), used
 
@@ -77,7 +77,7 @@ def whole(sequence: Sequence, model: DCTransformer) -> tuple[Picture, Tensor]:
 @pytest.mark.parametrize("masked", [False, True])
 @torch.inference_mode()
 def test_probabilities_of_all_pictures_sum_to_one(texture_from: int, masked: bool) -> None:
-    """Enumerate a tiny space in full: one structure coefficient, texture at two luma places and one chroma place."""
+    """Probabilities sum to 1 over a tiny space of one structure coefficient and three texture places."""
     model = make_model(quality=1, texture_from=texture_from)
     grid = Grid(1, 1)
     slots = [(0, 0, 0), (0, 1, 20), (0, 2, 20), (0, 5, 4)]
@@ -109,7 +109,7 @@ def test_probabilities_of_all_pictures_sum_to_one(texture_from: int, masked: boo
 
 @torch.inference_mode()
 def test_a_changed_coefficient_changes_no_earlier_decision() -> None:
-    """Bit for bit: of higher channels nothing, of the channel in hand only what comes after it."""
+    """Changing a coefficient leaves higher channels and earlier decisions of its channel bit for bit."""
     model = make_model()
     before = sequence_of(random_picture(1, 0.2), model)
     picture, used = whole(before, model)
@@ -134,7 +134,7 @@ def test_a_changed_coefficient_changes_no_earlier_decision() -> None:
 
 @torch.inference_mode()
 def test_decoding_equals_the_teacher_forced_pass() -> None:
-    """Channel after channel on what is decoded so far gives the same nats as the whole picture at once."""
+    """Decoding channel by channel gives the nats of the pass over the whole picture."""
     model = make_model()
     given = random_mask(9, 0.2)
     sequence = sequence_of(random_picture(4, 0.1), model, given=given)
@@ -151,7 +151,7 @@ def test_decoding_equals_the_teacher_forced_pass() -> None:
 
 
 def test_both_colours_cover_every_place_once() -> None:
-    """Luma: all positions; chroma: each MCU's, neighbours in different colours; no position twice in a row."""
+    """The checkerboard covers every luma position and MCU once, with neighbours in different colours."""
     for grid in (GRID, Grid(1, 1), Grid(3, 3)):
         index = checkerboard(grid, torch.device("cpu"))
         assert sorted(index[0].flatten().tolist()) == list(range(grid.positions))
@@ -162,7 +162,7 @@ def test_both_colours_cover_every_place_once() -> None:
 
 @pytest.mark.parametrize("limit", [1, 5, MAGNITUDES, 40, 1024])
 def test_values_are_normalised(limit: int) -> None:
-    """`value_logits` holds log-probabilities that sum to one, those of `value_log_p`; nothing beyond the limit."""
+    """`value_logits` are log-probabilities that sum to 1, equal `value_log_p`, and exclude values beyond the limit."""
     model = make_model(quality=100)
     scores = torch.randn(3, MAGNITUDES + 2, generator=torch.Generator().manual_seed(0)) * 2
     log_p = value_logits(scores, torch.full((3,), limit), model.alphabet)
@@ -177,7 +177,7 @@ def test_values_are_normalised(limit: int) -> None:
 
 @pytest.mark.parametrize("must", [False, True])
 def test_occupancy_is_drawn_from_its_distribution(must: bool) -> None:
-    """Frequencies of all patterns of three open places among five, against their exact probabilities."""
+    """Frequencies of all patterns of three among five open places match their exact probabilities."""
     logits = torch.tensor([-1.0, 9.0, 0.3, -0.5, 9.0])
     opened = torch.tensor([True, False, True, True, False])
     count = 40_000
@@ -203,7 +203,7 @@ def test_occupancy_is_drawn_from_its_distribution(must: bool) -> None:
 
 
 def test_the_next_channel_is_drawn_from_its_distribution() -> None:
-    """Frequencies over the channels after the last one, and of none."""
+    """Frequencies of the next channel, and of none, match their probabilities."""
     rates = torch.zeros(1, order.NUM_CHANNELS)
     rates[0, [20, 30, 40, 50]] = torch.tensor([5.0, 0.5, 0.2, 0.9])
     count = 40_000
@@ -219,7 +219,7 @@ def test_the_next_channel_is_drawn_from_its_distribution() -> None:
 
 @pytest.mark.parametrize("texture_from", [1, 2, 3])
 def test_untrained_models_draw_legal_pictures(texture_from: int, tmp_path) -> None:
-    """A JPEG file holds every picture; triples list it in order; the batch size changes nothing."""
+    """Pictures fit into JPEG files, triples are in order, and the batch size has no effect."""
     model = make_model(5, texture_from=texture_from)
     samples = sample(model, 3, SampleConfig(seed=2, batch=3, workers=1), labels=[0, 1, 3], size=(32, 48))
     alone = sample(model, 2, SampleConfig(seed=2, batch=1, workers=1), labels=[0, 1], size=(32, 48))
@@ -240,7 +240,7 @@ def test_untrained_models_draw_legal_pictures(texture_from: int, tmp_path) -> No
 
 
 def test_what_is_given_and_kept_stays() -> None:
-    """Given coefficients (any of them), and a beginning that ends in the middle of a texture channel."""
+    """Given coefficients are preserved, and so is a prefix that ends inside a texture channel."""
     model = make_model(5)
     picture, given = random_picture(1, 0.1), random_mask(2, 0.4)
     known = picture * given
@@ -259,7 +259,7 @@ def test_what_is_given_and_kept_stays() -> None:
 
 
 def test_guidance_and_temperature_reach_texture() -> None:
-    """Both change what is drawn, and so does the seed."""
+    """Guidance, temperature and seed change the texture."""
     model = make_model(5)
     with torch.no_grad():
         for table in (model.texture.label, model.texture.use_label):
@@ -276,7 +276,7 @@ def test_guidance_and_temperature_reach_texture() -> None:
 
 
 def test_texture_has_settings_of_its_own() -> None:
-    """Structure is drawn by the general ones alone, texture by its own where they are given."""
+    """Structure uses the general settings, and texture its own if they are set."""
     model = make_model(5)
     with torch.no_grad():
         for table in (model.texture.label, model.texture.use_label, model.label):
@@ -301,7 +301,7 @@ def test_texture_has_settings_of_its_own() -> None:
 
 @torch.inference_mode()
 def test_likelihood_in_slices_and_by_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many places are computed together the bits agree; the coefficients' bits add up to the picture's."""
+    """Bits do not depend on the slice size, and bits by coefficient add up to the picture's."""
     model = make_model()
     sequences = [sequence_of(random_picture(i, 0.05 * i), model) for i in range(4)]
     lengths = code_lengths(model, sequences)
@@ -321,7 +321,7 @@ def test_likelihood_in_slices_and_by_coefficient(monkeypatch: pytest.MonkeyPatch
 
 @torch.inference_mode()
 def test_sampled_channels_stand_for_all() -> None:
-    """The mean over the random starts is the whole picture's cost."""
+    """The loss on sampled channels is an unbiased estimate of the loss on the whole picture."""
     model = make_model()
     sequence = sequence_of(random_picture(2, 0.01), model)
     used = channels_in_use(sequence, model.config.texture_rank)
@@ -335,7 +335,7 @@ def test_sampled_channels_stand_for_all() -> None:
 
 
 def test_a_config_without_texture_means_off() -> None:
-    """Configs of before have no such field; impossible values are refused."""
+    """Older configs without the field load with texture off, and invalid values are refused."""
     fields = preset("tiny").to_dict()
     fields.pop("texture_from")
     assert ModelConfig.from_dict(fields).texture_rank == order.NUM_CHANNELS
@@ -347,7 +347,7 @@ def test_a_config_without_texture_means_off() -> None:
 
 
 def test_a_sample_is_a_picture_with_a_likelihood() -> None:
-    """What is drawn can be scored, and costs about its own entropy (not infinitely much)."""
+    """Samples can be scored, and cost about the entropy of the model."""
     model = make_model(5)
     samples = sample(model, 2, SampleConfig(workers=1), size=(32, 48))
     sequences = [sequence_of(mcus, model) for mcus in samples.mcus]
@@ -356,7 +356,7 @@ def test_a_sample_is_a_picture_with_a_likelihood() -> None:
 
 
 def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where structure is given, a large picture is filled at once, and what is given stays."""
+    """Given structure, a large picture is filled at once, and given coefficients are preserved."""
     model = make_model(5, size=32, max_grid=4)
     grid = Grid(6, 9)
     given = RANK_OF_SLOT.expand(grid.mcus, 6, 64) < model.config.texture_rank
@@ -369,7 +369,7 @@ def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPat
 @torch.inference_mode()
 @pytest.mark.parametrize("rank", [20, 30], ids=["luma", "chroma"])
 def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
-    """A window's place features are those of the picture, away from the border: so a large picture is no new case."""
+    """Features of places inside a window equal those in the whole picture, away from the border."""
     model = make_model(1)
     picture = random_picture(1, 0.1, Grid(7, 7))
     square = picture.view(7, 7, 6, 64)
@@ -391,7 +391,7 @@ def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
 def test_channels_of_one_kind_cost_less_and_change_nothing(
     grid: Grid, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Luma alone, chroma alone, and both in one batch, where chroma is computed at all places: the same nats."""
+    """Batches of luma, of chroma and of both give the same nats."""
     model = make_model(2, texture_blocks=blocks)
     pictures = torch.stack([random_picture(k, 0.3, grid) for k in range(2)])
     none = torch.zeros_like(pictures, dtype=torch.bool)
@@ -412,7 +412,7 @@ def test_channels_of_one_kind_cost_less_and_change_nothing(
 @torch.inference_mode()
 @pytest.mark.parametrize("grid", [Grid(2, 3), Grid(3, 3)], ids=["even", "odd"])
 def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
-    """What is kept up to date from channel to channel, passing over some, is what a fresh look at the picture gives."""
+    """Running sums updated from channel to channel equal those computed from the picture."""
     model = make_model(3)
     texture, first = model.texture, model.config.texture_rank
     pictures = torch.stack([random_picture(k, 0.2, grid) for k in range(2)])
@@ -447,7 +447,7 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_large_pictures_are_drawn_alike(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same picture whether sums are kept up to date or made anew."""
+    """Running and recomputed sums give the same picture."""
     model = make_model(4)
     config = SampleConfig(batch=2, workers=1, guidance=guidance)
     few = sample(model, 2, config, labels=[0, 1], size=(32, 48))
@@ -475,7 +475,7 @@ def test_channels_are_searched_in_windows(window: int, monkeypatch: pytest.Monke
     ["texture.use_out.weight", "texture.occupancy_out.weight", "texture.value_out.weight", "texture.luma_mix.weight"],
 )
 def test_predictions_of_texture_that_are_not_finite_end_in_a_sentence(name: str, value: float, guidance: float) -> None:
-    """Also where the structure does not use the weight; never in a picture."""
+    """Non-finite predictions are reported, even if structure does not use the weight."""
     model = make_model()
     sampling = SampleConfig(guidance=guidance, workers=1)
     engine = Engine(model, sampling)
@@ -490,7 +490,7 @@ def test_predictions_of_texture_that_are_not_finite_end_in_a_sentence(name: str,
 
 @pytest.mark.parametrize("which", ["last", "first"])
 def test_one_prediction_of_texture_that_is_not_finite_is_enough(which: str) -> None:
-    """A value's bias of one channel: nothing else depends on it, and the check of the last channel is read, too."""
+    """A single non-finite value bias is detected, also in the last channel."""
     model = make_model()
     whole_picture = sample(model, 1, SampleConfig(workers=1), size=(32, 48))
     ranks = torch.from_numpy(order.RANK)[whole_picture.triples[0][:, 0].long()]
@@ -506,7 +506,7 @@ def test_one_prediction_of_texture_that_is_not_finite_is_enough(which: str) -> N
 
 
 def test_sampling_needs_no_fp64_on_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `draw_dtype` is fp32, no tensor operation has an fp64 result."""
+    """If `draw_dtype` is fp32, no tensor operation has an fp64 result."""
 
     class NoFloat64(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -527,7 +527,7 @@ def test_sampling_needs_no_fp64_on_a_device_without_it(monkeypatch: pytest.Monke
 
 
 def test_likelihood_computes_convolutions_in_full_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without cuDNN's TF32, and the setting comes back."""
+    """TF32 of cuDNN is off during the likelihood, and the setting is restored."""
     model = make_model()
     seen = []
     around = model.texture.channel_nats

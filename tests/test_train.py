@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes exactly, and it refuses what doesn't fit."""
+"""Tests of training: learning, exact resuming, and refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUICK = {"precision": "fp32", "batch": 8, "eval_images": 3, "eval_every": 4000, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared set of 40 made pictures in two classes, 32 pixels."""
+    """A prepared data set of 40 synthetic pictures in two classes, 32 pixels."""
     folder = tmp_path_factory.mktemp("pictures")
     photo_folder(folder, 40, ("even", "odd"))
     out = tmp_path_factory.mktemp("data") / "set"
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 1,000 triples."""
+    """The run folder of a training on 1,000 triples."""
     run = tmp_path_factory.mktemp("trained") / "run"
     train(data, run, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)
     return run
@@ -58,7 +58,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -68,7 +68,7 @@ def metrics_of(run: Path) -> list[dict]:
 
 
 def test_training_lowers_the_bits_and_fills_the_run_folder(data: Path, tmp_path: Path) -> None:
-    """Bytes an image fall on validation; weights, settings, curves and samples are there."""
+    """Validation bytes per image fall; weights, settings, curves and samples are written."""
     run = tmp_path / "run"
     config = TrainConfig(triples=40_000, **{**QUICK, "sample_every": 30_000}, lr=5e-3, warmup=10)
     final = train(data, run, preset("tiny"), config, progress=False)
@@ -84,7 +84,7 @@ def test_training_lowers_the_bits_and_fills_the_run_folder(data: Path, tmp_path:
 
 
 def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
-    """A run that is killed half-way and resumed ends with the same weights, bit for bit."""
+    """A run that is killed and resumed ends with the same weights, bit for bit."""
     settings = ["--preset", "tiny", "--triples", "14000", "--batch", "8", "--eval-images", "3", "--eval-every", "4000"]
     settings += ["--sample-every", "0", "--model.dropout", "0.1", "--checkpoint-every", "0.001", "--seed", "7"]
     settings += ["--precision", "fp32"]
@@ -113,7 +113,7 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
 
 
 def safe_progress(path: Path) -> str:
-    """The progress that a checkpoint notes."""
+    """The progress recorded in a checkpoint."""
     import safetensors
 
     with safetensors.safe_open(path, framework="pt") as file:
@@ -137,7 +137,7 @@ def test_every_chunk_is_visited_once_an_epoch(data: Path) -> None:
 
 
 def test_micro_batches_give_the_same_step(data: Path, tmp_path: Path) -> None:
-    """Accumulated gradients are those of the whole batch; so are those of groups by length."""
+    """Accumulated gradients equal those of the whole batch, also with groups by length."""
     weights = []
     for micro in (None, 3, "auto"):
         run = tmp_path / f"micro-{micro}"
@@ -150,7 +150,7 @@ def test_micro_batches_give_the_same_step(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_config_is_refused(data: Path, finished: Path) -> None:
-    """And nothing of it is changed."""
+    """A run with another config is refused and left unchanged."""
     before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=r"another config .*width"):
         train(data, finished, preset("tiny", width=64), TrainConfig(triples=1000, **QUICK), progress=False)
@@ -160,7 +160,7 @@ def test_a_run_of_another_config_is_refused(data: Path, finished: Path) -> None:
 
 
 def test_a_damaged_checkpoint_and_foreign_folders_are_refused(data: Path, finished: Path, tmp_path: Path) -> None:
-    """With a sentence each."""
+    """Damaged checkpoints and foreign folders are refused in one sentence."""
     (finished / "checkpoint.safetensors").write_bytes((finished / "checkpoint.safetensors").read_bytes()[:3000])
     with pytest.raises(ValueError, match="damaged"):
         train(data, finished, preset("tiny"), TrainConfig(triples=2000, **QUICK), progress=False)
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_and_foreign_folders_are_refused(data: Path, finish
 
 
 def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the checkpoint that was there stays whole."""
+    """A full disk is reported in one sentence, and the previous checkpoint is preserved."""
     before = (finished / "checkpoint.safetensors").read_bytes()
 
     # What safetensors raises when the system can't write: not an OSError.
@@ -201,13 +201,13 @@ def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: py
     ],
 )
 def test_impossible_settings_are_refused(fields: dict, says: str) -> None:
-    """By name."""
+    """Invalid settings are refused by name."""
     with pytest.raises(ValueError, match=says):
         TrainConfig(**fields).check()
 
 
 def test_a_saved_model_is_not_a_run(data: Path, tmp_path: Path) -> None:
-    """Training into its folder is refused before anything is written."""
+    """Training into the folder of a saved model is refused before anything is written."""
     saved = tmp_path / "saved"
     DCTransformer(preset("tiny")).save_pretrained(saved)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
@@ -217,7 +217,7 @@ def test_a_saved_model_is_not_a_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_another_data_set_is_refused(finished: Path, tmp_path: Path) -> None:
-    """A run goes on with the pictures it began with."""
+    """A run can be resumed only with its own data set."""
     photo_folder(tmp_path / "pictures", 12, ("even", "odd"))
     prepare(tmp_path / "pictures", tmp_path / "set", size=32, quality=30, val_fraction=0.2, workers=1, progress=False)
     with pytest.raises(ValueError, match="data"):
@@ -225,7 +225,7 @@ def test_another_data_set_is_refused(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_left_alone_and_can_go_on(data: Path, finished: Path) -> None:
-    """The same command again does nothing; a larger budget goes on."""
+    """The same command does nothing more, and a larger budget continues the run."""
     before = (finished / "metrics.jsonl").read_bytes()
     assert train(data, finished, preset("tiny"), TrainConfig(triples=1000, **QUICK), progress=False)["finished"]
     assert (finished / "metrics.jsonl").read_bytes() == before
@@ -234,13 +234,13 @@ def test_a_finished_run_is_left_alone_and_can_go_on(data: Path, finished: Path) 
 
 
 def test_divergence_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    """No weights that are not numbers are kept."""
+    """Divergence is reported in one sentence, and non-finite weights are not saved."""
     with pytest.raises(ValueError, match="lower --lr"):
         train(data, tmp_path / "run", preset("tiny"), TrainConfig(triples=20_000, lr=1e5, **QUICK), progress=False)
 
 
 def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    """SIGTERM ends the step in hand, writes the checkpoint and leaves with a hint and status 143; SIGINT with 130."""
+    """SIGTERM finishes the step, saves a checkpoint and exits with 143 and a hint; SIGINT with 130."""
     command = ["train", "--data", str(data), "--run", str(tmp_path / "run")]
     command += ["--preset", "tiny", "--minutes", "10", "--batch", "8", "--loaders", "1", "--checkpoint-every", "0.001"]
     process = subprocess.Popen(
@@ -271,7 +271,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
 
 
 def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:
-    """Label dropout 1 hides all, 0 none, 0.5 about half."""
+    """Label dropout hides all labels at 1, none at 0 and about half at 0.5."""
     store = TripleStore.open(data, "train")
     model = preset("tiny", num_labels=2, size=32, quality=30)
     for part in (0.0, 0.5, 1.0):
@@ -281,7 +281,7 @@ def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:
 
 
 def test_the_average_lags_behind_the_weights(data: Path, tmp_path: Path) -> None:
-    """What is saved is the average: different from the last weights, and an average of them."""
+    """The saved weights are the EMA, which differs from the last weights."""
     run = tmp_path / "run"
     train(data, run, preset("tiny"), TrainConfig(triples=3000, ema=0.9, **QUICK), progress=False)
     state = load_file(run / "checkpoint.safetensors")
@@ -291,7 +291,7 @@ def test_the_average_lags_behind_the_weights(data: Path, tmp_path: Path) -> None
 
 
 def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None:
-    """The same steps in bf16 autocast end within 2 % of fp32; the likelihood itself is always computed in fp32."""
+    """Training in bf16 ends within 2 % of fp32; the likelihood is always computed in fp32."""
     scores = []
     for precision in ("fp32", "bf16"):
         config = TrainConfig(triples=6000, lr=5e-3, warmup=10, **{**QUICK, "precision": precision})
@@ -301,7 +301,7 @@ def test_bf16_training_learns_what_fp32_does(data: Path, tmp_path: Path) -> None
 
 
 def test_auto_is_muon_unless_the_weights_are_sharded() -> None:
-    """Each optimiser has a learning rate of its own; what is asked for stays."""
+    """Each optimiser has its default learning rate, and explicit settings are kept."""
     whole, shared = (TrainConfig().resolved(sharded=sharded) for sharded in (False, True))
     assert (whole.optimizer, whole.lr, shared.optimizer, shared.lr) == ("muon", 5e-3, "adamw", 2e-3)
     asked = TrainConfig(optimizer="adamw", lr=1e-4).resolved(sharded=False)
@@ -312,7 +312,7 @@ def test_auto_is_muon_unless_the_weights_are_sharded() -> None:
 
 
 def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    """Its momentum is in the checkpoint: stopped and resumed ends where uninterrupted does."""
+    """Muon's momentum is in the checkpoint, so a resumed run equals an uninterrupted one."""
     store, model = TripleStore.open(data, "train"), preset("tiny", quality=30, size=32, num_labels=2)
     config = TrainConfig(triples=6000, optimizer="muon", lr=5e-3, warmup=5, batch=8, precision="fp32")
     steps = Steps(store, model, config)
@@ -332,7 +332,7 @@ def test_muon_learns_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
-    """Every condition turns up, each chunk predicts something, and a step can be made again."""
+    """All conditions occur, every chunk has predictions, and steps are reproducible."""
     model = preset("tiny", quality=30, size=32, num_labels=2)
     config = TrainConfig(batch=4)
     steps, again = (Steps(TripleStore.open(data, "train"), model, config) for _ in range(2))
@@ -346,14 +346,14 @@ def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
 
 
 def test_the_run_says_what_it_was_trained_on(data: Path, tmp_path: Path) -> None:
-    """So that a task it has never seen can be refused."""
+    """The config lists the trained conditions, so that other tasks can be refused."""
     only = TrainConfig(triples=200, batch=2, conditions=Conditions(none=1, low=1, luma=0, region=0, factors=(2,)))
     train(data, tmp_path / "run", preset("tiny"), only, progress=False)
     assert DCTransformer.from_pretrained(tmp_path / "run").config.conditions == ("none", "low4")
 
 
 def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
-    """Its weights are taken over, its classes by name; another shape is refused."""
+    """Weights are copied and classes matched by name; another shape is refused."""
     train(data, tmp_path / "first", preset("tiny", texture_from=2), TrainConfig(triples=300, batch=2), progress=False)
     first = DCTransformer.from_pretrained(tmp_path / "first")
     config = TrainConfig(triples=300, batch=2, init=str(tmp_path / "first"))
@@ -377,7 +377,7 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
 
 
 def test_compiled_stacks_take_the_same_steps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to rounding. Traced, differentiated, but not turned into machine code, which takes minutes."""
+    """Traced and differentiated stacks equal the eager ones up to rounding (without slow code generation)."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     store, losses = TripleStore.open(data, "train"), []
     for mode in ("off", "on"):

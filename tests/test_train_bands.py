@@ -1,4 +1,4 @@
-"""Losses by band are sums of the very losses that are trained on."""
+"""Tests of the losses by band, which add up to the training loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = preset("tiny", size=32, quality=30)
 
 
 def two_chunks() -> ChunkBatch:
-    """Triples of all four bands, and of one."""
+    """Two chunks, with triples of all four bands and of one band."""
     grid = Grid.of_size(32, 32)
     lists = [[[0, 0, 5], [0, 3, 1], [1, 2, 2], [70, 0, 1], [20, 1, -1]], [[0, 1, 3]]]
     sequences = [Sequence.from_triples(torch.tensor(triples), grid, CONFIG.null_label) for triples in lists]
@@ -28,14 +28,14 @@ def two_chunks() -> ChunkBatch:
 
 
 def test_every_triple_counts_once_in_its_band() -> None:
-    """Channel 70 is Cb's frequency 6; each sequence has a stop."""
+    """Every triple is counted in its band (channel 70 is Cb's frequency 6), and every sequence has a stop."""
     assert dict(zip(BANDS, count_by_band(two_chunks()), strict=True)) == {
         "dc": 3, "1-3": 1, "4-15": 1, "16-63": 1, "stop": 2
     }  # fmt: skip
 
 
 def test_a_step_reports_the_losses_it_trains_on() -> None:
-    """In whole or in micro-batches, the sums by band are those of a loop over the triples."""
+    """Sums by band equal those of a loop over the triples, with or without micro-batches."""
     batch = two_chunks()
     model = new_model(CONFIG, 0)
     with torch.no_grad():
@@ -52,14 +52,14 @@ def test_a_step_reports_the_losses_it_trains_on() -> None:
 
 
 def test_structure_and_texture_are_means_over_their_triples() -> None:
-    """What has no triples has no mean; the stop belongs to neither."""
+    """A band without triples has no mean, and the stop belongs to neither part."""
     bits = torch.tensor([[1.0, 2, 3], [4, 0, 0], [5, 5, 5], [0, 0, 0], [9, 0, 0]])
     means = bits_per_triple(bits, [2, 3, 5, 0, 1])
     assert means == pytest.approx({"dc": 3, "1-3": 4 / 3, "4-15": 3, "structure": 2, "texture": 3})
 
 
 def test_curves_have_a_chart_by_band_where_the_metrics_have_bands() -> None:
-    """Older runs have two charts."""
+    """There is a chart by band if the metrics have bands; older runs have two charts."""
     old = [{"triples": 1000 * i, "train/channel": 1.0, "train/position": 2.0, "train/value": 3.0} for i in range(3)]
     new = [{**line, "train/dc": 4.0, "train/4-15": 3.0} for line in old]
     assert [axis.get_title() for axis in loss_curves(old).axes][:1] == ["training, by field"]
@@ -68,7 +68,7 @@ def test_curves_have_a_chart_by_band_where_the_metrics_have_bands() -> None:
 
 
 def test_texture_is_counted_with_its_pictures_weight() -> None:
-    """A model that decides on whole channels: bits per coefficient of its bands, and none of the structure's twice."""
+    """With texture by channel, bits per coefficient are right, and structure is not counted twice."""
     config = preset("tiny", size=32, quality=30, texture_from=2)
     batch = two_chunks()
     coefficients = torch.zeros(2, 4, 6, 64, dtype=torch.int16)

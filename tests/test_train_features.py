@@ -1,4 +1,4 @@
-"""The script that trains extractors: what it writes is an extractor, with a card of its data."""
+"""Tests of the script that trains feature extractors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def script():
-    """`scripts/train_features.py`."""
+    """The module `scripts/train_features.py`."""
     spec = importlib.util.spec_from_file_location("train_features", ROOT / "scripts" / "train_features.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -24,7 +24,7 @@ def script():
 
 
 def test_a_torchscript_file_gives_the_networks_features(tmp_path: Path) -> None:
-    """At 64 pixels and, resized as small64 does it, at others; the card names the folders."""
+    """The file gives the network's features, resized as small64 does; the model card names the folders."""
     network = load_small64()
     result = {"trained_on": 5, "held_out": 1, "command": "…", "classes": 2, "accuracy": 0.5, "frechet_two_halves": 1.0}
     script().write_torchscript(network, tmp_path, [Path("/x/imagenette"), Path("/x/cats")], result)
@@ -41,7 +41,7 @@ def test_a_torchscript_file_gives_the_networks_features(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_classes_is_one_class(tmp_path: Path) -> None:
-    """Next to a folder of two: three classes."""
+    """A folder without classes counts as one class, next to a folder of two."""
     photo_folder(tmp_path / "flowers", 4, ("rose", "tulip"))
     photo_folder(tmp_path / "cats", 3, (".",))
     pictures, classes, _, number = script().load([tmp_path / "flowers", tmp_path / "cats"])

@@ -1,4 +1,4 @@
-"""What fits into memory, what devices there are, and what they compute in."""
+"""Tests of micro-batches that fit into memory, devices and precisions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def trainer(folder: Path, **settings) -> Trainer:
 
 
 class Small(nn.Module):
-    """A model on a device that holds two chunks at once."""
+    """A model on a device whose memory is enough for two chunks."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, batch: ChunkBatch) -> torch.Tensor:
-        """Refuse what is too large, in PyTorch's words."""
+        """Raise PyTorch's out-of-memory error for large batches."""
         if len(batch.labels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return self.model(batch)
@@ -51,7 +51,7 @@ class Small(nn.Module):
     ("limit", "most", "fits"), [(1000, 64, 18), (1000, 8, 8), (150, 64, 1), (50, 64, 1), (210, 64, 2)]
 )
 def test_the_largest_micro_batch_is_found_without_trying_a_larger_one(limit: int, most: int, fits: int) -> None:
-    """Memory grows by 50 a chunk from 100: sizes double, and the line through the peaks gives the rest."""
+    """Sizes double, and a line through the memory peaks gives the largest that fits."""
     tried = []
 
     def peak(size: int) -> float:
@@ -64,13 +64,13 @@ def test_the_largest_micro_batch_is_found_without_trying_a_larger_one(limit: int
 
 
 def test_growth_that_is_not_linear_is_followed() -> None:
-    """The last two peaks decide, not the first."""
+    """The last two peaks determine the slope, not the first."""
     fits = largest_fitting(lambda size: 10 + size**1.5, 100, 1000)
     assert fits > 10 and 10 + fits**1.5 <= 110
 
 
 def test_a_batch_too_large_for_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names a size that fits; smaller micro-batches then go through."""
+    """The error names a size that fits, and micro-batches of that size work."""
     whole = trainer(tmp_path, micro_batch=None)
     whole.replica = Small(whole.model)
     with pytest.raises(ValueError, match=r"^4 chunks at once do not fit into the memory of cpu; .*--micro-batch \(2"):
@@ -88,7 +88,7 @@ def test_a_batch_too_large_for_memory_is_one_sentence(tmp_path: Path, monkeypatc
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
-    """They come through as they are."""
+    """Other errors are raised unchanged."""
     broken = trainer(tmp_path)
     broken.replica = nn.Identity()
     with pytest.raises(AttributeError):
@@ -96,7 +96,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None
 
 
 def test_activation_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
-    """Dropout included: the noise is drawn again."""
+    """Steps are the same, including dropout, whose noise is drawn again."""
     plain, saving = trainer(tmp_path), trainer(tmp_path, checkpoint_activations=True)
     for _ in range(3):
         torch.testing.assert_close(plain.step(batch_of(4)), saving.step(batch_of(4)), rtol=0, atol=0)
@@ -105,14 +105,14 @@ def test_activation_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
 
 
 def test_on_a_cpu_the_whole_batch_is_taken_at_once(tmp_path: Path) -> None:
-    """No memory is measured there."""
+    """Memory is not measured on a CPU."""
     automatic = trainer(tmp_path)
     automatic.fit_memory(batch_of(4))
     assert automatic.config.micro_batch == "auto" and automatic.micro_batch is None
 
 
 def test_a_precision_that_the_device_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence says which it has."""
+    """The refusal lists the available precisions."""
     monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: False)
     with pytest.raises(ValueError, match="cuda does not compute in bf16; choose fp32"):
         precision.resolve_precision("bf16", torch.device("cuda"))
@@ -127,14 +127,14 @@ def test_a_precision_that_the_device_does_not_have_is_refused(monkeypatch: pytes
 def test_a_missing_gpu_falls_back_to_the_cpu_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On standard error, so that JSON stays JSON."""
+    """The warning is on standard error, so that JSON output stays valid."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert precision.resolve_device("cuda") == torch.device("cpu")
     assert capsys.readouterr().err == "no CUDA device here; using the CPU\n"
 
 
 def test_a_diverged_state_is_never_saved(tmp_path: Path) -> None:
-    """Where the check waits for no device, as on a GPU, saving makes up for it; the sentence names the step."""
+    """If the check is asynchronous, as on a GPU, saving performs it; the sentence names the step."""
     diverging = trainer(tmp_path, micro_batch=None)
     diverging.step(batch_of(4))
     diverging.device = torch.device("meta")  # no CPU: checked every few steps only
@@ -153,7 +153,7 @@ def _spoil(model: nn.Module) -> torch.Tensor:
 
 
 def uneven(lengths: list[int], config: ModelConfig = CONFIG) -> ChunkBatch:
-    """Chunks of given lengths, stops included, each with another first value."""
+    """Chunks of the given lengths, stops included, each with another first value."""
     grid = Grid.of_size(config.size, config.size)
     # Luma's 16 places in each of its channels, in turn.
     lists = [[[c // 16, c % 16, 1 + row] for c in range(length - 1)] for row, length in enumerate(lengths)]
@@ -162,7 +162,7 @@ def uneven(lengths: list[int], config: ModelConfig = CONFIG) -> ChunkBatch:
 
 
 def test_chunks_of_like_length_go_through_the_model_together() -> None:
-    """Each chunk is in one group, cut after the longest of it; the groups are those of the least cost."""
+    """Every chunk is in one group, cropped to its longest; the groups have the least cost."""
     lengths = [1, 200, 3, 190, 80, 2, 75, 199]
     batch = uneven(lengths)
     parts = by_length(batch)

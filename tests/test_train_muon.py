@@ -1,4 +1,4 @@
-"""Muon: what it computes, and in which precision; and how often a step converts weights to another."""
+"""Tests of Muon: its steps, its precision, and the number of weight conversions per step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dctransformer.training.trainer import Trainer
 
 
 def test_singular_values_end_near_one() -> None:
-    """Whatever they were, as long as the matrix has full rank; the singular vectors stay."""
+    """Singular values of full-rank matrices become about 1, and singular vectors are unchanged."""
     u, _, vt = torch.linalg.svd(torch.randn(2, 6, 15, generator=torch.Generator().manual_seed(0)), full_matrices=False)
     x = u @ torch.diag(torch.tensor([5.0, 3, 1, 0.8, 0.5, 0.3])) @ vt
     y = orthogonalise(x, torch.float32)
@@ -33,7 +33,7 @@ def test_singular_values_end_near_one() -> None:
 
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8)])
 def test_its_steps_are_those_of_the_reference(shape: tuple[int, int]) -> None:
-    """PyTorch's Muon, whose orthogonalisation is rounded to bf16."""
+    """Steps equal those of PyTorch's Muon, which orthogonalises in bf16."""
     torch.manual_seed(0)
     first = nn.Parameter(torch.randn(shape))
     second = nn.Parameter(first.detach().clone())
@@ -49,7 +49,7 @@ def test_its_steps_are_those_of_the_reference(shape: tuple[int, int]) -> None:
 
 
 def test_parts_of_a_parameter_are_orthogonalised_apart() -> None:
-    """Two matrices in one parameter take the steps of two parameters."""
+    """Two matrices in one parameter have the steps of two parameters."""
     torch.manual_seed(0)
     whole = nn.Parameter(torch.randn(12, 8))
     halves = [nn.Parameter(half.clone()) for half in whole.detach().chunk(2)]
@@ -63,7 +63,7 @@ def test_parts_of_a_parameter_are_orthogonalised_apart() -> None:
 
 
 def test_keys_and_values_and_gates_are_parts() -> None:
-    """And every matrix of the stacks is Muon's, exactly once; products are in the precision that was asked for."""
+    """Muon covers every matrix of the stacks exactly once, with products in the requested precision."""
     model = new_model(preset("tiny"), 0)
     muon, adamw = make_optimizer(model, TrainConfig().resolved(sharded=False)).parts
     assert isinstance(muon, Muon) and muon.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_keys_and_values_and_gates_are_parts() -> None:
 
 
 class CastCount(TorchDispatchMode):
-    """Counts how often each parameter is converted to bf16."""
+    """Counts the conversions of each parameter to bf16."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -85,7 +85,7 @@ class CastCount(TorchDispatchMode):
         self.casts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run an operation, and note it if it converts a parameter."""
+        """Run an operation, and count it if it converts a parameter."""
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
             name = self.names.get(args[0].data_ptr())
@@ -94,7 +94,7 @@ class CastCount(TorchDispatchMode):
 
 
 def test_a_step_in_bf16_casts_every_weight_once() -> None:
-    """However many layers and products read it."""
+    """Every weight is converted once, however many products read it."""
     config = preset("tiny", size=32, quality=30, encoder=(1, 1))
     trainer = Trainer(new_model(config, 0), TrainConfig(batch=2, device="cpu", precision="bf16", optimizer="adamw"))
     grid = Grid.of_size(32, 32)

@@ -1,4 +1,4 @@
-"""Several processes train what one does, and a run can go on with another number of them."""
+"""Tests of distributed training: equal to one process, and resumable with another number of processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIRST, THEN = 1900, 2500
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared set of 24 made pictures in two classes, 32 pixels."""
+    """A prepared data set of 24 synthetic pictures in two classes, 32 pixels."""
     photo_folder(tmp_path_factory.mktemp("pictures"), 24, ("even", "odd"))
     out = tmp_path_factory.mktemp("data") / "set"
     prepare(tmp_path_factory.getbasetemp() / "pictures0", out, size=32, quality=30, val_fraction=0.2, workers=1)
@@ -52,7 +52,7 @@ def alone(data: Path, run: Path, triples: int, **changes) -> dict:
 
 
 def by_two(folder: Path, jobs: list[dict]) -> list[list[dict]]:
-    """Do trainings by two processes; returns the results that each process printed."""
+    """Run trainings with two processes, and return the results printed by each process."""
     outputs = [folder / f"process-{rank}.txt" for rank in range(2)]
     with contextlib.ExitStack() as stack:
         processes = [
@@ -68,7 +68,7 @@ def by_two(folder: Path, jobs: list[dict]) -> list[list[dict]]:
 
 
 def job(data: Path, run: Path, triples: int, **changes) -> dict:
-    """A training for `by_two`."""
+    """The description of a training for `by_two`."""
     config = {**SETTINGS, "triples": triples, **changes}
     return {"data": str(data), "run": str(run), "preset": SHAPE, "config": config}
 
@@ -81,7 +81,7 @@ def curve(run: Path) -> list[dict]:
 
 
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    """Same losses, scores and weights with the same global batch: replicated, sharded, accumulated, gone on with."""
+    """Losses, scores and weights are equal: replicated, sharded, accumulated and resumed."""
     runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp", "from-one")}
     for run in (runs["one"], runs["from-one"]):
         alone(data, run, FIRST)
@@ -120,7 +120,7 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:
-    """At the same step, saved, with one message; the environment is what torchrun sets."""
+    """All processes stop at the same step, saved, with one message, in torchrun's environment."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
@@ -146,7 +146,7 @@ def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says what is missing."""
+    """The sentence names the missing variables."""
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -160,7 +160,7 @@ def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The port is taken, nobody listens there, or a process does not come: each says what to change, in time."""
+    """A port in use, a missing master and a missing process are reported in time, with what to change."""
     with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -187,7 +187,7 @@ def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's processes in /proc")
 def test_a_killed_process_ends_the_job_and_nothing_is_lost(data: Path, tmp_path: Path) -> None:
-    """Sharded, under torchrun, each process with its share of the data: resumed, it equals a run that nobody killed."""
+    """A sharded run under torchrun, killed and resumed, equals an uninterrupted one."""
     shape, triples = {**SHAPE, "dropout": 0.1}, 1800
     options = {"parallel": "fsdp", "shuffle": "stretches"}
     run, whole = tmp_path / "run", tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Training on pictures of several sizes and on windows: what the model records, resuming, two processes, refusals."""
+"""Tests of training on pictures of several sizes and on windows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def alone(data: Path, run: Path, triples: int, **changes) -> dict:
     [(None, 32, (32, 64), (64, 64)), ("32", 32, (), ()), ("48x32", 32, (32, 48), ()), ("64", 32, (32, 64), (64, 64))],
 )
 def test_the_model_records_what_it_was_trained_on(data, window, size, shape, extent):
-    """The commonest shape, and the rows and columns that it knows."""
+    """The config has the most common shape, and the number of trained rows and columns."""
     store = TripleStore.open(data, "train", progress=False)
     config = shape_for(store, preset("tiny"), TrainConfig(window=window))
     assert config.size == size and config.quality == 20
@@ -57,11 +57,11 @@ def test_the_model_records_what_it_was_trained_on(data, window, size, shape, ext
 
 
 def test_two_processes_train_what_one_does_and_resuming_changes_nothing(data, tmp_path, monkeypatch):
-    """On buckets, one of which has fewer pictures than processes, and on windows."""
+    """Two processes equal one on buckets, one with fewer pictures than processes, and on windows."""
     step = Trainer.step
 
     class Killed(Exception):
-        """Stands for a power cut."""
+        """Simulates a power failure."""
 
     def killed(self: Trainer, *args):
         if self.progress.step == 2:
@@ -86,7 +86,7 @@ def test_two_processes_train_what_one_does_and_resuming_changes_nothing(data, tm
 
 
 def test_bits_of_mixed_sizes_are_those_of_each_size_alone(data):
-    """One set of weights; pixels are counted by each picture's own size."""
+    """Bits add up over sizes, and pixels are counted by each picture's own size."""
     torch.manual_seed(0)
     store = TripleStore.open(data, "train", progress=False)
     model = DCTransformer(shape_for(store, preset("tiny", **SHAPE), TrainConfig())).eval()
@@ -104,7 +104,7 @@ def test_bits_of_mixed_sizes_are_those_of_each_size_alone(data):
 
 
 def test_validation_says_what_it_scores(data, tmp_path, capsys):
-    """Whole pictures or the windows at their centres, with the Huffman bytes of just these."""
+    """Validation scores whole pictures or centre windows, and their Huffman bytes."""
     store = TripleStore.open(data, "train", progress=False)
     assert what_is_scored(store, TrainConfig()) == "validation scores whole pictures (4 sizes, most often 64x32)"
     sentence = "validation scores the window of 48x32 pixels at the centre of each picture"
@@ -126,7 +126,7 @@ def test_validation_says_what_it_scores(data, tmp_path, capsys):
     ],
 )
 def test_windows_that_are_refused(data, tmp_path, capsys, options, message):
-    """One sentence, status 2, no run folder."""
+    """Invalid windows are refused in one sentence with exit status 2, without a run folder."""
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--data", str(data), "--run", str(tmp_path / "run"), "--preset", "tiny", *options])
     error = capsys.readouterr().err

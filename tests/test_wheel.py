@@ -1,4 +1,4 @@
-"""The package as a wheel: what it holds, what it says it needs, and that it draws pictures on its own."""
+"""Tests of the wheel: its contents, its dependencies, and sampling from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `python -m build --wheel` does it, without a network."""
+    """A wheel built as by `python -m build --wheel`, without a network."""
     pytest.importorskip("hatchling", reason="hatchling is not installed (pip install '.[dev]')")
     pytest.importorskip("build", reason="build is not installed (pip install '.[dev]')")
     out = tmp_path_factory.mktemp("dist")
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_holds_code_weights_and_extras(wheel: Path) -> None:
-    """Every module and every file of the weights, nothing else; heavy things in extras only."""
+    """The wheel has all modules and weights and nothing else; heavy dependencies are extras."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (metadata,) = (archive.read(n) for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
@@ -51,7 +51,7 @@ def test_it_holds_code_weights_and_extras(wheel: Path) -> None:
 
 
 def test_it_samples_on_its_own(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked into an empty folder, with nothing but the libraries, and none of those that belong to extras."""
+    """The unpacked wheel samples with only the required dependencies."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     extras = ("datasets", "tensorboard", "matplotlib", "ray", "onnxruntime", "transformers", "pandas")

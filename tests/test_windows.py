@@ -1,4 +1,4 @@
-"""Windows and buckets: what a training step sees of pictures of several sizes."""
+"""Tests of windows and buckets: training batches from pictures of several sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def triples_of(picture: DCTImage) -> torch.Tensor:
 
 
 def rectangle(picture: DCTImage, grid: Grid, top: int, left: int, window: Grid) -> DCTImage:
-    """A crop of the coefficient planes: the plain way."""
+    """A crop of the coefficient planes, computed directly."""
     mcus = picture.to_mcus()[0].view(grid.rows, grid.cols, 6, 64)
     part = mcus[top : top + window.rows, left : left + window.cols].reshape(1, window.mcus, 6, 64)
     return DCTImage.from_mcus(part, window.rows, window.cols, CODEC.luma_table, CODEC.chroma_table)
@@ -48,7 +48,7 @@ def rectangle(picture: DCTImage, grid: Grid, top: int, left: int, window: Grid) 
 
 @pytest.mark.parametrize("window", [Grid(1, 1), Grid(2, 3), Grid(3, 1), Grid(3, 4)])
 def test_a_window_has_the_pictures_coefficients(window):
-    """Bit for bit, in generation order; a window of a flip is the flip of a window; dtypes are kept."""
+    """Windows are exact and ordered, commute with flips, and keep dtypes."""
     picture = CODEC.encode(photo(48, 64, seed=2))
     triples = triples_of(picture)
     assert Grid.of_size(48, 64) == GRID
@@ -69,7 +69,7 @@ def test_a_window_has_the_pictures_coefficients(window):
 
 
 def test_the_bound_on_a_pictures_chunks_holds():
-    """For any place of the triples, above all in the MCUs that most windows see."""
+    """The bound holds for any arrangement of the triples, especially in the most visited MCUs."""
     noise = np.random.default_rng(0)
     for trial in range(300):
         rows, cols = noise.integers(1, 8, 2)
@@ -85,7 +85,7 @@ def test_the_bound_on_a_pictures_chunks_holds():
 
 
 def test_every_chunk_of_every_window_has_its_share(store):
-    """Each picture's windows count equally, and each of a window's chunks as much as any other window's."""
+    """Windows of a picture have equal weight, and so have the chunks of all its windows."""
     window, stride = Grid(2, 2), 96
     sampler = ChunkSampler(store, stride, 64, seed=1, window=window)
     assert sampler.windowed and [bucket.grid for bucket in sampler.buckets] == [window]
@@ -110,7 +110,7 @@ def test_every_chunk_of_every_window_has_its_share(store):
 
 
 def test_windows_of_pictures_that_are_too_small_are_smaller(store):
-    """They make buckets of their own, each of which has its share."""
+    """Smaller windows form their own buckets, each with its share."""
     sampler = ChunkSampler(store, 32, 8, seed=2, window=parse_window("64x96"))
     assert {bucket.grid for bucket in sampler.buckets} == {Grid(4, 4), Grid(6, 4), Grid(6, 2)}
     weights = Counter()
@@ -126,7 +126,7 @@ def test_windows_of_pictures_that_are_too_small_are_smaller(store):
 
 @pytest.mark.parametrize("shuffle", ["all", "stretches"])
 def test_each_bucket_visits_every_chunk_once_per_epoch(store, shuffle):
-    """In its own steps, of which it has its share at any time; also if its chunks are fewer than a batch."""
+    """Buckets have separate steps in proportion at any time, even if smaller than a batch."""
     batch = 64
     sampler = ChunkSampler(store, 40, batch, seed=1, shuffle=shuffle)
     assert len(sampler.buckets) == 4 and min(bucket.total for bucket in sampler.buckets) < batch
@@ -148,7 +148,7 @@ def test_each_bucket_visits_every_chunk_once_per_epoch(store, shuffle):
 
 
 def test_one_size_is_drawn_as_ever():
-    """The order of a set of one size is what it was before there were buckets."""
+    """The order of a data set of one size is the same as before buckets were introduced."""
     store = _synthetic([Grid(2, 2)] * 7, [10, 3, 0, 5, 8, 30, 1])
     sampler = ChunkSampler(store, 4, 6, seed=3)
     order = np.random.default_rng([3, 1, 0]).permutation(sampler.total)
@@ -156,7 +156,7 @@ def test_one_size_is_drawn_as_ever():
 
 
 def _synthetic(grids: list[Grid], lengths: list[int]) -> TripleStore:
-    """A store of made-up triples, in memory."""
+    """A store of synthetic triples in memory."""
     from dctransformer.data import DatasetInfo
 
     offsets = np.cumsum([0, *lengths])
@@ -175,7 +175,7 @@ def _synthetic(grids: list[Grid], lengths: list[int]) -> TripleStore:
 @pytest.mark.parametrize("window", [None, "32", "64x96"])
 @pytest.mark.parametrize("shuffle", ["all", "stretches"])
 def test_rows_are_the_same_whoever_makes_them(store, window, shuffle):
-    """Two processes see what one would; and a step is the same after any others."""
+    """Two processes together have the rows of one, and steps do not depend on earlier ones."""
     options = {
         "seed": 5, "conditions": Conditions(), "window": window and parse_window(window), "shuffle": shuffle,
     }  # fmt: skip
@@ -189,7 +189,7 @@ def test_rows_are_the_same_whoever_makes_them(store, window, shuffle):
 
 
 def test_batches_of_windows_hold_what_the_windows_hold(store):
-    """Whole pictures, cropped and cut by hand, give the same batch."""
+    """A batch equals the one of whole pictures cropped and cut separately."""
     from dctransformer.sequence import Sequence, cut_chunks
 
     batches = ChunkBatches(store, 48, 8, 6, seed=3, flip=False, window=Grid(3, 2), label_dropout=0)
@@ -207,7 +207,7 @@ def test_batches_of_windows_hold_what_the_windows_hold(store):
 
 
 def test_windows_at_the_centre(store):
-    """What validation scores."""
+    """Validation scores the window at the centre."""
     for i in range(5):
         triples, grid = centred(store.triples(i), store.grid(i), Grid(2, 2))
         picture = store.grid(i)
@@ -218,7 +218,7 @@ def test_windows_at_the_centre(store):
 
 
 def test_windows_that_are_refused(store):
-    """One sentence each."""
+    """Invalid windows are refused in one sentence."""
     with pytest.raises(ValueError, match=r"window of 128x96 pixels is larger than every picture \(the largest is 96x9"):
         ChunkSampler(store, 32, window=parse_window("128x96"))
     with pytest.raises(ValueError, match="window 100 is not a positive multiple of 16"):
@@ -228,14 +228,14 @@ def test_windows_that_are_refused(store):
 
 
 def test_pictures_without_triples_still_have_windows():
-    """The stop alone makes a chunk."""
+    """A picture without triples has a chunk of the stop alone."""
     empty = _synthetic([Grid(4, 4), Grid(4, 4)], [0, 3])
     seen = Counter(d.picture for step in range(300) for d in ChunkSampler(empty, 8, 4, window=Grid(2, 2)).draws(step))
     assert seen[0] / sum(seen.values()) == pytest.approx(0.5, abs=0.05)
 
 
 def test_tables_made_while_sampling_can_be_used_in_training():
-    """The tables of a grid, and what is derived from them, are cached as ordinary tensors."""
+    """Cached grid tables are ordinary tensors, even if created in inference mode."""
     grid = Grid.shared(2, 7)
     assert Grid.shared(2, 7) is grid
     with torch.inference_mode():
@@ -248,7 +248,7 @@ def test_tables_made_while_sampling_can_be_used_in_training():
 
 
 def test_random_offsets_train_every_row_and_column(store):
-    """Each step's pictures lie somewhere else in the position tables; a step's offset depends on its number alone."""
+    """Offsets vary by step, depend on its number alone, and cover the position tables."""
     batches = ChunkBatches(store, chunk=64, batch=2, window=Grid(2, 2), positions=6)
     offsets = {batches[step].offset for step in range(120)}
     assert set(range(5)) <= {top for top, _ in offsets} and set(range(5)) <= {left for _, left in offsets}

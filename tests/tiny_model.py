@@ -1,4 +1,4 @@
-"""A tiny untrained model that makes dense pictures quickly, for tests."""
+"""A tiny untrained model for tests that generates dense pictures quickly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dctransformer.sequence import conditions
 
 @torch.no_grad()
 def lively(network: DCTransformer) -> DCTransformer:
-    """Wake all weights of an untrained model, and have it list many triples."""
+    """Set all weights of an untrained model to non-zero values, and make it generate many triples."""
     for p in network.parameters():
         p.add_(torch.randn_like(p) * 0.1)
     if network.config.local_context:
@@ -28,7 +28,7 @@ def lively(network: DCTransformer) -> DCTransformer:
 
 
 def save_tiny_model(folder: Path, **changes: Any) -> Path:
-    """Save one of 32 × 32 pixels, trained (so it says) for every task; ``changes`` are to its config."""
+    """Save a model of 32 × 32 pixels that supports every task; ``changes`` apply to its config."""
     torch.manual_seed(0)
     settings = {
         "num_labels": 2, "label_names": ("rose", "lily"), "quality": 30, "size": 32, "chunk": 16, "overlap": 0,
@@ -39,7 +39,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
 
 
 def save_plain_model(folder: Path) -> Path:
-    """Save an untrained tiny model of 32-pixel pictures with two classes, for what does not look at its pictures."""
+    """Save an untrained tiny model of 32-pixel pictures with two classes, for tests that ignore its pictures."""
     torch.manual_seed(0)
     config = preset("tiny", num_labels=2, label_names=("rose", "tulip"), size=32, quality=30)
     DCTransformer(config).save_pretrained(folder)
@@ -47,6 +47,6 @@ def save_plain_model(folder: Path) -> Path:
 
 
 def prepare_small(photos: Path, out: Path) -> Path:
-    """Prepare a folder of pictures for it, a quarter of them held out."""
+    """Prepare a folder of pictures for the model, with a quarter held out."""
     prepare(photos, out, size=32, quality=30, val_fraction=0.25, workers=1, progress=False)
     return out

@@ -1,4 +1,4 @@
-"""torch-fidelity's formulas, as reference in tests; its modules are loaded one by one, to do without torchvision."""
+"""Reference metrics of torch-fidelity for tests, loaded module by module so that torchvision is not needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 def metric_module(name: str) -> Any:
-    """A module of torch-fidelity such as ``metric_fid``; skips the test where it is not installed."""
+    """A module of torch-fidelity such as ``metric_fid``; skips the test if it is not installed."""
     spec = importlib.util.find_spec("torch_fidelity")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("torch-fidelity is not installed; pip install --no-deps torch-fidelity")

@@ -1,4 +1,4 @@
-"""What one of several processes that train together does, for the tests."""
+"""The work of one process of a distributed training, for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dctransformer.training.loop import train
 
 
 def do_jobs(rank: int, count: int, meeting: Path, jobs: list[dict[str, Any]]) -> None:
-    """Do trainings one after the other, and print what each ends with as a line of JSON.
+    """Run trainings one after another, and print the result of each as a line of JSON.
 
     Args:
         rank: number of the process.
@@ -42,7 +42,7 @@ def do_jobs(rank: int, count: int, meeting: Path, jobs: list[dict[str, Any]]) ->
 
 
 def run_command(environment: dict[str, str], arguments: list[str]) -> None:
-    """Run the command line with additions to the environment, such as those that torchrun makes."""
+    """Run the command line with additional environment variables, such as torchrun's."""
     os.environ.update(environment)
     try:
         main(arguments)
@@ -51,6 +51,6 @@ def run_command(environment: dict[str, str], arguments: list[str]) -> None:
 
 
 def _check_threads() -> None:
-    """A thread of the group that outlives the interpreter may abort a process that is done."""
+    """Check that no thread of the process group is left, which may abort a finished process."""
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in names), names
