@@ -66,7 +66,7 @@ class Page:
     def shown(self, css: str) -> list[WebElement]:
         found: list[WebElement] = []
 
-        def look() -> bool:  # again, if the page was drawn anew meanwhile
+        def look() -> bool:  # again, if the page has been redrawn in the meantime
             found[:] = [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
             return True
 
@@ -107,10 +107,10 @@ class Page:
         return self.driver.execute_script(script, f"#{task}-out a.dct-download")
 
     def results(self, task: str, other_than: list[str] | None = None) -> list[bytes]:
-        """Wait for download links, or for links that differ from earlier ones, and return them."""
+        """Wait for download links other than ``other_than``, and return the files."""
         found: list[str] = []
 
-        def look() -> bool:  # once: a page that is being drawn anew may have none at the next look
+        def look() -> bool:  # links are read once, as a page that is being redrawn may briefly have none
             found[:] = self.links(task)
             return found not in ([], other_than)
 
@@ -118,7 +118,7 @@ class Page:
         return [base64.b64decode(link.split(",", 1)[1]) for link in found]
 
     def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
-        """Wait until a text has changed after an action, and return the new one."""
+        """Perform an action, and return the files once their links differ from before."""
         before = self.links(task)
         do()
         return self.results(task, before)

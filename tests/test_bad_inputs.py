@@ -214,7 +214,7 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture
 def limited() -> Iterator[None]:
-    """Interrupt a test that would not end."""
+    """Fail a test that takes more than 20 seconds."""
 
     def stop(*_: object) -> None:
         raise AssertionError("it did not end")

@@ -111,7 +111,7 @@ def messages() -> list[list[str | None]]:
 
 
 def literal_length(text: str, message: list[str | None]) -> float:
-    """Number of literal characters of a message that ``text`` can match as a prefix, or 0 if it can't."""
+    """Number of characters of ``text`` that are literal in a message that can start with it, or 0 if it can't."""
     if not any(literal and literal[:6] in text for literal in message):
         return 0
 

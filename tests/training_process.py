@@ -51,6 +51,6 @@ def run_command(environment: dict[str, str], arguments: list[str]) -> None:
 
 
 def _check_threads() -> None:
-    """Check that no thread of the process group is left, which may abort a finished process."""
+    """Check that no thread of gloo is left, which could abort a process as it exits."""
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in names), names
