@@ -62,8 +62,8 @@ def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool
         for _ in range(9):
             eager.step()
             step()
-    assert torch.equal(eager.made, captured.made)
-    assert int(eager.made[:, :9, 2].count_nonzero()) > 6 * len(noise)
+    assert torch.equal(eager.decisions, captured.decisions)
+    assert int(eager.decisions[:, :9, 2].count_nonzero()) > 6 * len(noise)
 
 
 def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
@@ -91,7 +91,7 @@ def test_a_decoding_can_be_loaded_with_another(model: DCTransformer) -> None:
         for _ in range(5):
             loaded.step()
             fresh.step()
-    assert torch.equal(loaded.made, fresh.made)
+    assert torch.equal(loaded.decisions, fresh.decisions)
 
 
 @pytest.mark.parametrize("block", ["modern", "paper"])

@@ -1,4 +1,4 @@
-"""The command line: parse, call, report errors in a sentence. `dctransformer.commands` has the commands."""
+"""The command line: parse, call, report errors in one sentence. `dctransformer.commands` has the commands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _parser(argv: list[str]) -> Any:
-    """The type that tyro parses: all commands; the options of the chosen one only, since the others' take time."""
+    """Return the type that tyro parses: all commands, but the options of the chosen one only; the others' take time."""
     options = []
     for name, command in COMMANDS.items():
         if argv[:1] != [name]:
@@ -114,7 +114,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _parsed(argv: list[str]) -> Any:
-    """The command with its options.
+    """Return the command with its options.
 
     Raises:
         ValueError: the arguments can't be parsed.

@@ -1,6 +1,6 @@
 """Atomic writes, exclusive temporary files and folder locks: nothing is ever half-written or written twice at once.
 
-And names of files and other foreign text, made safe to print.
+It also makes file names and other untrusted text safe to print.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOCK = ".dctransformer.lock"
 
 
 def temporary_name() -> str:
-    """A random name for a temporary file or folder, which matches `TEMPORARY`.
+    """Return a random name for a temporary file or folder, which matches `TEMPORARY`.
 
     It holds no process id, because processes in different containers that share a folder can have the same one.
     """
@@ -90,7 +90,7 @@ def _sync(path: Path) -> None:
 
 
 def explained(error: OSError, path: Path) -> ValueError:
-    """The sentence a user needs when a file can't be written."""
+    """Return the error for a file that can't be written, as a sentence for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ValueError(f"the disk is full: {path} was not written; free some space and run the command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -141,10 +141,10 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
 
 def check_place(path: str | Path) -> None:
-    """Check that a file can be written, before the work whose result it is to hold; nothing that stays is made.
+    """Check that a file can be written, before the work whose result it is to hold; no file is left behind.
 
     Raises:
-        ValueError: it can't.
+        ValueError: the file can't be written.
     """
     path = Path(path)
     try:
@@ -289,7 +289,7 @@ def _holder(lock: Path) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Folder for what can be computed again: ``$DCTRANSFORMER_CACHE``, or the user's; None where there is no home."""
+    """Return the folder of files that can be computed again: ``$DCTRANSFORMER_CACHE``, or the user's; None without."""
     chosen = os.environ.get("DCTRANSFORMER_CACHE")
     if chosen:
         return Path(chosen)
@@ -311,10 +311,10 @@ def printable(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, without a full stop; the kind of error where there is none."""
+    """Return the first line of another library's message, without a full stop; the kind of error if it is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def printable_lines(text: str) -> str:
-    """Escape the same in each line of a text, such as a traceback, whose line ends stay."""
+    """Escape each line of a text, such as a traceback, as `printable` does; the line ends stay."""
     return "\n".join(map(printable, text.split("\n")))

@@ -27,7 +27,7 @@ def validated(cls: type[T], fields: dict[str, Any], where: str) -> T:
     Args:
         cls: the dataclass.
         fields: as TOML or JSON gives them: lists stand for tuples, tables for nested dataclasses.
-        where: what has the fields, in words.
+        where: description of the owner of the fields, for messages.
 
     Raises:
         ValueError: a field is unknown (the nearest known one is named), of another type, or out of its range.
@@ -59,7 +59,7 @@ def check_positive(**numbers: int | None) -> None:
     """Refuse numbers (by name; None passes) that are less than 1.
 
     Raises:
-        ValueError: one is.
+        ValueError: a number is less than 1.
     """
     for name, number in numbers.items():
         if number is not None and number < 1:
@@ -67,12 +67,12 @@ def check_positive(**numbers: int | None) -> None:
 
 
 def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse names that mean nothing.
+    """Refuse unknown names.
 
     Args:
         names: to be checked.
-        known: names that mean something.
-        where: what has the names, in words.
+        known: the valid names.
+        where: description of the owner of the names, for messages.
 
     Raises:
         ValueError: a name is unknown; the nearest known one is named.
@@ -113,11 +113,11 @@ _WORDS = {
     "too_short": "of length {min_length} or more",
     "too_long": "of length {max_length} or less",
 }
-"""What pydantic's kinds of errors ask for, in a user's words; of all others its own message is good enough."""
+"""The requirement behind each of pydantic's kinds of errors, in a user's words; others keep pydantic's message."""
 
 
 def _sentence(error: ValidationError, cls: type, where: str, *field: str) -> str:
-    """The first mistake in validating ``cls`` (or its ``field`` alone), in words.
+    """Return the first mistake in validating ``cls`` (or its ``field`` alone), in words.
 
     A field that may be of several types has an error for each.
     """

@@ -1,4 +1,4 @@
-"""Pictures of pictures: contact sheets and heat-maps."""
+"""Contact sheets and heat-maps."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def heat_map(counts: Tensor) -> np.ndarray:
 
 
 def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Image.Image:
-    """Pictures, each next to the heat-map of its chosen places.
+    """Lay out pictures, each next to the heat-map of its chosen places.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.
@@ -96,7 +96,7 @@ def heat_map_sheet(pictures: Tensor, counts: Tensor, *, columns: int = 4) -> Ima
 
 
 def captioned_rows(rows: list[list[np.ndarray]], captions: list[str], *, side: int = 160) -> Image.Image:
-    """One row a subject, one column a treatment, every picture fitted into the same square.
+    """Lay out pictures in one row per subject and one column per treatment, each fitted into the same square.
 
     Args:
         rows: pictures uint8 ``[H, W, 3]`` of any size, one per caption in each row; about `MOST` pictures are shown.

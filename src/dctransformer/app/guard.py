@@ -1,4 +1,4 @@
-"""What the web server answers at all: which names, origins, addresses and sizes of requests (ASGI middleware).
+"""The web server's filter: which host names, origins, addresses and sizes of requests it answers (ASGI middleware).
 
 Gradio serves many more addresses than the page uses, reads files that a request names, and lets every web site that
 calls itself by the server's name use it. So only what the page uses gets through, and only as plain values.
@@ -73,11 +73,11 @@ class Hosts:
     """
 
     def __init__(self, bound: str, address: str = "", public: str = ""):
-        """Allow the loopback, what the server listens on, and the name that a proxy has.
+        """Allow the loopback address, the addresses that the server listens on, and the proxy's name.
 
         Args:
             bound: name or address that the server was started with.
-            address: the address that this is.
+            address: the address that this name has.
             public: name under which a proxy shows the page; empty if there is none.
         """
         self.public = public.lower()
@@ -89,7 +89,7 @@ class Hosts:
             self.names |= {name, f"{name}.local"}
 
     def allow(self, host: str) -> bool:
-        """Whether a Host header (with or without a port) is one of them."""
+        """Return whether a Host header, with or without a port, names this page."""
         name = _name(host)
         if name is None:
             return False
@@ -99,7 +99,7 @@ class Hosts:
         return ip.is_loopback or ip in self.addresses or self.anywhere
 
     def same_origin(self, origin: str, host: str) -> bool:
-        """Whether an Origin header is the page's own, given the request's Host header."""
+        """Return whether an Origin header is the page's own, given the request's Host header."""
         try:
             parts = urlsplit(origin)
             default = {"http": 80, "https": 443}.get(parts.scheme)
@@ -128,7 +128,7 @@ def _ip(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def public_path(root_path: str) -> tuple[str, str]:
-    """Split what says where a proxy shows the page into a path for Gradio and the proxy's name.
+    """Split the address at which a proxy shows the page into a path for Gradio and the proxy's name.
 
     Args:
         root_path: ``flowers``, ``/flowers``, ``/flowers/`` or ``https://example.org/flowers``; empty without a proxy.
@@ -169,8 +169,8 @@ class Guard:
         """Wrap an application.
 
         Args:
-            app: the application behind.
-            hosts: by which the page may be called.
+            app: the application that gets the requests which pass.
+            hosts: names and addresses by which the page may be called.
             max_bytes: most that an upload may hold.
             presence: is notified of browsers that listen to their jobs.
             line: the queue of jobs; None for no bounds.
@@ -181,7 +181,7 @@ class Guard:
         self._answering: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one ASGI connection: refuse it, or pass it on to the application."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":  # the page has none
@@ -268,9 +268,9 @@ class Guard:
     def _check_length(self, scope: Scope) -> None:
         lengths = _values(scope, b"content-length")
         if len(lengths) != 1 or not re.fullmatch(r"\d{1,12}", lengths[0], re.ASCII):
-            raise Refused(411, "say how long the request is (Content-Length)")
+            raise Refused(411, "the length of the request is missing; send one Content-Length header")
         if _values(scope, b"transfer-encoding"):
-            raise Refused(411, "say how long the request is (Content-Length), and send it in one piece")
+            raise Refused(411, "requests in chunks are not read here; send a Content-Length header and one body")
         most = self.max_bytes if PICTURES.fullmatch(scope["path"]) else FORM_BYTES
         if int(lengths[0]) > most:
             raise Refused(413, f"this has {int(lengths[0]):,} bytes, and {most:,} is the limit here")

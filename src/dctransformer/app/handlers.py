@@ -1,4 +1,4 @@
-"""What the page's buttons do, as plain functions from what was entered to HTML: no Gradio here.
+"""The actions behind the page's buttons: plain functions from form values to HTML, without Gradio.
 
 The slow ones are generators: they yield the page's part for results as it stands, then as it is in the end. Closing
 one stops the work at the next chunk.
@@ -31,7 +31,7 @@ from dctransformer.app.shelf import Picture
 from dctransformer.app.uploads import Inspected, Upload
 from dctransformer.codec import Codec, DCTImage, order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
-from dctransformer.codec.resize import FACTORS
+from dctransformer.codec.resize import check_factor
 from dctransformer.data.shapes import parse_size
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
@@ -51,10 +51,12 @@ class Studio:
     """A model and what can be done with it. Pictures of all users are generated together."""
 
     def __init__(self, model: DCTransformer, name: str, limits: Limits | None = None):
-        """Args:
-        model: in eval mode, on its device.
-        name: what it was loaded by.
-        limits: on what is taken on.
+        """Set up the tasks of a model.
+
+        Args:
+            model: in eval mode, on its device.
+            name: the name or path by which it was loaded.
+            limits: on requests and results; None for the defaults.
         """
         self.model, self.name, self.config = model, name, model.config
         self.limits = limits or Limits()
@@ -64,11 +66,11 @@ class Studio:
 
     @functools.cached_property
     def pool(self) -> Pool:
-        """Where the pictures of all users are generated."""
+        """The pool in which the pictures of all users are generated."""
         return Pool(Engine(self.model, SampleConfig(batch=self.limits.batch)))
 
     def missing(self, condition: str) -> str | None:
-        """Say why a task can't be done with this model; None if it can."""
+        """Return the reason why this model can't do a task; None if it can."""
         try:
             conditions.check_trained(self.config.conditions, condition, self.name)
         except ValueError as error:
@@ -86,7 +88,7 @@ class Studio:
         return [str(i) for i in range(self.config.num_labels)]
 
     def _in_thread(self, work: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
-        """Do something slow in a thread of its own; yields its reports on the way, then its result."""
+        """Run slow work in a thread of its own; yields its reports on the way, then its result."""
         messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
 
@@ -119,7 +121,7 @@ class Studio:
             left.set()
 
     def _size(self, text: str | None) -> tuple[int, int]:
-        """Height and width of a size as it was entered, WIDTHxHEIGHT; the model's own for none."""
+        """Return the height and width of a size entered as WIDTHxHEIGHT; the model's size for None."""
         if not text:
             return self.config.trained_shape
         width, height = parse_size(str(text)[:40])
@@ -215,15 +217,14 @@ class Studio:
     # Tasks that start from a picture ----------------------------------------------------------------------------------
 
     def upscale(self, upload: Picture | None, factor: float, settings: Settings) -> Iterator[str]:
-        """Enlarge; the picture is shrunk before, where the result would be too large.
+        """Enlarge a picture, which is shrunk first where the result would be too large.
 
         Raises:
             ValueError: there is no picture, or a setting is impossible.
         """
         picture = self._present(upload)
         factor = settings.whole("factor", factor)
-        if factor not in FACTORS:
-            raise ValueError(f"factor {factor} is not known; choose one of {', '.join(map(str, FACTORS))}")
+        check_factor(factor)
         most = self.side // factor
         pixels = picture.pixels
         note = ""
@@ -232,7 +233,7 @@ class Studio:
             small.thumbnail((most, most), Image.Resampling.LANCZOS)
             pixels = np.asarray(small)
             note = parts.message(
-                f"Results have up to {self.side} pixels a side here: the picture was shrunk to "
+                f"Results have up to {self.side} pixels per side here: the picture was shrunk to "
                 f"{small.width} × {small.height} before it was enlarged.", "note",
             )  # fmt: skip
 
@@ -241,7 +242,7 @@ class Studio:
         yield from self._edit(task, settings, words, "given", note)
 
     def colorize(self, upload: Picture | None, settings: Settings) -> Iterator[str]:
-        """Give new colours.
+        """Give a picture new colours.
 
         Raises:
             ValueError: there is no picture, or a setting is impossible.
@@ -263,7 +264,7 @@ class Studio:
         yield from self._edit(task, settings, words, "given: all but the grey")
 
     def continue_(self, upload: Picture | None, bands: float, settings: Settings) -> Iterator[str]:
-        """Keep the first bands, generate the rest.
+        """Keep the first bands of a picture and generate the rest.
 
         Raises:
             ValueError: there is no picture, or a setting is impossible.
@@ -272,8 +273,8 @@ class Studio:
         bands = settings.whole("number of bands", bands)
 
         task = functools.partial(continue_, self.model, [source], bands=bands)
-        known = f"given: {bands} of {len(order.BANDS)} bands"
-        yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", known)
+        caption = f"given: {bands} of {len(order.BANDS)} bands"
+        yield from self._edit(task, settings, f"continue {self.name} photo.jpg --bands {bands}", caption)
 
     def _present(self, upload: Picture | None) -> Upload:
         if not isinstance(upload, Upload):
@@ -281,8 +282,9 @@ class Studio:
         return upload
 
     def _edit(
-        self, task: Callable[..., list[Edited]], settings: Settings, words: str, known: str, note: str = ""
+        self, task: Callable[..., list[Edited]], settings: Settings, words: str, before: str, note: str = ""
     ) -> Iterator[str]:
+        """Run an editing task; ``words`` is the same command, ``before`` captions the given part of the picture."""
         sampling = self._checked(settings)
         num, seed = int(settings.num or 1), int(settings.seed or 0)
 
@@ -290,7 +292,7 @@ class Studio:
             options = Options(num, settings.label or None, sampling, pool=self.pool)
             options.progress = lambda done: report(note + parts.progress(done, f"{done:.0%}"))
             edited = task(options=options)[0]
-            figures = [parts.figure(png_uri(edited.before), known, alt="what was known")]
+            figures = [parts.figure(png_uri(edited.before), before, alt="what was known")]
             for k, dct in enumerate(edited.results):
                 caption = f"seed {seed}" + (f" · alternative {k}" if num > 1 else "")
                 figures.append(parts.figure(
@@ -305,7 +307,7 @@ class Studio:
     # Inspect ----------------------------------------------------------------------------------------------------------
 
     def inspect(self, picture: Picture | None, label: str = ANY) -> Iterator[str]:
-        """Show what a file holds, and what of it the model found surprising.
+        """Show what a file holds, and the bits that the model needs for it.
 
         Raises:
             ValueError: there is no picture, or no such class.
@@ -345,7 +347,7 @@ def part_done(mcus: Tensor) -> float:
 
 
 def band_words(mcus: Tensor) -> str:
-    """Say which band the last chosen coefficient is in."""
+    """Describe the band of the last chosen coefficient."""
     used = (mcus != 0).flatten(0, 1).any(0).nonzero()
     if not len(used):
         return "nothing yet"

@@ -1,4 +1,4 @@
-"""What the tab Inspect shows: a file's coefficients, and what of them a model found surprising."""
+"""The tab Inspect: a file's coefficients, and the bits that a model needs for them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
     Args:
         model: in eval mode.
         codec: of the model's quality.
-        name: what the model was loaded by.
-        picture: to look into.
+        name: the name or path by which the model was loaded.
+        picture: the inspected picture.
         label: number of its class, or of none.
     """
-    own = own_coefficients(picture.jpeg)
-    assert own is not None
-    dct = requantised(own, codec)
+    coefficients = own_coefficients(picture.jpeg)
+    assert coefficients is not None
+    dct = requantised(coefficients, codec)
     grid = Grid.of_size(dct.height, dct.width)
     triples = dct.to_triples()[0]
     sequence = Sequence.from_triples(triples, grid, label)
@@ -69,8 +69,8 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
         count = counts["triples_per_image_by_band"].get(band, 1)
         total = counts["bits_per_image_by_band"][band]
         fields = counts["bits_per_image_by_band_and_field"][band]
-        each = f"{total / count:.2f}" if count else "–"
-        rows.append((title, f"{count:.0f}", f"{total:.0f}", each, *(f"{fields[name]:.0f}" for name in FIELDS)))
+        mean = f"{total / count:.2f}" if count else "–"
+        rows.append((title, f"{count:.0f}", f"{total:.0f}", mean, *(f"{fields[name]:.0f}" for name in FIELDS)))
     head = ("band", "triples", "bits", "bits per triple", *(f"of the {name}s" for name in FIELDS))
     total = (
         f"The model needs {counts['bytes_per_image']:.0f} bytes for this picture, exactly; libjpeg's best Huffman "
@@ -85,7 +85,7 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
 
 
 def _surprises(triples: Tensor, bits: Tensor, grid: Grid, most: int = 8) -> tuple[tuple, list[tuple]]:
-    """The triples with the most bits: the head and the rows of a table."""
+    """Return the triples with the most bits: the head and the rows of a table."""
     total = bits[: len(triples)].sum(1)
     rows = []
     for i in total.argsort(descending=True, stable=True)[:most].tolist():

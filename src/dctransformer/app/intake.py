@@ -1,4 +1,4 @@
-"""Takes pictures in: the two addresses of the server that are not Gradio's.
+"""Uploads and examples: the two addresses of the server that are not Gradio's.
 
 ``POST /pictures/TASK`` has a file as its body, one per request; ``GET /pictures/TASK/NUMBER`` chooses an example. Both
 answer with the name that the picture is kept by and with what the page shows of it, as JSON.
@@ -46,7 +46,7 @@ UPLOADS, VISITOR_UPLOADS = 8, 4
 """Uploads of the largest size that memory is lent to at a time: to all visitors, and to one."""
 
 READS = 2
-"""Files read at a time, of one visitor one."""
+"""Files that are read at a time; one per visitor."""
 
 
 class Room:
@@ -62,7 +62,7 @@ class Room:
         """Lend memory for the time of the block.
 
         Raises:
-            Refused: there has been none for too long.
+            Refused: no memory became free in time.
         """
         deadline = asyncio.get_running_loop().time() + self.wait
         while self.lent[who] + size > self.visitor_most or self.lent.total() + size > self.most:
@@ -83,7 +83,7 @@ class Intake:
         self.shelf = Shelf(max(64_000_000, 8 * largest), max(16_000_000, 2 * largest))
         self.max_bytes = int(limits.max_megabytes * 1e6)
         self.room = Room(UPLOADS * self.max_bytes, VISITOR_UPLOADS * self.max_bytes)
-        # One lock per visitor, as long as somebody holds it or waits for it: of each, one file is read at a time.
+        # One lock per visitor, as long as somebody holds it or waits for it: one file per visitor is read at a time.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._reads = CapacityLimiter(READS)
         self.shown: dict[tuple[str, int], dict[str, str]] = {}
@@ -141,7 +141,7 @@ def _nothing(status: int, why: str) -> JSONResponse:
 
 
 def show(task: str, picture: Any) -> str:
-    """What the page shows of a picture, as HTML."""
+    """Render the page's view of a picture as HTML."""
     if not isinstance(picture, Upload):
         return parts.notes(picture.notes)
     if task == "inpaint":

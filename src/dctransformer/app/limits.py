@@ -1,4 +1,4 @@
-"""What the web page takes on."""
+"""Limits of the web page."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ MAX_BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the page takes on; a message in the page says so where something is beyond them."""
+    """Limits on uploads, results and waiting clicks; whatever exceeds one gets a message in the page."""
 
     max_megabytes: float = 10.0
     """Largest file that may be uploaded."""
     max_megapixels: float = 40.0
     """Largest picture that is decoded."""
     max_side: int = 256
-    """Longest side of a result in pixels; larger pictures are shrunk. A side takes time with its square."""
+    """Longest side of a result in pixels; larger pictures are shrunk. The time grows with the square of the side."""
     max_num: int = 4
-    """Most pictures, or alternatives of one, a click."""
+    """Most pictures, or alternatives of one picture, per click."""
     queue: int = 16
     """How many clicks may wait; the next ones are refused."""
     batch: int = 16
     """How many clicks are worked on at a time, and how many pictures are generated together."""
 
     def __post_init__(self) -> None:
-        """Check what no type can say."""
+        """Check that the limits are in range."""
         if not 0 < self.max_megabytes <= 1000:
             raise ValueError(f"max-megabytes {self.max_megabytes} must be greater than 0 and at most 1000")
         if not 0 < self.max_megapixels <= 178:

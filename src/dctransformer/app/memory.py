@@ -15,7 +15,7 @@ _lock = threading.Lock()
 
 
 def give_back() -> None:
-    """Return what was freed to the system: glibc keeps it otherwise, in each thread's share. Elsewhere, do nothing."""
+    """Return freed memory to the system: glibc keeps it otherwise, in each thread's share. Elsewhere, do nothing."""
     global _last
     with _lock:
         if not sys.platform.startswith("linux") or time.monotonic() - _last < SECONDS:

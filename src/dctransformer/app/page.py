@@ -44,8 +44,8 @@ def build(studio: Studio, shelf: Shelf, presence: Presence) -> gr.Blocks:
 
     Args:
         studio: does the work.
-        shelf: keeps the pictures that people bring.
-        presence: knows who still waits for a result.
+        shelf: keeps the uploaded pictures.
+        presence: tracks who still waits for a result.
     """
     config = studio.config
     height, width = config.trained_shape
@@ -124,7 +124,7 @@ class _Form:
 
 
 class _Picture:
-    """Where a picture is brought: the box for a file, what became of it, the examples."""
+    """The inputs for a picture: the file box, its preview, and the example buttons."""
 
     def __init__(self, task: str, studio: Studio):
         self.task, limits = task, studio.limits
@@ -141,7 +141,7 @@ class _Picture:
         _in_browser(send.click, f"() => window.dct.upload('{task}')", [], [self.held, self.shown])
 
     def clicked(self) -> list[Any]:
-        """Fetch an example when its button is clicked; returns what comes after, for each button."""
+        """Fetch an example when its button is clicked; returns the event after that, for each button."""
         return [
             _in_browser(button.click, f"() => window.dct.example('{self.task}', {number})", [], [self.held, self.shown])
             for button, number in self.examples
@@ -149,12 +149,12 @@ class _Picture:
 
 
 def _in_browser(event: Callable[..., Any], script: str, inputs: list[Any], outputs: list[Any]) -> Any:
-    """Do something in the browser alone; returns what comes after."""
+    """Run a script in the browser alone; returns the event after it."""
     return event(None, inputs, outputs, js=script, api_visibility="private", show_progress="hidden")
 
 
 def _safely(run: Callable[..., Iterator[str]], presence: Presence) -> Callable[..., Iterator[str]]:
-    """Wrap a task: what can't be done is shown in the page, and nothing is done that nobody waits for."""
+    """Wrap a task: errors are shown in the page, and work that nobody waits for ends."""
 
     def safely(request: gr.Request, *args: Any) -> Iterator[str]:
         try:
@@ -172,7 +172,7 @@ def _on(
     event: Callable[..., Any], presence: Presence, run: Callable[..., Iterator[str]], inputs: list[Any], out: gr.HTML,
     js: str | None = None,
 ) -> Any:  # fmt: skip
-    """Queue something slow: as many at a time in the whole server as are generated together."""
+    """Queue a slow task; as many run at a time in the whole server as pictures are generated together."""
     return event(
         _safely(run, presence), inputs, out, js=js, concurrency_id="model", preprocess=False,
         api_visibility="private", show_progress="full",
@@ -246,7 +246,7 @@ def _task_tab(
     studio: Studio, shelf: Shelf, presence: Presence, task: str, say: str, why_not: str | None,
     work: Callable[..., Iterator[str]], more: Callable[[], list[Any]] = list, **scripts: str,
 ) -> None:  # fmt: skip
-    """A tab for a task that starts from a picture; ``why_not`` says why the model can't do it.
+    """Lay out the tab of a task that starts from a picture; ``why_not`` is the reason why the model can't do it.
 
     ``work`` takes the picture, the values of the task's own inputs, which ``more`` makes, and the form's settings.
     """

@@ -1,4 +1,4 @@
-"""Reads strangers' files in a process that may die: `Reader` runs in the server, the rest of the module elsewhere.
+"""Untrusted files, read in a process that may die: `Reader` runs in the server, the rest of the module elsewhere.
 
 One small process, started when the server starts, has imported what reading needs. For each file it forks a child,
 which has little time and memory, reads the file, and ends; whatever a file does to its reader, it does to that child
@@ -41,7 +41,7 @@ START_SECONDS = 120
 """How long the process may take to start; it takes some seconds on an idle machine."""
 
 PARTS = ("luma", "cb", "cr", "luma_table", "chroma_table")
-"""What is sent of a DCT image, by the names of its fields."""
+"""Fields of a DCT image that are sent between the processes."""
 
 CRASHED = "this file broke the program that reads pictures; it may be damaged. Choose another one"
 SLOW = f"this file could not be read within {SECONDS} seconds; choose a smaller or simpler one"
@@ -52,7 +52,7 @@ class Reader:
     """Reads files for the server, each in a process of its own. Can be used from several threads at once."""
 
     def __init__(self, limits: Limits, side: int, shape: tuple[int, int], quality: int, seconds: float = SECONDS):
-        """Say how files are to be read; nothing is started before it is needed, or `start` is called.
+        """Set how files are read; no process is started before the first file, or before `start` is called.
 
         Args:
             limits: on bytes and pixels.
@@ -109,7 +109,7 @@ class Reader:
 
         Args:
             data: its bytes.
-            kind: to work on it, or to look into it.
+            kind: ``work`` to edit the picture, ``inspect`` to show its coefficients.
 
         Raises:
             ValueError: the file is not a picture, damaged, too large, takes too long, or broke its reader.
@@ -206,7 +206,7 @@ class Reader:
 
 
 def memory_bytes(limits: Limits) -> int:
-    """Memory that reading a file may take: some copies of the largest picture."""
+    """Return the bytes of memory that reading a file may take: some copies of the largest picture."""
     return int(300e6 + 24e6 * limits.max_megapixels)
 
 
@@ -268,7 +268,7 @@ def _confine(seconds: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
     statm = Path("/proc/self/statm")
-    if statm.is_file():  # elsewhere than on Linux address space says little
+    if statm.is_file():  # on other systems than Linux, limits on the address space do not bound memory
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
 

@@ -42,6 +42,6 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def canvas(pixels: np.ndarray) -> str:
-    """Show a picture under a canvas of as many dots, on which ``page.js`` paints, with its 16 × 16 squares."""
+    """Render a picture under a canvas of the same size, on which ``page.js`` paints, with its 16 × 16 squares."""
     height, width = pixels.shape[:2]
     return parts.canvas(png_uri(pixels), width, height, order.MCU)

@@ -1,6 +1,6 @@
-"""The web server: where it listens, and what belongs to it.
+"""The web server: its socket, its limits on connections, and the application that it serves.
 
-`dctransformer.app.guard` says what it answers, `dctransformer.app.intake` takes pictures in, Gradio does the rest.
+`dctransformer.app.guard` filters the requests, `dctransformer.app.intake` takes uploads, Gradio does the rest.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def connections(visitor_most: int | None, seconds: float) -> type[asyncio.Protoc
             super().connection_lost(exc)
 
         def _watch(self, before: object) -> None:
-            """Close the connection if it rests, and has done so since the look before."""
+            """Close the connection if it has been idle since the last check."""
             if self.transport.is_closing():
                 return
             resting = self.cycle is None or self.cycle.response_complete
@@ -83,14 +83,14 @@ def require_gradio() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port.
+    """Open a listening socket.
 
     Args:
         host: address or name of this machine; 127.0.0.1 is reached from this machine alone.
         port: 0 for any that is free.
 
     Raises:
-        ValueError: it is in use, not allowed, or not one of this machine's.
+        ValueError: the port is in use or not allowed, or the address is not one of this machine's.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"port {port} must be from 0 to 65535; 7860 is usual")
@@ -109,7 +109,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can enter, in memory where the system has such; deleted at the end."""
+    """Yield a folder that only this user can enter, in memory where the system has such; deleted at the end."""
     memory = "/dev/shm"
     place = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="dctransformer-app-", dir=place) as folder:
@@ -121,11 +121,11 @@ def prepared(
     model: str | Path, limits: Limits | None = None, *, host: str = "127.0.0.1", port: int = 7860, device: str = "auto",
     root_path: str = "",
 ) -> Iterator[tuple[Any, socket.socket, Any]]:  # fmt: skip
-    """A server that is ready to run, with its port taken.
+    """Yield a server that is ready to run, with its port taken.
 
     Args:
         model: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
-        limits: on what is taken on.
+        limits: on requests and results; None for the defaults.
         host: where to listen.
         port: 0 for any that is free.
         device: cpu, cuda, … or auto.
@@ -214,7 +214,7 @@ def serve(
     """Run the page until it is interrupted; see `prepared`."""
     share_heaps()
     if threading.current_thread() is threading.main_thread():
-        # uvicorn finishes what is under way and raises the signal again; so that the folder is deleted then, too:
+        # uvicorn finishes the requests in progress and raises the signal again: then, too, the folder must be deleted.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with prepared(model, limits, host=host, port=port, device=device, root_path=root_path) as (server, taken, _):
         print(f"the page: {address(taken)}  (stop it with Ctrl-C)", flush=True)
@@ -224,7 +224,7 @@ def serve(
 
 
 def address(taken: socket.socket) -> str:
-    """What to type into a browser."""
+    """Return the URL of the page."""
     host, port = str(taken.getsockname()[0]), taken.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

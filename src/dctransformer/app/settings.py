@@ -1,4 +1,4 @@
-"""What the forms of the page hold."""
+"""Settings from the forms of the page."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ANY = ""
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What every task's form holds.
+    """Settings that every task's form has.
 
     Attributes:
         label: class name, or `ANY`.
-        seed: decides, with the settings, what comes out.
+        seed: decides the result, together with the other settings.
         num: pictures, or alternatives of one.
         temperature: of the structure; see `dctransformer.sampling.config.SampleConfig`, as the next two. Texture keeps
             the model's own distribution, unless the temperature is 0. The default did well in docs/evaluation.md.

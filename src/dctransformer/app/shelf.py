@@ -1,4 +1,4 @@
-"""Pictures that people work on, kept in the server's memory for a while, within bounds."""
+"""Uploaded pictures, kept in the server's memory for a while, within bounds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Shelf:
         """Look a picture up.
 
         Args:
-            name: what `put` or `fix` knows it by; empty for none.
+            name: of the picture, from `put` or `fix`; empty for none.
 
         Returns:
             The picture, or None for an empty name.
@@ -82,7 +82,7 @@ class Shelf:
             return self._held[name].picture
 
     def bytes(self, visitor: str | None = None) -> int:
-        """Bytes of all pictures, or of a visitor's."""
+        """Return the bytes of all pictures, or of a visitor's."""
         return sum(held.size for held in self._held.values() if visitor in (None, held.visitor))
 
     def _tidy(self, visitor: str | None = None) -> None:
@@ -100,7 +100,7 @@ class Shelf:
 
 
 def _size(picture: Picture) -> int:
-    """Bytes that a picture takes in memory, about."""
+    """Return the approximate number of bytes that a picture takes in memory."""
     if isinstance(picture, Inspected):
         return len(picture.jpeg) + 2000
     source = 0 if isinstance(picture.source, np.ndarray) else len(picture.source)

@@ -1,4 +1,4 @@
-"""What people bring: checked, read, made small enough, and kept in memory only."""
+"""Uploaded pictures: checked, read, shrunk where needed, and kept in memory only."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _too_many(size: str, limits: Limits) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Inspected:
-    """A picture to look into.
+    """An inspected picture.
 
     Attributes:
         jpeg: what the model is shown: a JPEG file of its own shape and quality.
@@ -162,13 +162,13 @@ MOST_EXAMPLES = 5
 
 
 def examples() -> dict[str, bytes]:
-    """The pictures that come with the page, photographs first: names, and the bytes of JPEG files."""
+    """Return the pictures that come with the page, photographs first: names, and the bytes of JPEG files."""
     paths = sorted(EXAMPLES.glob("photographs/*.jpg")) + sorted(EXAMPLES.glob("*.jpg"))
     return {path.stem.replace("-", " ").capitalize(): path.read_bytes() for path in paths}
 
 
 def fitting_examples(*, classes: bool) -> dict[str, int]:
-    """Which examples the page of a model offers: numbers in the order of `examples`, by name.
+    """Return the examples that the page of a model offers: numbers in the order of `examples`, by name.
 
     Args:
         classes: whether the model has classes. One that has knows their pictures best and gets samples alone, as many
@@ -180,7 +180,7 @@ def fitting_examples(*, classes: bool) -> dict[str, int]:
 
 
 def halved(data: bytes) -> bytes:
-    """A picture at half its size, as the bytes of a PNG file."""
+    """Return a picture at half its size, as the bytes of a PNG file."""
     picture = load_image(data, formats=FORMATS)
     out = io.BytesIO()
     picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(out, "PNG")

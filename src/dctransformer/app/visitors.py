@@ -1,4 +1,4 @@
-"""Who waits for what: bounds on the jobs of a visitor, and an end to jobs that nobody waits for."""
+"""Fair use of the queue: bounds on the jobs of a visitor, and an end to jobs that nobody waits for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REMEMBERED = 1000
 
 
 def visitor(scope: Mapping[str, Any]) -> str:
-    """Address of whoever sent a request: what all share who come through a proxy that names nobody.
+    """Return the address that a request came from, shared by all who come through a proxy that forwards no addresses.
 
-    Of an IPv6 address it is the network, since whoever has one address there has all of the network's.
+    For IPv6 it is the network, since whoever has one address there has all of the network's.
     """
     address = (scope.get("client") or ("",))[0]
     try:
@@ -50,18 +50,18 @@ def counting(counter: Counter[str], key: str, amount: int = 1) -> Iterator[None]
 
 
 class Presence:
-    """Knows which sessions have a browser that listens."""
+    """Tracks which sessions have a browser that listens."""
 
     def __init__(self, grace: float = GRACE, clock: Callable[[], float] = time.monotonic):
-        """``grace`` is how many seconds a session may be silent; ``clock`` tells the time in seconds."""
+        """Set the seconds for which a session may be silent, ``grace``, and a clock in seconds."""
         self.grace, self._clock = grace, clock
         self.unread: Callable[[str], int] = lambda session: 0
-        """How many messages a session has not read yet."""
+        """Returns the number of messages that a session has not read yet."""
         self._open: Counter[str] = Counter()
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def seen(self, session: str) -> None:
-        """Note a sign of life."""
+        """Note that a session has sent something."""
         self._seen[session] = self._clock()
         self._seen.move_to_end(session)
         while len(self._seen) > REMEMBERED:
@@ -79,15 +79,15 @@ class Presence:
         self.seen(session)
 
     def listens(self, session: str) -> bool:
-        """Whether a browser listens now."""
+        """Return whether a browser listens now."""
         return session in self._open
 
     def reads(self, session: str) -> bool:
-        """Whether a browser listens now and takes what it is sent."""
+        """Return whether a browser listens now and takes what it is sent."""
         return self.listens(session) and self.unread(session) < UNREAD
 
     def waits(self, session: str) -> bool:
-        """Whether a browser listens or did so until a moment ago."""
+        """Return whether a browser listens or did so until a moment ago."""
         return self.listens(session) or self._clock() - self._seen.get(session, -1e9) <= self.grace
 
     def pass_on(self, session: str, work: Iterator[str]) -> Iterator[str]:
@@ -114,7 +114,7 @@ class Presence:
 
 
 class Line:
-    """Gradio's queue, of which one visitor gets a part: most jobs that one may have under way and waiting."""
+    """A bound on each visitor's share of Gradio's queue: the jobs that one may have running and waiting."""
 
     def __init__(self, queue: Any, most: int):
         """Watch a queue.
@@ -129,7 +129,7 @@ class Line:
         self._queue.pending_messages_per_session.max_size = max(100, 6 * most)
 
     def admit(self, who: str, session: str) -> str | None:
-        """Say why no job of a visitor is taken on now, or None if one is."""
+        """Return the reason why a visitor's job is refused now; None if it is accepted."""
         messages = self._queue.pending_messages_per_session
         if session in messages:
             messages.move_to_end(session)  # so that it is among the last to be forgotten

@@ -1,4 +1,4 @@
-"""Other pictures in a model's tables and whole MCUs, and back: read, requantise, pad, crop, merge.
+"""Coefficients of any JPEG file in a model's tables and whole MCUs, and back: read, requantise, pad, crop, merge.
 
 Shapes: N MCUs; coefficients and masks are ``[N, 6, 64]``.
 """
@@ -24,7 +24,7 @@ from dctransformer.codec.metadata import orientation
 
 
 def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
-    """A JPEG file's coefficients, or None if its pixels must do (another format, sampling, rotation, or damage)."""
+    """Return a JPEG file's coefficients; None if its pixels must do (another format or sampling, rotated, damaged)."""
     try:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         if data[:2] != b"\xff\xd8":
@@ -43,7 +43,7 @@ def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
 
 
 def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
-    """A DCT image in another quality's tables (unchanged if they are the same)."""
+    """Return a DCT image in another quality's tables (unchanged if they are the same)."""
     if torch.equal(dct.luma_table, codec.luma_table) and torch.equal(dct.tables[-1], codec.chroma_table):
         return dct
     assert dct.cb is not None and dct.cr is not None and dct.chroma_table is not None
@@ -59,12 +59,15 @@ def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
 
 
 def mcu_grid(dct: DCTImage) -> Grid:
-    """The grid of a picture's MCUs, the last of which may reach beyond its edges."""
+    """Return the grid of a picture's MCUs, the last of which may reach beyond its edges."""
     return Grid(-(-dct.height // order.MCU), -(-dct.width // order.MCU))
 
 
 def whole_mcus(dct: DCTImage) -> Tensor:
-    """``[N, 6, 64]``; luma blocks beyond the picture's last are flat and as bright as their neighbours."""
+    """Return the coefficients of a picture's whole MCUs, int16 ``[N, 6, 64]``.
+
+    Luma blocks beyond the picture's last are flat and as bright as their neighbours.
+    """
     grid = mcu_grid(dct)
     rows, cols = 2 * grid.rows, 2 * grid.cols
     down, right = rows - dct.luma.shape[1], cols - dct.luma.shape[2]

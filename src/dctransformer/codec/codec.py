@@ -13,7 +13,7 @@ from dctransformer.codec.dct_image import DCTImage
 
 
 class Codec:
-    """JPEG's lossy half at one quality, equal bit for bit to libjpeg's accurate integer path (4:2:0 or grey).
+    """JPEG's lossy half at one quality, bit for bit equal to libjpeg's accurate integer path (4:2:0 or grey).
 
     Example:
         >>> codec = Codec(quality=75)
@@ -30,16 +30,16 @@ class Codec:
     """
 
     def __init__(self, quality: int = 75):
-        """Raises ValueError unless the quality is a whole number from 1 to 100."""
+        """Set the quality; raises ValueError unless it is a whole number from 1 to 100."""
         self.luma_table, self.chroma_table = tables.quant_tables(quality)
         self.quality = quality
 
     def __repr__(self) -> str:
-        """``Codec(quality=75)``."""
+        """Return ``Codec(quality=75)`` and the like."""
         return f"Codec(quality={self.quality})"
 
     def encode(self, images: Tensor | np.ndarray) -> DCTImage:
-        """Quantised DCT coefficients of pictures.
+        """Return the quantised DCT coefficients of pictures.
 
         Args:
             images: uint8, torch or numpy: RGB ``[B, H, W, 3]`` or ``[H, W, 3]``, or grey ``[B, H, W, 1]``,
@@ -49,7 +49,7 @@ class Codec:
             A `DCTImage` on the same device: 4:2:0, or grey for grey pictures.
 
         Raises:
-            ValueError: another type or shape.
+            ValueError: the pictures have another type or shape.
         """
         if images.dtype not in (torch.uint8, np.uint8):
             raise ValueError("pictures are uint8 (0 to 255); convert yours, e.g. (x * 255).round().to(torch.uint8)")
@@ -70,7 +70,7 @@ class Codec:
         return DCTImage(luma, cb, cr, self.luma_table, self.chroma_table, height, width)
 
     def decode(self, dct: DCTImage) -> Tensor:
-        """Pixels of a DCT image, by the image's own tables: those Pillow gets from its JPEG file.
+        """Return the pixels of a DCT image, by the image's own tables: those Pillow gets from its JPEG file.
 
         Returns:
             uint8 ``[B, H, W, 3]``; grey pictures have three equal components.
@@ -80,14 +80,14 @@ class Codec:
         )
 
     def to_triples(self, dct: DCTImage) -> list[Tensor]:
-        """The same as `DCTImage.to_triples`."""
+        """Return the triples of each picture: see `DCTImage.to_triples`."""
         return dct.to_triples()
 
     def from_triples(self, triples: Tensor | Sequence[Tensor], height: int, width: int, grey: bool = False) -> DCTImage:
-        """`DCTImage.from_triples` with this codec's tables, 4:2:0 or grey."""
+        """Build a DCT image from triples, with this codec's tables, 4:2:0 or grey: see `DCTImage.from_triples`."""
         chroma_table = None if grey else self.chroma_table
         return DCTImage.from_triples(triples, height, width, self.luma_table, chroma_table)
 
     def value_limits(self) -> Tensor:
-        """Largest magnitude of each channel's values that an encoder can produce: int64 ``[192]`` by channel id."""
+        """Return the largest magnitude that an encoder can produce per channel: int64 ``[192]`` by channel id."""
         return tables.value_limits(self.quality)

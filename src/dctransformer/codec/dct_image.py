@@ -22,7 +22,7 @@ _SAMPLING_NAMES = {
 
 
 def grid_sizes(height: int, width: int, chroma_step: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Block grids (rows, columns) of luma and of chroma, as libjpeg lays them out for a picture in pixels."""
+    """Return the block grids (rows, columns) of luma and chroma, as libjpeg lays out a picture in pixels."""
     down, across = chroma_step
     luma = (-(-height // 8), -(-width // 8))
     return luma, (-(-height // (8 * down)), -(-width // (8 * across)))
@@ -40,7 +40,7 @@ class DCTImage:
         chroma_table: int32 ``[64]``, or None in a grey picture.
         height: pixels; the block grids are rounded up as libjpeg does it.
         width: pixels.
-        chroma_step: luma samples to a chroma sample, down and across: ``(2, 2)`` is 4:2:0.
+        chroma_step: luma samples per chroma sample, down and across: ``(2, 2)`` is 4:2:0.
 
     Raises:
         ValueError: the shapes, types or sizes don't fit together.
@@ -82,11 +82,11 @@ class DCTImage:
     # Shape and batch ----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Number B of pictures."""
+        """Return the number B of pictures."""
         return self.luma.shape[0]
 
     def __getitem__(self, index: int | slice) -> DCTImage:
-        """Some of the pictures; the batch dimension stays, also for a single index."""
+        """Return some of the pictures; the batch dimension stays, also for a single index."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"picture {index} of a batch of {len(self)}")
@@ -116,7 +116,7 @@ class DCTImage:
         return _SAMPLING_NAMES.get(self.chroma_step, "×".join(map(str, self.chroma_step)))
 
     def to(self, device: torch.device | str) -> DCTImage:
-        """The same image with its coefficients on ``device``; the tables go along."""
+        """Return the same image on ``device``, tables included."""
         return dataclasses.replace(
             self._with([part.to(device) for part in self.components]),
             luma_table=self.luma_table.to(device),
@@ -125,7 +125,7 @@ class DCTImage:
 
     @staticmethod
     def cat(images: Sequence[DCTImage]) -> DCTImage:
-        """Joins batches of pictures that have the same size, sampling and tables.
+        """Join batches of pictures that have the same size, sampling and tables.
 
         Raises:
             ValueError: there are none, or they differ.
@@ -138,24 +138,24 @@ class DCTImage:
         return first._with([torch.cat(part) for part in zip(*(image.components for image in images), strict=True)])
 
     def equal(self, other: DCTImage) -> bool:
-        """Whether sizes, sampling, tables and every coefficient are the same."""
+        """Return whether sizes, sampling, tables and every coefficient are the same."""
         pairs = zip(self.components, other.components, strict=False)
         return len(self) == len(other) and self._fits(other) and all(torch.equal(*pair) for pair in pairs)
 
     def _fits(self, other: DCTImage) -> bool:
-        """Whether ``other`` differs in nothing but its batch of coefficients."""
+        """Return whether ``other`` differs in nothing but its batch of coefficients."""
         same = (self.height, self.width, self.sampling) == (other.height, other.width, other.sampling)
         return same and all(map(torch.equal, self.tables, other.tables))
 
     def _with(self, components: Sequence[Tensor]) -> DCTImage:
-        """The same kind of picture with other coefficients: (luma,) or (luma, cb, cr)."""
+        """Return a picture of the same kind with other coefficients: (luma,) or (luma, cb, cr)."""
         luma, cb, cr = components if len(components) == 3 else (components[0], None, None)
         return dataclasses.replace(self, luma=luma, cb=cb, cr=cr)
 
     # Exact flip ---------------------------------------------------------------------------------------------------
 
     def flip(self) -> DCTImage:
-        """The pictures mirrored left to right, exactly: no pixel is decoded or encoded again.
+        """Mirror the pictures left to right, exactly: no pixel is decoded or encoded again.
 
         A mirrored cosine changes sign if its horizontal frequency is odd; the blocks change sides.
 
@@ -171,7 +171,7 @@ class DCTImage:
     # MCUs ---------------------------------------------------------------------------------------------------------
 
     def to_mcus(self) -> Tensor:
-        """The even form that models use.
+        """Return the coefficients MCU by MCU, the form that models use.
 
         Returns:
             int16 ``[B, N, 6, 64]``: MCUs row by row, each its luma blocks top-left, top-right, bottom-left,
@@ -192,7 +192,7 @@ class DCTImage:
 
     @classmethod
     def from_mcus(cls, mcus: Tensor, rows: int, cols: int, luma_table: Tensor, chroma_table: Tensor) -> DCTImage:
-        """The inverse of `to_mcus`.
+        """Build a DCT image from MCUs, the inverse of `to_mcus`.
 
         Args:
             mcus: integers ``[B, rows · cols, 6, 64]``.
@@ -221,7 +221,7 @@ class DCTImage:
     # Triples ------------------------------------------------------------------------------------------------------
 
     def to_triples(self) -> list[Tensor]:
-        """The non-zero coefficients of each picture, in generation order (paper, section 3.2).
+        """Return the non-zero coefficients of each picture, in generation order (paper, section 3.2).
 
         Returns:
             B int32 tensors ``[L, 3]`` of (channel id, position, value). The position is an index into the luma
@@ -243,15 +243,15 @@ class DCTImage:
         chroma_table: Tensor | None,
         chroma_step: tuple[int, int] = (2, 2),
     ) -> DCTImage:
-        """The inverse of `to_triples`; the order of the triples does not matter.
+        """Build a DCT image from triples in any order, the inverse of `to_triples`.
 
         Args:
-            triples: integers ``[L, 3]``, or a list of them, one a picture.
+            triples: integers ``[L, 3]``, or a list of them, one per picture.
             height: pixels.
             width: pixels.
             luma_table: int32 ``[64]``, zigzag order.
             chroma_table: int32 ``[64]``, zigzag order, or None for grey pictures.
-            chroma_step: luma samples to a chroma sample, down and across.
+            chroma_step: luma samples per chroma sample, down and across.
 
         Raises:
             ValueError: a triple names a channel or a place that the picture does not have, names one twice, or its
@@ -299,16 +299,16 @@ class _Layout:
 
     @property
     def size(self) -> int:
-        """T."""
+        """Number T of coefficients."""
         return int(self.starts[-1])
 
     def _pieces(self) -> list[tuple[int, int, int]]:
-        """The row's stretches: (component, first frequency, end frequency)."""
+        """Return the row's stretches: (component, first frequency, end frequency)."""
         components = (order.LUMA,) if self.grey else order.COMPONENT_ORDER
         return [(component, *band) for band in order.BANDS for component in components]
 
     def flatten(self, luma: Tensor, cb: Tensor | None, cr: Tensor | None) -> Tensor:
-        """Block grids ``[B, ·, ·, 64]`` to rows ``[B, T]``."""
+        """Flatten block grids ``[B, ·, ·, 64]`` to rows ``[B, T]``."""
         planes = {
             component: part.flatten(1, 2).transpose(1, 2)
             for component, part in ((order.LUMA, luma), (order.CB, cb), (order.CR, cr))
@@ -317,7 +317,7 @@ class _Layout:
         return torch.cat([planes[c][:, start:end].flatten(1) for c, start, end in self._pieces()], dim=1)
 
     def unflatten(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The inverse of `flatten`."""
+        """Undo `flatten`."""
         planes: dict[int, list[Tensor]] = {}
         begin = 0
         for component, start, end in self._pieces():
@@ -334,7 +334,7 @@ class _Layout:
         return luma, blocks[order.CB].contiguous(), blocks[order.CR].contiguous()
 
     def places(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Ranks and positions of indices into the row (int64, any shape)."""
+        """Return the ranks and positions of indices into the row (int64, any shape)."""
         starts = self.starts.to(index.device)
         rank = torch.searchsorted(starts, index, right=True) - 1
         block, is_chroma = index - starts[rank], IS_CHROMA_RANK.to(index.device)[rank]
@@ -343,7 +343,7 @@ class _Layout:
         return rank, torch.where(is_chroma, row * down * self.luma_grid[1] + col * across, block)
 
     def index(self, triples: Tensor) -> Tensor:
-        """Index into the row of public triples, ``[L, 3]``: int64 ``[L]``.
+        """Return the index into the row of public triples, ``[L, 3]``: int64 ``[L]``.
 
         Raises:
             ValueError: there is no such channel or place.

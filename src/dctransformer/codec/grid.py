@@ -1,4 +1,4 @@
-"""Where positions and channels lie in a DCT image: the luma block grid, the MCUs over it, and the ranks of channels.
+"""The geometry of a DCT image: the luma block grid, the MCUs over it, and the ranks of channels.
 
 Shapes: N MCUs, P = 4 N positions (luma blocks in raster order).
 """
@@ -40,7 +40,7 @@ class Grid:
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def shared(rows: int, cols: int) -> Grid:
-        """A grid of ``rows`` × ``cols`` MCUs, the same object each time, so that its tables are computed once."""
+        """Return the grid of ``rows`` × ``cols`` MCUs, always the same object, so that its tables are computed once."""
         return Grid(rows, cols)
 
     def __reduce__(self) -> tuple:
@@ -53,7 +53,7 @@ class Grid:
         return f"{self.cols * order.MCU}x{self.rows * order.MCU}"
 
     def within(self, window: Grid | None) -> Grid:
-        """The grid of this picture's windows: the window's, but no larger than the picture (None: all of it)."""
+        """Return the grid of this picture's windows: the window's, but no larger than the picture (None: all of it)."""
         if window is None:
             return self
         return Grid.shared(min(self.rows, window.rows), min(self.cols, window.cols))
@@ -75,7 +75,7 @@ class Grid:
 
     @classmethod
     def of_size(cls, height: int, width: int) -> Grid:
-        """Grid of a picture in pixels.
+        """Return the grid of a picture in pixels.
 
         Raises:
             ValueError: a side is not a positive multiple of 16.
@@ -111,11 +111,11 @@ class Grid:
         return self.mcu * 4 + (self.row % 2) * 2 + self.col % 2
 
     def table(self, name: str, device: torch.device) -> Tensor:
-        """One of the tables above on a device, copied there once: a copy makes the host wait."""
+        """Return one of the tables above on a device, copied there only once: a copy makes the host wait."""
         return _grid_table(self, name, device)
 
     def mcu_at(self, position: Tensor) -> Tensor:
-        """MCU of positions on any device: int64, any shape."""
+        """Return the MCU of positions on any device: int64, any shape."""
         return position // (2 * self.width) * self.cols + position % self.width // 2
 
     @functools.cached_property
@@ -147,7 +147,7 @@ class Grid:
         return positions
 
     def slot(self, rank: Tensor, position: Tensor) -> Tensor:
-        """Flat index into ``[N, 6, 64]`` of coefficients given as ranks and positions (int64, any shape)."""
+        """Return the flat index into ``[N, 6, 64]`` of coefficients given as ranks and positions (int64, any shape)."""
         channel = CHANNEL_OF_RANK[rank]
         block = torch.where(
             channel < order.CB, self.luma_block[position], self.mcu[position] * order.BLOCKS_PER_MCU + 3 + channel // 64
@@ -155,7 +155,7 @@ class Grid:
         return block * 64 + channel % 64
 
     def mirrored(self, position: Tensor, channel: Tensor) -> Tensor:
-        """Positions after a horizontal flip of the picture (int64, any shape)."""
+        """Return the positions after a horizontal flip of the picture (int64, any shape)."""
         row, col = position // self.width, position % self.width
         # A chroma coefficient lies at the *left* luma column of its MCU, before and after.
         last = torch.where(channel < order.CB, self.width - 1, self.width - 2)
@@ -165,7 +165,7 @@ class Grid:
 @functools.lru_cache(maxsize=16)
 @outside_inference
 def rank_slots(grid: Grid, device: torch.device) -> Tensor:
-    """Flat index into ``[N, 6, 64]`` of every rank at every position: int64 ``[192, P]``.
+    """Return the flat index into ``[N, 6, 64]`` of every rank at every position: int64 ``[192, P]``.
 
     Where a chroma channel has no coefficient it is ``N · 6 · 64``, one beyond the last.
     """
@@ -196,14 +196,14 @@ IS_CHROMA_RANK = order.CB <= CHANNEL_OF_RANK
 @functools.cache
 @outside_inference
 def rank_of_slot(device: torch.device) -> Tensor:
-    """`RANK_OF_SLOT` on a device, copied there once: a copy makes the host wait."""
+    """Return `RANK_OF_SLOT` on a device, copied there only once: a copy makes the host wait."""
     return RANK_OF_SLOT.to(device)
 
 
 @functools.cache
 @outside_inference
 def is_chroma_rank(device: torch.device) -> Tensor:
-    """`IS_CHROMA_RANK` on a device, copied there once."""
+    """Return `IS_CHROMA_RANK` on a device, copied there only once."""
     return IS_CHROMA_RANK.to(device)
 
 

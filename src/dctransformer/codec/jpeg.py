@@ -1,4 +1,4 @@
-"""Coefficients from and to real JPEG files, without going through pixels.
+"""Reading and writing the coefficients of real JPEG files, without going through pixels.
 
 libjpeg-turbo does the entropy coding. It reads most damaged files without complaint, so a file's segments are checked
 first (`segments`), and its scans by a strict decoder.
@@ -35,7 +35,7 @@ MAX_SIDE = 65_500
 
 
 def read_jpeg(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> DCTImage:
-    """Reads a JPEG file's quantised coefficients, exactly.
+    """Read a JPEG file's quantised coefficients, exactly.
 
     Args:
         path: a baseline, progressive or arithmetic-coded file, YCbCr of any subsampling or grey.
@@ -55,7 +55,7 @@ def read_jpeg(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> DCT
 
 
 def write_jpeg(dct: DCTImage, path: str | os.PathLike[str], metadata: Metadata | None = None) -> None:
-    """Writes a JPEG file from which every reader gets the same coefficients.
+    """Write a JPEG file from which every reader gets the same coefficients.
 
     The file is baseline with optimised Huffman tables. It is written to a temporary file and renamed, so that an
     interruption leaves no half-written file.
@@ -76,7 +76,7 @@ def write_jpeg(dct: DCTImage, path: str | os.PathLike[str], metadata: Metadata |
 
 
 def read_jpeg_bytes(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the JPEG data") -> DCTImage:
-    """`read_jpeg` from memory; ``name`` is what error messages call the data."""
+    """Read a JPEG file from memory, as `read_jpeg` does; error messages call it ``name``."""
     try:
         picture = read_picture(data)
         if picture.height * picture.width > max_pixels:
@@ -91,7 +91,7 @@ def read_jpeg_bytes(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the 
 
 
 def write_jpeg_bytes(dct: DCTImage) -> bytes:
-    """`write_jpeg` to memory."""
+    """Write a JPEG file to memory, as `write_jpeg` does."""
     if len(dct) != 1:
         raise ValueError(f"a JPEG file holds one picture, not {len(dct)}; write dct[i] for each i")
     if max(dct.height, dct.width) > MAX_SIDE:
@@ -106,7 +106,7 @@ def write_jpeg_bytes(dct: DCTImage) -> bytes:
     components = [_natural_order(part) for part in dct.components]
     tables = [_natural_order(table[None, None, None])[0, 0] for table in dct.tables]
     _require_baseline(components, tables)
-    # The grids alone would not say which factors a picture of one MCU has.
+    # The grids alone would leave open which factors a picture of one MCU has.
     factors = [(1, 1)] if dct.is_grey else [dct.chroma_step, (1, 1), (1, 1)]
     # libjpeg prints a warning about steps beyond 8 bits, so these are put in afterwards.
     low = [np.minimum(table, 255) for table in tables]
@@ -119,7 +119,7 @@ def write_jpeg_bytes(dct: DCTImage) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def _blank_bytes(height: int, width: int, step: tuple[int, int], tables: tuple[tuple[int, ...], ...]) -> int:
-    """Size of the file of a picture without any non-zero coefficient."""
+    """Return the size of the file of a picture without any non-zero coefficient."""
     quant = [torch.tensor(table, dtype=torch.int32) for table in tables]
     nothing = torch.empty(0, 3, dtype=torch.int32)
     blank = DCTImage.from_triples(nothing, height, width, quant[0], quant[1] if quant[1:] else None, step)
@@ -127,7 +127,7 @@ def _blank_bytes(height: int, width: int, step: tuple[int, int], tables: tuple[t
 
 
 def huffman_bytes(dct: DCTImage) -> int:
-    """What libjpeg's optimised Huffman code spends on a picture's coefficients.
+    """Return the bytes that libjpeg's optimised Huffman code needs for a picture's coefficients.
 
     Args:
         dct: one picture (batch 1).
@@ -144,7 +144,7 @@ def huffman_bytes(dct: DCTImage) -> int:
 
 
 def _chroma_step(picture: Picture) -> tuple[int, int]:
-    """Luma samples per chroma sample, down and across."""
+    """Return the luma samples per chroma sample, down and across."""
     components = picture.components
     if len(components) not in (1, 3):
         raise Unreadable(f"has {len(components)} colour components (CMYK?); convert it to an RGB or grey JPEG file")
@@ -161,7 +161,7 @@ def _chroma_step(picture: Picture) -> tuple[int, int]:
 
 
 def _whole(picture: Picture) -> bytes:
-    """The picture as a file without metadata, whose scans a strict decoder could read to their end."""
+    """Return the picture as a file without metadata, whose scans a strict decoder could read to their end."""
     try:
         return _decode_strictly(picture)
     except Unreadable as problem:
@@ -174,7 +174,7 @@ def _whole(picture: Picture) -> bytes:
 
 
 def _decode_strictly(picture: Picture) -> bytes:
-    """The picture as a file without metadata, unless its scans end early or hold impossible codes."""
+    """Return the picture as a file without metadata, unless its scans end early or hold impossible codes."""
     data = picture.plain()
     try:
         simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, fastupsample=True, min_factor=8, strict=True)
@@ -192,7 +192,7 @@ def _factor_names(picture: Picture) -> str:
 
 
 def _read_coefficients(picture: Picture, data: bytes, step: tuple[int, int]) -> DCTImage:
-    """The coefficients of a file that passed the checks."""
+    """Return the coefficients of a file that passed the checks."""
     grey = len(picture.components) == 1
     luma_grid, chroma_grid = grid_sizes(picture.height, picture.width, step)
     grids = [luma_grid] if grey else [luma_grid, chroma_grid, chroma_grid]
@@ -220,17 +220,17 @@ def _read_coefficients(picture: Picture, data: bytes, step: tuple[int, int]) -> 
 
 
 def _zigzag(blocks: np.ndarray) -> Tensor:
-    """Natural (row by row) to zigzag order, ``[..., 64]``."""
+    """Reorder coefficients from natural (row by row) to zigzag order, ``[..., 64]``."""
     return torch.from_numpy(blocks[..., order.ZIGZAG])
 
 
 def _natural_order(blocks: Tensor) -> np.ndarray:
-    """Zigzag ``[1, i, j, 64]`` to natural ``[i, j, 64]``."""
+    """Reorder coefficients from zigzag ``[1, i, j, 64]`` to natural order ``[i, j, 64]``."""
     return blocks[0].cpu().numpy()[..., order.UNZIGZAG]
 
 
 def _require_baseline(components: list[np.ndarray], tables: list[np.ndarray]) -> None:
-    """Refuses coefficients and tables that baseline Huffman codes can't express."""
+    """Refuse coefficients and tables that baseline Huffman codes can't express."""
     for blocks in components:
         dc = blocks[..., 0].astype(np.int32)
         ac = blocks.reshape(-1, 64)[:, 1:]
@@ -245,7 +245,7 @@ def _require_baseline(components: list[np.ndarray], tables: list[np.ndarray]) ->
 
 
 def _finished(data: bytes, tables: Sequence[Tensor]) -> bytes:
-    """A file of `libjpeg.write` with components 1, 2, 3 as JFIF has it (some readers refuse 0, 1, 2) and its tables.
+    """Finish a file of `libjpeg.write`: its tables, and components 1, 2, 3 as in JFIF (some readers refuse 0, 1, 2).
 
     Tables with steps above 255 are written with 16 bits per step, which makes the frame an extended one.
     """

@@ -30,7 +30,7 @@ _MAX_COMPONENTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What libjpeg reports of a file.
+    """Libjpeg's report of a file.
 
     Attributes:
         height: pixels.
@@ -47,7 +47,7 @@ class Frame:
 
 @contextlib.contextmanager
 def _scratch_file() -> Iterator[tuple[int, bytes]]:
-    """Descriptor and path of an empty private file: in memory where the system can, else in a private folder."""
+    """Yield descriptor and path of an empty private file: in memory where the system can, else in a private folder."""
     if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         handle = os.memfd_create("picture.jpg")
         try:
@@ -65,7 +65,7 @@ def _scratch_file() -> Iterator[tuple[int, bytes]]:
 
 
 def _fill(handle: int, data: bytes) -> None:
-    """Makes ``data`` the contents of a file."""
+    """Replace the contents of a file by ``data``."""
     os.lseek(handle, 0, os.SEEK_SET)
     written = 0
     while written < len(data):
@@ -75,7 +75,7 @@ def _fill(handle: int, data: bytes) -> None:
 
 
 def _buffer(*shape: int, dtype: type[np.generic]) -> np.ndarray:
-    """Memory for libjpeg to write to."""
+    """Allocate memory for libjpeg to write to."""
     return np.zeros(shape, dtype)
 
 
@@ -84,7 +84,7 @@ def _pointers(*buffers: np.ndarray) -> list[ctypes.c_void_p]:
 
 
 def _frame(path: bytes) -> Frame:
-    """Libjpeg's report of a file. It decodes the whole file for that, so give it one whose scans are empty."""
+    """Return libjpeg's report of a file; it decodes the whole file for that, so pass one whose scans are empty."""
     grids, factors = (_buffer(_MAX_COMPONENTS, 2, dtype=np.intc) for _ in range(2))
     size, counts, scans = (_buffer(length, dtype=np.intc) for length in (2, 3, 1))
     places = _pointers(grids, size, counts, factors)
@@ -96,7 +96,7 @@ def _frame(path: bytes) -> Frame:
 
 
 def read(blank: bytes, data: bytes, expected: Frame) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Reads quantised coefficients.
+    """Read quantised coefficients.
 
     Args:
         blank: a file that is the same as ``data`` up to the first scan, with empty scans (`segments.Picture.blank`).
@@ -127,10 +127,10 @@ def read(blank: bytes, data: bytes, expected: Frame) -> tuple[list[np.ndarray], 
 def write(
     blocks: list[np.ndarray], tables: list[np.ndarray], height: int, width: int, factors: list[tuple[int, int]]
 ) -> bytes:
-    """Writes a baseline file with optimised Huffman tables; the components are numbered from 0.
+    """Write a baseline file with optimised Huffman tables; the components are numbered from 0.
 
     Args:
-        blocks: int16 ``[i, j, 64]`` of one or three components, natural order, as many as the size asks for.
+        blocks: int16 ``[i, j, 64]`` of one or three components, natural order, as many as the size needs.
         tables: uint16 ``[64]``, natural order: one, or luma's and chroma's, 1 to 255.
         height: pixels.
         width: pixels.

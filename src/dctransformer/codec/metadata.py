@@ -1,4 +1,4 @@
-"""What a JPEG file says about its picture: rotation, and the colour profile and EXIF that a changed version keeps."""
+"""Metadata of a JPEG file: its rotation, and the colour profile and EXIF that a changed version keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXIF, _PROFILE = b"Exif\0\0", b"ICC_PROFILE\0"
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    r"""What a version of a JPEG file keeps of the file besides coefficients.
+    r"""Metadata that a changed version of a JPEG file keeps.
 
     Attributes:
         exif: its EXIF block from ``Exif\0\0`` on; empty if there is none.
@@ -30,7 +30,7 @@ class Metadata:
     profile: bytes = b""
 
     def segments(self) -> bytes:
-        """The segments that hold it, for a place behind the start of a JPEG file."""
+        """Return the JPEG segments that hold the metadata, to be inserted after a file's start."""
         parts = [struct.pack(">BBH", 0xFF, 0xE1, len(self.exif) + 2) + self.exif] if self.exif else []
         step = _SEGMENT_BYTES - len(_PROFILE) - 2
         pieces = [self.profile[at : at + step] for at in range(0, len(self.profile), step)]
@@ -40,13 +40,13 @@ class Metadata:
         return b"".join(parts)
 
     def put_into(self, jpeg: bytes) -> bytes:
-        """A JPEG file without metadata, such as `write_jpeg_bytes` makes, with this metadata after its JFIF header."""
+        """Insert this metadata after the JFIF header of a file that has none, such as `write_jpeg_bytes` makes."""
         length = int.from_bytes(jpeg[4:6], "big") + 2 if jpeg[2:4] == b"\xff\xe0" else 0
         return jpeg[: 2 + length] + self.segments() + jpeg[2 + length :]
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation from 1 to 8; 1 where it is missing, undefined or can't be read."""
+    """Return the EXIF orientation from 1 to 8; 1 where it is missing, undefined or can't be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged EXIF block
@@ -91,7 +91,7 @@ def _sound_exif(image: Image.Image) -> bytes:
 
 
 def _without_thumbnail(block: bytes, directory: dict[int, Any]) -> bytes:
-    """An EXIF block whose thumbnail is zeros and whose first directory is the last; all else stays in its place."""
+    """Blank the thumbnail of an EXIF block and make its first directory the last; all else stays in its place."""
     data = bytearray(block)
     start = len(_EXIF)
     order = "<" if data[start : start + 2] == b"II" else ">"

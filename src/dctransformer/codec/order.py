@@ -44,7 +44,7 @@ BAND_TITLES = ("DC", "1–3", "4–15", "16–63")
 
 
 def _zigzag() -> list[int]:
-    """Natural (row-major) index of each zigzag position."""
+    """Return the natural (row-major) index of each zigzag position."""
     cells = [(row, column) for row in range(8) for column in range(8)]
     # Odd anti-diagonals run downwards, even ones upwards.
     cells.sort(key=lambda rc: (rc[0] + rc[1], rc[0] if (rc[0] + rc[1]) % 2 else rc[1]))
@@ -52,7 +52,7 @@ def _zigzag() -> list[int]:
 
 
 def _tables() -> dict[str, np.ndarray]:
-    """All tables; NumPy is imported here, so that the command line can read the constants above at once."""
+    """Return all tables; NumPy is imported here, so that the command line can read the constants above at once."""
     import numpy as np
 
     zigzag = np.array(_zigzag())

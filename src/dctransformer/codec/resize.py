@@ -23,7 +23,7 @@ FACTORS = (2, 4, 8)
 
 
 def dct_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II: fp64 ``[size, size]`` (frequency, sample)."""
+    """Return the orthonormal DCT-II: fp64 ``[size, size]`` (frequency, sample)."""
     k, x = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     matrix = math.sqrt(2 / size) * torch.cos(math.pi * k * (2 * x + 1) / (2 * size))
     matrix[0] /= math.sqrt(2)
@@ -31,7 +31,7 @@ def dct_matrix(size: int) -> Tensor:
 
 
 def check_factor(factor: int) -> int:
-    """The corner of an upscaling factor.
+    """Return the side of the low-frequency corner that belongs to an upscaling factor.
 
     Raises:
         ValueError: the factor is not 2, 4 or 8.
@@ -42,7 +42,7 @@ def check_factor(factor: int) -> int:
 
 
 def _corner_levels(plane: Tensor, corner: int, table: Tensor) -> Tensor:
-    """Quantised corners of a plane's ``K × K`` blocks: fp64 ``[B, h K, w K]`` to int16 ``[B, h, w, 64]`` zigzag."""
+    """Quantise the corners of a plane's ``K × K`` blocks: fp64 ``[B, h K, w K]`` to int16 ``[B, h, w, 64]`` zigzag."""
     batch, height, width = plane.shape
     blocks = (plane - 128).view(batch, height // corner, corner, width // corner, corner).transpose(2, 3)
     matrix = dct_matrix(corner)
@@ -53,7 +53,7 @@ def _corner_levels(plane: Tensor, corner: int, table: Tensor) -> Tensor:
 
 
 def enlarged_corners(small: Tensor, factor: int, codec: Codec) -> DCTImage:
-    """The low frequencies of the picture ``factor`` times as large; all others are 0.
+    """Return the low frequencies of the picture ``factor`` times as large; all others are 0.
 
     Args:
         small: uint8 RGB ``[B, h, w, 3]``.

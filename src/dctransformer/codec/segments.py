@@ -1,6 +1,6 @@
 """The segments of a JPEG file: what its header claims, and the file again with nothing but its picture.
 
-Files of strangers reach libjpeg only as `plain` writes them: known segments in their order, one marker before each,
+Untrusted files reach libjpeg only as `plain` writes them: known segments in their order, one marker before each,
 nothing between them. So no two parsers can disagree about where a segment starts, metadata can't be in the way, and
 libjpeg has nothing to warn about except damage to the picture itself.
 """
@@ -49,7 +49,7 @@ class Segment:
     """One segment of a file.
 
     Attributes:
-        marker: its second byte.
+        marker: the second byte of its marker.
         start: offset of its contents in the file.
         body: its contents, without marker and length.
         scan: for a scan (``SOS``), its entropy-coded data with their restart markers; otherwise empty.
@@ -94,7 +94,7 @@ class Picture:
         return [(c.down, c.across) for c in self.components]
 
     def without_padding(self, count: int) -> Picture | None:
-        """The picture without the last ``count`` bytes of its last scan, or None if these are not all zeros."""
+        """Return the picture without the last ``count`` bytes of its last scan, or None if these are not all zeros."""
         last = self.segments[-1]
         if not 0 < count <= len(last.scan) or any(last.scan[-count:]):
             return None
@@ -102,11 +102,11 @@ class Picture:
         return dataclasses.replace(self, segments=(*self.segments[:-1], shorter))
 
     def plain(self) -> bytes:
-        """The picture as a file without metadata."""
+        """Return the picture as a file without metadata."""
         return b"".join([*self._header(), *self._scans(), b"\xff\xd9"])
 
     def blank(self, grids: Sequence[tuple[int, int]]) -> bytes:
-        """The same header, byte for byte up to the first scan, with scans that hold only zeros.
+        """Return the same header, byte for byte up to the first scan, with scans that hold only zeros.
 
         Args:
             grids: blocks (down, across) of each component.
@@ -122,7 +122,7 @@ class Picture:
         return b"".join([*parts, b"\xff\xd9"])
 
     def _header(self) -> Iterator[bytes]:
-        """Everything before the first scan."""
+        """Yield everything before the first scan."""
         yield b"\xff\xd8"
         yield _JFIF
         for segment in self.segments:
@@ -131,7 +131,7 @@ class Picture:
             yield _segment(segment.marker, segment.body)
 
     def _scans(self) -> Iterator[bytes | memoryview]:
-        """Everything from the first scan on."""
+        """Yield everything from the first scan on."""
         sequential = begun = False
         for segment in self.segments:
             body = segment.body
@@ -151,12 +151,12 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def segments(data: bytes) -> Iterator[Segment]:
-    """Yields the segments of a JPEG file up to its end-of-image marker; what follows that is no part of the picture.
+    """Yield the segments of a JPEG file up to its end-of-image marker; what follows that is no part of the picture.
 
     Stray bytes between segments and repeated ``FF`` bytes are skipped, as libjpeg does.
 
     Raises:
-        Unreadable: it is not a JPEG file, ends too early, or has a marker that no JPEG file of our kinds has.
+        Unreadable: it is not a JPEG file, ends too early, or has a marker of an unsupported kind.
     """
     if data[:2] != b"\xff\xd8":
         raise Unreadable("is not a JPEG file; convert it, or encode its pixels with Codec")
@@ -189,7 +189,7 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 
 def read_picture(data: bytes) -> Picture:
-    """Reads a JPEG file's segments without decoding anything.
+    """Read a JPEG file's segments without decoding anything.
 
     Raises:
         Unreadable: it is cut off, of a kind that is not read, or has more than `MAX_SCANS` scans.
@@ -240,7 +240,7 @@ def read_picture(data: bytes) -> Picture:
 
 
 def check_scans(data: bytes, name: str = "the picture") -> None:
-    """Refuses a JPEG file with so many scans that decoding it would take very long; lets everything else pass.
+    """Refuse a JPEG file with so many scans that decoding it would take very long; lets everything else pass.
 
     It is for those who decode pixels with another library; `read_jpeg` checks by itself. Every scan needs the bytes
     ``FF DA``, so counting these suffices for nearly all files, whichever parser comes after.

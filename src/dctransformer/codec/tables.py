@@ -21,7 +21,7 @@ _CHROMA = (
 
 
 def quant_tables(quality: int) -> tuple[Tensor, Tensor]:
-    """Luma and chroma quantisation tables of a quality.
+    """Return the luma and chroma quantisation tables of a quality.
 
     Args:
         quality: 1 (coarse) to 100 (fine).
@@ -42,7 +42,7 @@ def quant_tables(quality: int) -> tuple[Tensor, Tensor]:
 
 
 def value_limits(quality: int) -> Tensor:
-    """Largest magnitude that a quantised coefficient of each channel can have.
+    """Return the largest magnitude that a quantised coefficient of each channel can have.
 
     An 8-bit block has DC from −1,024 to 1,016 and smaller AC coefficients, which baseline files hold up to ±1,023.
 

@@ -28,7 +28,7 @@ _PASS1_BITS = 2
 
 
 def _fix(x: float, bits: int = _CONST_BITS) -> int:
-    """Libjpeg's ``FIX``, for negative numbers too: the sign stays outside of the rounding."""
+    """Round a constant to fixed point as libjpeg's ``FIX`` does; a negative sign stays outside of the rounding."""
     return int(abs(x) * (1 << bits) + 0.5) * (1 if x > 0 else -1)
 
 
@@ -40,7 +40,7 @@ def _fix16(x: float) -> int:
 
 
 def _odd_part(t4: np.ndarray, t5: np.ndarray, t6: np.ndarray, t7: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The rotations that both directions share (figure 8 of Loeffler, Ligtenberg and Moschytz), scaled by 2¹³."""
+    """Compute the rotations that both directions share (figure 8 of Loeffler, Ligtenberg, Moschytz), scaled by 2¹³."""
     z1, z2, z3, z4 = t4 + t7, t5 + t6, t4 + t6, t5 + t7
     z5 = (z3 + z4) * _fix(1.175875602)
     z1, z2 = z1 * -_fix(0.899976223), z2 * -_fix(2.562915447)
@@ -55,7 +55,7 @@ def _odd_part(t4: np.ndarray, t5: np.ndarray, t6: np.ndarray, t7: np.ndarray) ->
 
 @functools.cache
 def _forward_matrix() -> np.ndarray:
-    """One pass of the forward DCT before its rounding shift, scaled by 2¹³: int64 ``[8, 8]`` (frequency, sample)."""
+    """Return one forward DCT pass before its rounding shift, scaled by 2¹³: int64 ``[8, 8]`` (frequency, sample)."""
     x = np.eye(8, dtype=np.int64)
     t = [x[k] + x[7 - k] for k in range(4)] + [x[3 - k] - x[4 + k] for k in range(4)]
     t10, t13, t11, t12 = t[0] + t[3], t[0] - t[3], t[1] + t[2], t[1] - t[2]
@@ -70,7 +70,7 @@ def _forward_matrix() -> np.ndarray:
 
 @functools.cache
 def _inverse_matrix() -> np.ndarray:
-    """One pass of the inverse DCT before its rounding shift, scaled by 2¹³: int64 ``[8, 8]`` (sample, frequency)."""
+    """Return one inverse DCT pass before its rounding shift, scaled by 2¹³: int64 ``[8, 8]`` (sample, frequency)."""
     x = np.eye(8, dtype=np.int64)
     z1 = (x[2] + x[6]) * _fix(0.541196100)
     t2, t3 = z1 - x[6] * _fix(1.847759065), z1 + x[2] * _fix(0.765366865)
@@ -83,7 +83,7 @@ def _inverse_matrix() -> np.ndarray:
 
 
 def _two_passes(blocks: Tensor, matrix: np.ndarray, shifts: tuple[int, int]) -> Tensor:
-    """Applies a matrix along the last axis and then along the one before it, each with a rounding shift.
+    """Apply a matrix along the last axis and then along the one before it, each with a rounding shift.
 
     Args:
         blocks: contiguous float64 ``[M, 8, 8]``.
@@ -102,7 +102,7 @@ def _two_passes(blocks: Tensor, matrix: np.ndarray, shifts: tuple[int, int]) -> 
 
 
 def forward_blocks(samples: Tensor, table: Tensor) -> Tensor:
-    """DCT and quantisation of a plane of whole blocks.
+    """Transform and quantise a plane of whole blocks.
 
     Args:
         samples: 0..255, float32 ``[B, 8i, 8j]``.
@@ -125,7 +125,7 @@ def forward_blocks(samples: Tensor, table: Tensor) -> Tensor:
 
 
 def inverse_blocks(coefficients: Tensor, table: Tensor) -> Tensor:
-    """The inverse of `forward_blocks`, but for quantisation.
+    """Dequantise a plane of blocks and transform it back to samples.
 
     Exact for every coefficient that an encoder can produce; far outside, libjpeg's own builds differ.
 
@@ -151,7 +151,7 @@ _TRANSPOSED_UNZIGZAG = np.argsort(_TRANSPOSED_ZIGZAG)
 
 
 def _from(index: np.ndarray, like: Tensor) -> Tensor:
-    """An index array on the device of a tensor."""
+    """Return an index array on the device of a tensor."""
     return torch.from_numpy(index).to(like.device)
 
 
@@ -161,12 +161,12 @@ def _from(index: np.ndarray, like: Tensor) -> Tensor:
 
 
 def _shift16(x: Tensor) -> Tensor:
-    """``x >> 16`` of whole numbers."""
+    """Compute ``x >> 16`` of whole numbers, in place."""
     return x.mul_(2.0**-16).floor_()
 
 
 def _ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """RGB to YCbCr (jccolor.c): uint8 ``[B, H, W, 3]`` to three float32 ``[B, H, W]``."""
+    """Convert RGB to YCbCr (jccolor.c): uint8 ``[B, H, W, 3]`` to three float32 ``[B, H, W]``."""
     r, g, b = rgb.permute(3, 0, 1, 2).contiguous().float()
 
     def mix(red: float, green: float, blue: float, offset: int) -> Tensor:
@@ -181,13 +181,13 @@ def _ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _extend(plane: Tensor, height: int, width: int) -> Tensor:
-    """Repeats the last row and column of float32 ``[B, ·, ·]`` up to a size."""
+    """Repeat the last row and column of float32 ``[B, ·, ·]`` up to a size."""
     down, across = height - plane.shape[1], width - plane.shape[2]
     return F.pad(plane[:, None], (0, across, 0, down), mode="replicate")[:, 0] if down or across else plane
 
 
 def _halve(plane: Tensor) -> Tensor:
-    """2×2 means, rounded down and up in alternate columns (jcsample.c, h2v2): ``[B, 2m, 2n]`` to ``[B, m, n]``."""
+    """Average 2×2 samples, rounding down and up in alternate columns (h2v2): ``[B, 2m, 2n]`` to ``[B, m, n]``."""
     total = plane[:, ::2] + plane[:, 1::2]
     total = total[..., ::2] + total[..., 1::2]
     bias = 1 + torch.arange(total.shape[2], device=plane.device) % 2
@@ -195,7 +195,7 @@ def _halve(plane: Tensor) -> Tensor:
 
 
 def encode_rgb(rgb: Tensor, luma_table: Tensor, chroma_table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantised 4:2:0 coefficients of pictures (paper, section 3.1), as libjpeg's encoder computes them.
+    """Return the quantised 4:2:0 coefficients of pictures (paper, section 3.1), as libjpeg's encoder computes them.
 
     Args:
         rgb: uint8 ``[B, H, W, 3]``, any size.
@@ -218,7 +218,7 @@ def encode_rgb(rgb: Tensor, luma_table: Tensor, chroma_table: Tensor) -> tuple[T
 
 
 def encode_grey(grey: Tensor, luma_table: Tensor) -> Tensor:
-    """Quantised coefficients of grey pictures: uint8 ``[B, H, W]`` to int16 ``[B, ⌈H/8⌉, ⌈W/8⌉, 64]``."""
+    """Return the quantised coefficients of grey pictures: uint8 ``[B, H, W]`` to int16 ``[B, ⌈H/8⌉, ⌈W/8⌉, 64]``."""
     (rows, cols), _ = grid_sizes(grey.shape[1], grey.shape[2], (1, 1))
     return forward_blocks(_extend(grey.float(), 8 * rows, 8 * cols), luma_table)
 
@@ -227,7 +227,7 @@ def encode_grey(grey: Tensor, luma_table: Tensor) -> Tensor:
 
 
 def _double(plane: Tensor, dim: int, bias: tuple[int, int], divisor: int) -> Tensor:
-    """Triangle filter along ``dim``: each sample becomes two, of three parts itself and one part its neighbour."""
+    """Double a plane along ``dim`` by a triangle filter: three parts each sample itself, one part its neighbour."""
     size = plane.shape[dim]
     first, last = plane.narrow(dim, 0, 1), plane.narrow(dim, size - 1, 1)
     before = torch.cat([first, plane.narrow(dim, 0, size - 1)], dim)
@@ -238,11 +238,11 @@ def _double(plane: Tensor, dim: int, bias: tuple[int, int], divisor: int) -> Ten
 
 
 def upsample(plane: Tensor, step: tuple[int, int], height: int, width: int) -> Tensor:
-    """A chroma plane at luma's resolution, as libjpeg-turbo's "fancy" upsampling does it (jdsample.c).
+    """Return a chroma plane at luma's resolution, as libjpeg-turbo's "fancy" upsampling does it (jdsample.c).
 
     Args:
         plane: float32 ``[B, ·, ·]`` samples, at least as many as the picture needs.
-        step: luma samples to a chroma sample, down and across.
+        step: luma samples per chroma sample, down and across.
         height: of the picture.
         width: of the picture.
 
@@ -265,7 +265,7 @@ def upsample(plane: Tensor, step: tuple[int, int], height: int, width: int) -> T
 
 
 def _rgb(y: Tensor, cb: Tensor, cr: Tensor) -> Tensor:
-    """YCbCr to RGB (jdcolor.c): three float32 ``[B, H, W]`` to uint8 ``[B, H, W, 3]``."""
+    """Convert YCbCr to RGB (jdcolor.c): three float32 ``[B, H, W]`` to uint8 ``[B, H, W, 3]``."""
     cb, cr = cb - 128, cr - 128
     half = 1 << 15
     r = y + _shift16(_fix16(1.40200) * cr + half)
@@ -284,7 +284,7 @@ def decode(
     width: int,
     chroma_step: tuple[int, int],
 ) -> Tensor:
-    """Pixels of coefficients, as libjpeg-turbo's decoder (Pillow's) computes them.
+    """Return the pixels of coefficients, as libjpeg-turbo's decoder (Pillow's) computes them.
 
     Args: as the attributes of `DCTImage`.
 

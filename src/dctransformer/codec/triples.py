@@ -21,13 +21,13 @@ ODD_HORIZONTAL = torch.from_numpy(order.ZIGZAG % 2 == 1)
 
 
 def ranked(triples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranks, positions and values, int64 ``[L]`` each, of public triples (channel id, position, value), ``[L, 3]``."""
+    """Convert public triples, ``[L, 3]`` (channel id, position, value), to ranks, positions, values: int64 ``[L]``."""
     channel, position, value = triples.long().unbind(1)
     return RANK_OF_CHANNEL.to(channel.device)[channel], position, value
 
 
 def public(rank: Tensor, position: Tensor, value: Tensor) -> Tensor:
-    """The inverse of `ranked`: int32 ``[L, 3]``."""
+    """Convert ranks, positions and values to public triples, int32 ``[L, 3]``: the inverse of `ranked`."""
     return torch.stack([CHANNEL_OF_RANK.to(rank.device)[rank], position, value], 1).int()
 
 
@@ -57,14 +57,14 @@ def gather(slots: Tensor, grid: Grid) -> Tensor:
 
 
 def flip_triples(triples: Tensor, where: Grid) -> Tensor:
-    """Triples of the picture mirrored left to right, exactly (no re-encoding).
+    """Mirror a picture's triples left to right, exactly (no re-encoding).
 
     Args:
         triples: int ``[L, 3]`` (channel, position, value) in generation order.
         where: the picture's grid.
 
     Returns:
-        Triples like those given, again in generation order.
+        The mirrored triples, again in generation order.
     """
     rows = triples.numpy()
     if not len(rows):
@@ -83,7 +83,7 @@ def flip_triples(triples: Tensor, where: Grid) -> Tensor:
 
 
 def crop_triples(triples: Tensor, where: Grid, top: int, left: int, window: Grid) -> Tensor:
-    """Triples of a rectangle of whole MCUs, exactly (no re-encoding).
+    """Crop a picture's triples to a rectangle of whole MCUs, exactly (no re-encoding).
 
     Args:
         triples: int ``[L, 3]`` (channel, position, value) in generation order.

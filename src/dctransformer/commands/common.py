@@ -1,4 +1,4 @@
-"""What the commands share: names of models, and text for the terminal."""
+"""Helpers of the commands: names of models, and text for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def with_revision(name: str, revision: str | None) -> str:
-    """The name of a model together with its ``--revision``.
+    """Return the name of a model together with its ``--revision``.
 
     Raises:
         ValueError: the model is not one of the hub, or its name has a revision already.

@@ -1,4 +1,4 @@
-"""`compress` and `decompress`."""
+"""The commands `compress` and `decompress`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Compress:
     data: tyro.conf.Positional[Path]
     """Prepared data set, folder of pictures, or a picture."""
     out: Path
-    """Folder for the files: NAME.dct, in sub-folders like the pictures. What is there already is not made again."""
+    """Folder for the files: NAME.dct, in sub-folders like the pictures. Files that exist already are kept."""
     split: str = "validation"
     """Which part of a prepared data set: train or validation."""
     num: int | None = None
@@ -52,7 +52,7 @@ class Compress:
     """Print a JSON object instead of text."""
 
     def run(self) -> None:
-        """Compress."""
+        """Compress the pictures and print what was written."""
         from tqdm import tqdm
 
         from dctransformer.tasks.compress import compress
@@ -82,17 +82,17 @@ class Decompress:
     source: tyro.conf.Positional[str]
     """Folder of compressed pictures, or one of them."""
     out: Path
-    """Folder for the pictures: NAME.jpg. What is there already is not made again."""
+    """Folder for the pictures: NAME.jpg. Files that exist already are kept."""
     model: str | None = None
-    """Where the weights are: run folder, saved model's folder or hf:owner/name (hf:owner/name@revision); what the
-    files say if not given."""
+    """Where the weights are: run folder, saved model's folder or hf:owner/name (hf:owner/name@revision); the model
+    that the files name if not given."""
     device: str = "cpu"
     """cpu, cuda, …, as when they were compressed."""
     json: bool = False
     """Print a JSON object instead of text."""
 
     def run(self) -> None:
-        """Decompress."""
+        """Decompress the files and print what was written."""
         from tqdm import tqdm
 
         from dctransformer.tasks.compress import decompress

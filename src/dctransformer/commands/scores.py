@@ -1,4 +1,4 @@
-"""`likelihood`, `evaluate` and `report`."""
+"""The commands `likelihood`, `evaluate` and `report`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Likelihood:
     num: int | None = None
     """Score the first so many pictures only."""
     labels: bool = True
-    """Tell the model the pictures' labels where their names fit its own."""
+    """Condition on the pictures' labels where their names fit the model's."""
     given: Annotated[str, tyro.conf.arg(help=_GIVEN)] = "none"
     batch: int = 32
     """Chunks at a time."""
@@ -50,7 +50,7 @@ class Likelihood:
     """Print a JSON object instead of a table."""
 
     def run(self) -> None:
-        """Score."""
+        """Count the bits and print them."""
         from tqdm import tqdm
 
         from dctransformer.tasks.likelihood import likelihood
@@ -87,7 +87,7 @@ class Evaluate:
     """Print a JSON object instead of tables."""
 
     def run(self) -> None:
-        """Evaluate."""
+        """Evaluate the model, print the scores and save them."""
         from dctransformer.evaluate.evaluation import evaluate, result_file, save_result
         from dctransformer.evaluate.tables import as_text
         from dctransformer.files import check_place
@@ -103,7 +103,7 @@ class Evaluate:
 
 @dataclasses.dataclass
 class Report:
-    """Write one HTML page about a model: scores, bits, curves, samples, what it was surprised by, what it copied.
+    """Write one HTML page about a model: scores, bits, curves, samples, surprising places, nearest training pictures.
 
     Example: dctransformer report runs/flowers --data data
     """
@@ -119,9 +119,9 @@ class Report:
     num: int = 512
     """Pictures to generate, for the sheets and, if there is no evaluation, for scores."""
     seed: int = 0
-    """Of the generated pictures."""
+    """Seed of the generated pictures."""
     top_p: float = 1.0
-    """Of the generated pictures."""
+    """Top-p of the generated pictures."""
     features: str = "small64"
     """The extractor for nearest training pictures and scores: small64, inception, or a TorchScript or .onnx file."""
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""`push`, `app` and `info`."""
+"""The commands `push`, `app` and `info`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Push:
     """Make it visible to its owner only, if it is new."""
 
     def run(self) -> None:
-        """Upload."""
+        """Upload the model and print its address."""
         from dctransformer.evaluate.figures import run_figures
         from dctransformer.hub.push import push
 
@@ -54,14 +54,14 @@ class App:
     root_path: str = ""
     """Where a proxy shows the page, say https://example.org/flowers."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
-    """What the page takes on."""
+    """Limits on requests and results."""
     device: str = "auto"
     """cpu, cuda, …"""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
 
     def run(self) -> None:
-        """Serve."""
+        """Serve the page until it is interrupted."""
         from dctransformer.app.server import serve
 
         serve(
@@ -76,7 +76,7 @@ class App:
 
 @dataclasses.dataclass
 class Info:
-    """Tell what a model, a data set or an image holds.
+    """Describe a model, a data set or an image.
 
     Example: dctransformer info picture.jpg
     """
@@ -89,7 +89,7 @@ class Info:
     """Print a JSON object instead of text."""
 
     def run(self) -> None:
-        """Describe."""
+        """Print the description."""
         from dctransformer.tasks.info import describe
 
         facts = describe(with_revision(self.thing, self.revision))

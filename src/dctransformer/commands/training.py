@@ -1,4 +1,4 @@
-"""`prepare` and `train`."""
+"""The commands `prepare` and `train`."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Prepare:
     engine: Literal["local", "ray"] = "local"
     """Processes of this machine, or Ray's workers: here, or on the cluster that RAY_ADDRESS names."""
     labels: str | None = None
-    """none, folders, a table of labels (.csv, .jsonl, .json), or a column; if not given, what is found."""
+    """none, folders, a table of labels (.csv, .jsonl, .json), or a column; recognised automatically if not given."""
     update: bool = False
     """Add pictures that are new in the source to OUT, in new shards."""
 
     def run(self) -> None:
-        """Prepare."""
+        """Prepare the data set and print its counts."""
         from dctransformer.data import prepare
 
         info = prepare(
@@ -85,7 +85,7 @@ class Train:
     """Settings of the loop."""
 
     def run(self) -> None:
-        """Train."""
+        """Train the model and print its scores as JSON."""
         from dctransformer.training.loop import train
 
         if self.config is not None:
@@ -93,14 +93,14 @@ class Train:
 
             read_config_file(self.config).data.check(DatasetInfo.load(self.data), self.data)
         metrics = train(self.data, self.run_, ModelConfig(**dataclasses.asdict(self.model)), self.options)
-        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        if os.environ.get("RANK", "0") == "0":  # one of several processes prints
             print(json.dumps(metrics), flush=True)
-        if metrics.get("signal"):  # unfinished: whatever started the command must not take the model for done
+        if metrics.get("signal"):  # unfinished: the exit status must not be that of a finished run
             raise SystemExit(128 + metrics["signal"])
 
 
 def _word_after(option: str, argv: list[str]) -> str | None:
-    """The value of an option on the command line, before it is parsed."""
+    """Return the value of an option on the command line, before it is parsed."""
     for i, word in enumerate(argv):
         if word.startswith(f"{option}="):
             return word.split("=", 1)[1]
@@ -110,7 +110,7 @@ def _word_after(option: str, argv: list[str]) -> str | None:
 
 
 def train_defaults(argv: list[str]) -> Train:
-    """What holds unless the command line says otherwise, and what --help shows: the preset's values and the file's."""
+    """Return the defaults of the command line, which --help shows: the preset's values and the file's."""
     path, name = _word_after("--config", argv), _word_after("--preset", argv)
     file = ConfigFile() if path is None else read_config_file(path)
     config, options = file.architecture(name), file.train

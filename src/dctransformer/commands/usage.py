@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in one sentence; and numbers that no option can have."""
+"""Errors of a command line as one sentence, and a check of its numbers."""
 
 from __future__ import annotations
 

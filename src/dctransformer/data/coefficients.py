@@ -1,4 +1,4 @@
-"""Pictures of any source as coefficients in a model's tables: a JPEG file's own where they fit, else encoded anew.
+"""Pictures of any source as coefficients in a model's tables: a JPEG file's own where they fit, else re-encoded.
 
 Shapes: N MCUs.
 """
@@ -27,7 +27,7 @@ from dctransformer.files import check_regular
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coefficients:
-    """A picture.
+    """Coefficients of one picture.
 
     Attributes:
         mcus: int16 ``[N, 6, 64]``.
@@ -42,7 +42,7 @@ class Pictures:
     """The pictures of a prepared data set or of any source, one at a time.
 
     Attributes:
-        names: of each, without an ending, no two alike; ``/`` separates folders.
+        names: of the pictures, without file name suffixes, no two alike; ``/`` separates folders.
         labels: class number of each, −1 where there is none.
         label_names: of the classes.
     """
@@ -78,7 +78,7 @@ class Pictures:
             self.names = _distinct([_name(item.key) for item in self.source.items])
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of pictures."""
         return len(self.names)
 
     def read(self, index: int) -> Coefficients:
@@ -107,7 +107,7 @@ class Pictures:
         return Coefficients(mcus, mcu_grid(dct))
 
     def _fits(self, dct: DCTImage) -> bool:
-        """Whether a JPEG file has the model's tables and whole MCUs."""
+        """Return whether a JPEG file has the model's tables and whole MCUs."""
         return (
             dct.height % order.MCU == dct.width % order.MCU == 0
             and torch.equal(dct.luma_table, self.codec.luma_table)
@@ -116,18 +116,18 @@ class Pictures:
 
 
 def _name(key: str) -> str:
-    """The name of a picture from its key: without an ending, and without parts that lead out of a folder."""
+    """Return the name of a picture from its key: without an ending, and without parts that lead out of a folder."""
     parts = [part for part in PurePosixPath(text(key)).parts if part not in ("/", "..")]
     path = PurePosixPath(*parts or ("picture",))
     return str(path.with_suffix("") if is_picture(path.name) else path).replace("\0", "")
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, numbered where they are alike (file systems may not tell case apart)."""
-    taken: set[str] = set()
+    """Return the names, numbered where they are alike (some file systems ignore case)."""
+    used: set[str] = set()
     distinct = []
     for name in names:
         numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        distinct.append(next(candidate for candidate in numbered if candidate.casefold() not in taken))
-        taken.add(distinct[-1].casefold())
+        distinct.append(next(candidate for candidate in numbered if candidate.casefold() not in used))
+        used.add(distinct[-1].casefold())
     return distinct

@@ -1,4 +1,4 @@
-"""What kind of file a picture is: optional readers, files that are no pictures and why, PNG files with long texts."""
+"""Kinds of picture files: optional readers, files that are no pictures and why, PNG files with long texts."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def register_optional_readers() -> frozenset[str]:
 
 
 def reason(source: str | Path | bytes, error: Exception) -> str:
-    """Why Pillow could not read a file, in one line.
+    """Return the reason why Pillow could not read a file, in one line.
 
     Args:
         source: the path, or the bytes.
-        error: what reading it raised. Its words count, unless Pillow does not know the format or an optional reader
+        error: what reading it raised. Its message is used, unless Pillow does not know the format or an optional reader
             failed, whose errors are for its developers.
     """
     try:
@@ -60,7 +60,7 @@ def reason(source: str | Path | bytes, error: Exception) -> str:
 
 
 def unknown_format(source: str | Path | bytes) -> str:
-    """Why Pillow does not know a file's format: a cure where there is one."""
+    """Return the reason why Pillow does not know a file's format, with a cure where there is one."""
     try:
         start = _start(source)
     except OSError as error:
@@ -93,7 +93,7 @@ def _start(source: str | Path | bytes) -> bytes:
 
 
 def _plugin(start: bytes) -> tuple[str, str] | None:
-    """The module that reads a file that begins like this, and what the file is; None if Pillow itself must know it."""
+    """Return the optional module for files that begin like this, and their kind; None if Pillow itself reads them."""
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "pillow_heif", "an HEIC picture"
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
@@ -102,7 +102,7 @@ def _plugin(start: bytes) -> tuple[str, str] | None:
 
 
 def png_without_text(data: bytes) -> bytes:
-    """A PNG file less its texts and a profile longer than Pillow unpacks; anything else as it is."""
+    """Return a PNG file less its texts and a profile longer than Pillow unpacks; anything else as it is."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     kept = [data[:8]]

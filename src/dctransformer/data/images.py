@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 
 from dctransformer.codec import check_scans
 from dctransformer.codec.metadata import orientation
+from dctransformer.codec.order import check_quality
 from dctransformer.data.formats import png_without_text, reason, register_optional_readers
 from dctransformer.data.rgb import as_rgb, to_rgb, upright
 from dctransformer.data.shapes import Shape
@@ -40,7 +41,7 @@ def load_image(
         enough: the shorter side that will be asked for, or the shape; a JPEG much larger than that is decoded at
             reduced size, which is several times faster and, ``DRAFT_GAP`` times above the size wanted, invisible
             after resizing.
-        formats: Pillow's names of those that are tried; None for all.
+        formats: Pillow's names of the formats that are tried; None for all.
 
     Returns:
         A Pillow image in mode RGB.
@@ -130,7 +131,7 @@ def crop_resize(image: Image.Image, size: int | Shape) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """The picture as a baseline JPEG file: 4:2:0, libjpeg's accurate DCT, optimised Huffman tables.
+    """Return the picture as a baseline JPEG file: 4:2:0, libjpeg's accurate DCT, optimised Huffman tables.
 
     Args:
         image: RGB; a grey picture gets chroma that is all zero.
@@ -157,16 +158,10 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def prepare_image(source: str | Path | bytes, size: int | Shape, quality: int) -> bytes:
-    """What `prepare` stores of a picture: read, cropped around its centre, resized, encoded.
+    """Return the JPEG file that `prepare` stores of a picture: read, cropped around its centre, resized, encoded.
 
     Raises:
         ValueError: the picture can't be read or is too narrow, or size or quality are out of range.
     """
     shape = Shape.of(size)
     return encode_jpeg(crop_resize(load_image(source, enough=shape), shape), quality)
-
-
-def check_quality(quality: int) -> None:
-    """Raise ValueError unless ``quality`` is a whole number from 1 to 100."""
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise ValueError(f"quality {quality} is not a whole number from 1 to 100; choose one in that range, say 75")

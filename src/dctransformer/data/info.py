@@ -1,4 +1,4 @@
-"""What a prepared data set is: the contents of its ``dctransformer.json``."""
+"""The description of a prepared data set: the contents of its ``dctransformer.json``."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class DatasetInfo:
     format: int = 1
     """Version of this layout: see `FORMAT`."""
     shape: dict[str, int] = dataclasses.field(default_factory=dict)
-    """What the pictures were shaped to, if not to squares: the settings of a `Shape`."""
+    """The shape of the pictures, if they are not squares: the settings of a `Shape`."""
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many pictures there are of each size (``"96x64"``, width by height), if they are not squares."""
+    """Number of pictures of each size (``"96x64"``, width by height), if they are not squares."""
 
     @classmethod
     def of_shape(cls, shape: Shape, **fields: Any) -> DatasetInfo:
-        """The settings of pictures of a shape."""
+        """Return the settings of pictures of a shape."""
         if shape.square is not None:
             return cls(size=shape.square, **fields)
         return cls(size=None, shape=shape.settings, format=FORMAT, **fields)
@@ -70,7 +70,7 @@ class DatasetInfo:
 
     @property
     def size_table(self) -> dict[str, int]:
-        """How many pictures there are of each size, the commonest first."""
+        """Number of pictures of each size, the commonest first."""
         sizes = self.sizes or {str(self.target): sum(self.splits.values())}
         return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
 
@@ -86,7 +86,7 @@ class DatasetInfo:
         """Side in pixels of the pictures, where all are squares of one size.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the pictures are not squares of one size.
         """
         if self.size is None:
             raise ValueError("this needs squares of one size; prepare the pictures with --size")
@@ -112,7 +112,7 @@ class DatasetInfo:
 
     @classmethod
     def of_fields(cls, fields: Any) -> DatasetInfo:
-        """Settings from JSON, with the type and the range of every field checked.
+        """Return the settings from JSON, with the type and the range of every field checked.
 
         Raises:
             ValueError: a field is missing, unknown, of another type or out of range.
@@ -140,7 +140,7 @@ class DatasetInfo:
 
 
 def shard_paths(folder: str | Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in order.
+    """Return the Parquet files of a split, in order.
 
     Raises:
         ValueError: one is a named pipe, a device or a socket, or a link to one.

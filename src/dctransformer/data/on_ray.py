@@ -1,4 +1,4 @@
-"""The same job on many tasks, by Ray's workers: as `dctransformer.processes` does it, on any number of machines."""
+"""One job on many tasks with Ray's workers, on any number of machines: see `dctransformer.processes` for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dctransformer.files import first_line
 Task = TypeVar("Task")
 
 _BLOCKS = 10_000
-"""Most blocks that the tasks are dealt into: what Ray keeps account of, and repeats if a worker is lost."""
+"""Most blocks that the tasks are dealt into: Ray keeps account of blocks, and repeats those of a lost worker."""
 
 
 _PROBE_SECONDS = 5
@@ -34,8 +34,8 @@ def on_ray(
 
     Args:
         make: called once per task (again if the worker is lost); sent to each worker once.
-        tasks: what to do.
-        workers: how many; None for as many as there are processors.
+        tasks: arguments of the calls.
+        workers: number of workers; None for as many as there are processors.
 
     Raises:
         ValueError: Ray is not installed, can't start, can't be reached, or gives up.
@@ -57,8 +57,8 @@ def on_ray(
                 override_num_blocks=min(len(tasks), _BLOCKS),
             )
             worker: Any = _Worker
-            made = rows.map(worker, fn_constructor_args=(ray.put(make),), concurrency=count, num_cpus=1)
-            for row in made.iter_rows():
+            results = rows.map(worker, fn_constructor_args=(ray.put(make),), concurrency=count, num_cpus=1)
+            for row in results.iter_rows():
                 yield tasks[row["task"]], (row["piece"], row["failures"])
         except ray.exceptions.RayError as error:
             raise ValueError(f"Ray gave up ({first_line(error)}); run the command again, it continues") from error
@@ -79,7 +79,7 @@ def _import_ray() -> Any:
 
 @contextlib.contextmanager
 def _own_instance() -> Iterator[None]:
-    """Settings of an instance that only this process and its workers can use: a token, and no outside addresses."""
+    """Set up an instance that only this process and its workers can use: a token, and no outside addresses."""
     settings = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -101,7 +101,7 @@ def _start(ray: Any, address: str, workers: int | None) -> None:
     """Join the cluster at an address, or start an instance here.
 
     Raises:
-        ValueError: there is none, or it can't start.
+        ValueError: there is no cluster, or Ray can't start.
     """
     try:
         if address:
@@ -129,7 +129,7 @@ def _probe(address: str) -> None:
 
 
 class _Worker:
-    """Lives in a process of Ray's and does tasks there."""
+    """State of a worker process of Ray: it runs the job on one task after another."""
 
     def __init__(self, make: Any):
         import ray

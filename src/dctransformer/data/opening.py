@@ -31,7 +31,7 @@ class Trained(Protocol):
 
 
 def is_prepared(data: str | Path) -> bool:
-    """Whether a folder is a prepared data set."""
+    """Return whether a folder is a prepared data set."""
     return (Path(data) / INFO).is_file()
 
 
@@ -75,5 +75,5 @@ def open_pictures(
 
 
 def window_of(config: Trained) -> Grid | None:
-    """The grid of the windows on which a model was trained; None if it was trained on whole pictures."""
+    """Return the grid of the windows on which a model was trained; None if it was trained on whole pictures."""
     return Grid.of_size(*config.trained_shape) if config.windows else None

@@ -1,4 +1,4 @@
-"""Which picture goes into which shard, by the listing of a source alone; and what a listing holds, in words."""
+"""The plan of a data set: which picture goes into which shard, from the listing of a source alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dctransformer.data.shapes import Shape
 from dctransformer.data.sources import Item, Source, text
 
 UNIT = 64
-"""Pictures that one process prepares at a time: what an interruption can cost each worker."""
+"""Pictures that one process prepares at a time, and that an interruption can cost each worker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One Parquet file to be: ``members`` are indices into the source's items, in the order they are read."""
+    """A planned Parquet file: ``members`` are indices into the source's items, in the order they are read."""
 
     split: str
     number: int
@@ -37,7 +37,7 @@ class Shard:
         return f"{self.split}-{self.number:05d}"
 
     def units(self) -> list[Unit]:
-        """The shard in parts."""
+        """Split the shard into units."""
         return [
             Unit(f"{self.name}-{i:04d}.arrow", self.members[start : start + UNIT])
             for i, start in enumerate(range(0, len(self.members), UNIT))
@@ -85,17 +85,17 @@ def plan(
 
 
 def has_validation(source: Source) -> bool:
-    """Whether the source itself holds out a part."""
+    """Return whether the source itself holds out a part."""
     return any(item.split == "validation" for item in source.items)
 
 
 def pictures_per_shard(pixels: int) -> int:
-    """Number of pictures, of so many pixels each, that make shards of some ten megabytes."""
+    """Return the number of pictures, of so many pixels each, that make shards of some ten megabytes."""
     return min(8192, max(256, 2**28 // pixels))
 
 
 def fingerprint(source: Source, shape: Shape, quality: int, val_fraction: float) -> str:
-    """Hash of the settings and of the names, labels and splits of the pictures."""
+    """Return a hash of the settings and of the names, labels and splits of the pictures."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((1, shape.square or str(shape), quality, val_fraction, source.labels)).encode())
     for item in source.items:
@@ -104,7 +104,7 @@ def fingerprint(source: Source, shape: Shape, quality: int, val_fraction: float)
 
 
 def contents(items: Iterable[Item]) -> str:
-    """Hash of the pictures' names, sizes and times: it changes when a file does."""
+    """Return a hash of the pictures' names, sizes and times: it changes when a file does."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         digest.update(f"{text(item.key)}\0{item.stamp}\n".encode())
@@ -112,7 +112,7 @@ def contents(items: Iterable[Item]) -> str:
 
 
 def described(source: Source, shards: list[Shard]) -> Iterator[str]:
-    """Lines that say what was taken for labels and for splits, with counts."""
+    """Yield lines that describe the labels and splits that were found, with counts."""
     counts = collections.Counter(item.label for item in source.items)
     if source.labels:
         most = [f"{source.labels[n]} ({counts[n]:,})" for n in range(min(len(source.labels), 8))]

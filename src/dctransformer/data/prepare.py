@@ -1,4 +1,4 @@
-"""Preparing: any pictures go in, Parquet shards of small JPEG files come out, in Hugging Face's image convention.
+"""Preparation: any pictures go in, Parquet shards of small JPEG files come out, in Hugging Face's image convention.
 
 The work is cut into *units* (see `dctransformer.data.plan`). Whichever process prepares a unit leaves it as a
 *piece* in the hidden folder ``.partial``; once all pieces of a shard lie there, they become one Parquet file. Which
@@ -65,17 +65,17 @@ def prepare(
             given.
         quality: JPEG quality, 1 to 100.
         val_fraction: part held out for validation, 0 to below 1.
-        workers: processes; None for one a core.
-        progress: whether to print what was taken for labels and splits, and to show a bar.
+        workers: processes; None for one per core.
+        progress: whether to print the labels and splits that were found, and to show a bar.
         engine: ``local`` processes, or ``ray``: Ray's workers, here or on a cluster's machines, each of which must
             be able to read the source; this process writes. The result is the same.
         long_side: keep the aspect ratio: the longer side in pixels, a multiple of 16; the other is cropped to one.
         short_side: the same for the shorter side.
-        labels: ``none``, ``folders``, the path of a table of labels, or the name of a column; None for what is found.
+        labels: ``none``, ``folders``, the path of a table of labels, or the name of a column; None to recognise them.
         update: add what the source has in addition to what ``out`` holds, in new shards; the others stay as they are.
 
     Returns:
-        What the data set holds.
+        The description of the data set.
 
     Raises:
         ValueError: an argument is out of range, the source holds no readable pictures, ``out`` holds something else
@@ -86,7 +86,7 @@ def prepare(
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction {val_fraction} is not in [0, 1); choose one, say 0.05")
     if workers is not None and workers < 1:
-        raise ValueError(f"workers {workers} is less than 1; leave it out for one a core")
+        raise ValueError(f"workers {workers} is less than 1; leave it out for one per core")
     if engine not in ("local", "ray"):
         raise ValueError(f"engine {engine!r} is neither local nor ray; choose one")
     out = Path(out).expanduser()
@@ -141,7 +141,7 @@ def _make(
     progress: bool,
     engine: str,
 ) -> DatasetInfo:
-    """Make shards and finish the data set; with ``staged`` they lie in that folder until all are there."""
+    """Make shards and finish the data set; with ``staged`` they stay in that folder until all are complete."""
 
     def path_of(shard: Shard) -> Path:
         path = out / f"{shard.name}.parquet"
@@ -163,7 +163,7 @@ def _make(
 
 
 def _begin(out: Path, info: DatasetInfo) -> None:
-    """Note what is to be made, or recognise an unfinished run of the same."""
+    """Write the settings of a new run, or check that an unfinished run has the same."""
     settings = out / PARTIAL / _SETTINGS
     if settings.is_file():
         _require_same(_read_settings(out)[0], info, f"{out} holds an unfinished data set")
@@ -174,7 +174,7 @@ def _begin(out: Path, info: DatasetInfo) -> None:
 
 
 def _read_settings(out: Path) -> tuple[DatasetInfo, dict[str, int]]:
-    """What an unfinished run is to make, and how many shards of each split there were before it."""
+    """Read the settings of an unfinished run, and how many shards of each split there were before it."""
     path = out / PARTIAL / _SETTINGS
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ def _update(listing: Source, out: Path, info: DatasetInfo, work: Any) -> Dataset
     if (out / PARTIAL / _SETTINGS).is_file():
         begun, first = _read_settings(out)
         if (begun.fingerprint, begun.contents) != (info.fingerprint, info.contents):
-            # The source has changed in between: what was begun does not belong to the data set yet.
+            # The source has changed in between: unfinished shards do not belong to the data set yet.
             for split in SPLITS:
                 for path in shard_paths(out, split)[first[split] :]:
                     path.unlink()
@@ -248,7 +248,7 @@ def _update(listing: Source, out: Path, info: DatasetInfo, work: Any) -> Dataset
 
 
 def _finish(out: Path, info: DatasetInfo) -> DatasetInfo:
-    """Count, list what was skipped, and write what describes the whole."""
+    """Count the pictures, list those that were skipped, and write the files that describe the data set."""
     counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     reasons: dict[str, str] = {}
     sizes: Counter[str] = Counter()
@@ -280,11 +280,11 @@ def _finish(out: Path, info: DatasetInfo) -> DatasetInfo:
 
 
 def _card(info: DatasetInfo, declare: bool) -> str:
-    """A data set card, which tells Hugging Face's tools where the splits are.
+    """Return a data set card, from which Hugging Face's tools find the splits.
 
     Args:
         info: the data set.
-        declare: name the labels, because the shards know different ones.
+        declare: name the labels, because the shards have different ones.
     """
     features = ""
     if declare:

@@ -1,4 +1,4 @@
-"""Pictures of any mode to 8-bit sRGB, strip by strip: memory stays at a few bytes per pixel."""
+"""Conversion of pictures of any mode to 8-bit sRGB, strip by strip: memory stays at a few bytes per pixel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAME = 2
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image as a person sees it: upright, 8 bits per channel, sRGB.
+    """Return a Pillow image as a person sees it: upright, 8 bits per channel, sRGB.
 
     EXIF rotation is applied; colours are converted by an embedded profile, if it can be read; 16-bit, integer and float
     grey are scaled to 8 bits; palettes and grey become RGB; transparent places become white.
@@ -50,7 +50,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """As `as_rgb`, but not rotated."""
+    """Convert a Pillow image as `as_rgb` does, but without rotation."""
     profile = image.info.get("icc_profile")
     profile = profile if isinstance(profile, bytes) and 0 < len(profile) <= _MAX_PROFILE else None
     if image.mode == "RGB" and not image.has_transparency_data and _transform(profile, "RGB") is None:
@@ -68,12 +68,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether RGB pixels with a colour profile stay as they are: there is none, it can't be read, or it is sRGB's."""
+    """Return whether RGB pixels stay as they are: their profile is missing, can't be read, or is sRGB's."""
     return not 0 < len(profile) <= _MAX_PROFILE or _transform(profile, "RGB") is None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Stretches of whole rows, each with the number of its first row."""
+    """Yield stretches of whole rows, each with the number of its first row."""
     rows = max(1, _STRIP // max(1, image.width))
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -100,7 +100,7 @@ def _to_srgb(strip: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The conversion from a profile to sRGB; None without a profile that fits the mode, or if it changes nothing."""
+    """Return the conversion from a profile to sRGB; None if no profile fits the mode, or if it changes nothing."""
     if profile is None:
         return None
     try:
@@ -108,7 +108,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         colours = _test_colours(mode)
         converted = ImageCms.applyTransform(colours, transform)
-    # A damaged profile says nothing about the pixels, and littleCMS can fail on it in several ways.
+    # A damaged profile carries no information on the pixels, and littleCMS can fail on it in several ways.
     except Exception:
         return None
     if converted is None:
@@ -118,7 +118,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
 
 
 def _test_colours(mode: str) -> Image.Image:
-    """All greys, or a lattice of colours."""
+    """Return all greys, or a lattice of colours."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     levels = np.arange(0, 256, 51, dtype=np.uint8)
@@ -127,7 +127,7 @@ def _test_colours(mode: str) -> Image.Image:
 
 
 def _scaling(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
-    """How values with more than 8 bits (modes I;16, I, F) become 0 to 255, the full range to the full range."""
+    """Return the function that maps values with more than 8 bits (modes I;16, I, F) to 0 to 255."""
     if image.mode.startswith("I;16"):
         return lambda values: values / 257
     low, high = np.inf, -np.inf
@@ -139,7 +139,7 @@ def _scaling(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
     if image.mode == "F" and low >= 0 and high <= 1:
         return lambda values: values * 255
     if low < 0 or high > 65535:
-        # No agreed range: stretch what there is.
+        # No agreed range: stretch the values that occur.
         span = high - low
         return lambda values: (values - low) * (255 / span) if span else np.zeros_like(values)
     return (lambda values: values / 257) if high > 255 else (lambda values: values)

@@ -1,4 +1,4 @@
-"""Which size `prepare` gives a picture: one size for all, or one side of it with the aspect ratio kept."""
+"""The size of prepared pictures: one size for all, or one side of it with the aspect ratio kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WORDS = {"size": "size", "long_side": "long side", "short_side": "short side"}
 
 
 def parse_size(text: str | int, name: str = "size") -> tuple[int, int]:
-    """Width and height in pixels from ``"192x128"``, or ``"64"`` for a square; both are multiples of 16.
+    """Return the width and height in pixels from ``"192x128"``, or ``"64"`` for a square; both are multiples of 16.
 
     Args:
         text: the size as a user writes it.
-        name: what it is called in messages.
+        name: of the setting, for messages.
 
     Raises:
         ValueError: it is not a size, or not one of whole MCUs.
@@ -75,7 +75,7 @@ class Shape:
         long_side: int | None = None,
         short_side: int | None = None,
     ) -> Shape:
-        """The shape that one of three settings gives; squares of 64 pixels without any.
+        """Return the shape that one of three settings gives; squares of 64 pixels without any.
 
         Args:
             size: the side of a square, ``"192x128"``, (width, height), or a shape.
@@ -110,19 +110,19 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """About how many pixels a picture has."""
+        """Approximate number of pixels of a picture."""
         if self.width is not None and self.height is not None:
             return self.width * self.height
         return (self.long_side or 0) ** 2 * 3 // 4 or (self.short_side or 0) ** 2 * 4 // 3
 
     def __str__(self) -> str:
-        """As users write it: ``64x64``, or ``long side 384``."""
+        """Return the shape as users write it: ``64x64``, or ``long side 384``."""
         if self.width is not None:
             return f"{self.width}x{self.height}"
         return f"long side {self.long_side}" if self.long_side is not None else f"short side {self.short_side}"
 
     def holds(self, width: int, height: int) -> bool:
-        """Whether a prepared picture can have this size."""
+        """Return whether a prepared picture can have this size."""
         if width % order.MCU or height % order.MCU or min(width, height) < order.MCU:
             return False
         if self.width is not None:
@@ -130,7 +130,7 @@ class Shape:
         return self.long_side in (None, max(width, height)) and self.short_side in (None, min(width, height))
 
     def scale(self, width: int, height: int) -> float:
-        """The factor by which a picture of this size is enlarged (or, below 1, shrunk)."""
+        """Return the factor by which a picture of this size is enlarged (or, below 1, shrunk)."""
         if self.width is not None and self.height is not None:
             return max(self.width / width, self.height / height)
         if self.long_side is not None:
@@ -139,7 +139,7 @@ class Shape:
         return self.short_side / min(width, height)
 
     def result(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a picture of this size gets.
+        """Return the width and height that a picture of this size gets.
 
         Raises:
             ValueError: a side would be shorter than an MCU.
@@ -154,11 +154,13 @@ class Shape:
             shown = min(width, height) * numerator / denominator
             raise ValueError(f"at {self} a {width}x{height} picture has a side of {shown:.0f} pixels, less than an MCU")
         if max(sides) > MAX_SIDE:
-            raise ValueError(f"at {self} a {width}x{height} picture is longer than JPEG's {MAX_SIDE:,} pixels")
+            raise ValueError(
+                f"at {self} a {width}x{height} picture is longer than JPEG's {MAX_SIDE:,} pixels; choose a smaller size"
+            )
         return sides[0], sides[1]
 
     def _box(self, width: int, height: int, wide: int, high: int) -> tuple[float, float]:
-        """Width and height of the part that becomes a picture of ``wide`` × ``high`` pixels."""
+        """Return the width and height of the part that becomes a picture of ``wide`` × ``high`` pixels."""
         if self.width is not None:
             return (height * wide / high, height) if wide * height <= high * width else (width, width * high / wide)
         if self.long_side is not None:

@@ -1,4 +1,4 @@
-"""Making shards: units of pictures become pieces, the pieces of a shard one Parquet file."""
+"""Shards: units of pictures become pieces, and the pieces of a shard become one Parquet file."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def make_shards(
     """Prepare the pieces that are missing; join those of a shard as soon as it has them all.
 
     Args:
-        job: what makes a unit's piece.
-        shards: all of them.
-        path_of: where a shard's file goes; one that is there is finished.
+        job: makes a unit's piece.
+        shards: all shards of the data set.
+        path_of: returns the path of a shard's file; a shard whose file exists is finished.
         labels: names of the classes.
         workers: processes; None for one per core.
         progress: whether to show a bar.
@@ -104,7 +104,7 @@ def _by_ray(job: Job, todo: list[Unit], workers: int | None) -> Iterator[tuple[U
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process needs to prepare any unit."""
+    """The job of a worker process: it prepares any unit of a source."""
 
     source: Source
     folder: Path
@@ -118,7 +118,7 @@ class Job:
         return failures
 
     def piece_of(self, unit: Unit) -> tuple[bytes, int]:
-        """A unit's piece, and how many of its pictures could not be read."""
+        """Return a unit's piece, and how many of its pictures could not be read."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large pictures: of no concern here
             rows = [self._row(index) for index in unit.members]
@@ -150,7 +150,7 @@ class Job:
         }
 
     def _size(self, data: bytes) -> tuple[int, int]:
-        """Width and height of a prepared picture."""
+        """Return the width and height of a prepared picture."""
         if self.shape.width is not None and self.shape.height is not None:
             return self.shape.width, self.shape.height
         with Image.open(io.BytesIO(data)) as image:
@@ -158,7 +158,7 @@ class Job:
 
 
 def join(shard: Shard, folder: Path, path: Path, labels: list[str]) -> None:
-    """Make a shard's pieces one Parquet file, in the order of their hashes, and remove them.
+    """Join a shard's pieces into one Parquet file, in the order of their hashes, and remove them.
 
     Raises:
         ValueError: a piece is damaged, or the file can't be written.
@@ -193,7 +193,7 @@ def _write(table: pa.Table, path: Path, labels: list[str], skipped: list[dict[st
 
 
 def _features(labels: list[str]) -> dict[str, Any]:
-    """What the `datasets` library needs to show pictures and names of labels."""
+    """Return the features by which the `datasets` library shows pictures and names of labels."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     if labels:
         features["label"] = {"names": labels, "_type": "ClassLabel"}
@@ -202,7 +202,7 @@ def _features(labels: list[str]) -> dict[str, Any]:
 
 
 def keys_of(path: Path) -> list[str]:
-    """Names of a shard's pictures within their source.
+    """Return the names of a shard's pictures within their source.
 
     Raises:
         ValueError: the shard is damaged.
@@ -214,21 +214,21 @@ def keys_of(path: Path) -> list[str]:
 
 
 def labels_of(path: Path) -> list[str]:
-    """Names of the classes that a shard knows."""
+    """Return the names of the classes in a shard's metadata."""
     features = json.loads((pq.read_metadata(path).metadata or {}).get(b"huggingface", b"{}"))
     return features.get("info", {}).get("features", {}).get("label", {}).get("names", [])
 
 
 def skipped_of(path: Path) -> list[dict[str, str]]:
-    """Pictures that could not be read when a shard was made: ``path`` and ``reason`` of each."""
+    """Return the pictures that could not be read when a shard was made: ``path`` and ``reason`` of each."""
     return json.loads((pq.read_metadata(path).metadata or {}).get(_SKIPPED_KEY, b"[]"))
 
 
 def balance(shards: list[Shard], source: Source, path_of: Callable[[Shard], Path], info: DatasetInfo) -> None:
-    """Move a picture where a part that was drawn by name holds none that can be read.
+    """Move a picture into a split that was drawn by name if it holds none that can be read.
 
-    A set never ends without a training part, and if a part is held out and there are two pictures or more, not without
-    a validation part. An interrupted move is completed.
+    No data set ends without training pictures, nor, if a part is held out and there are two pictures or more, without
+    validation pictures. An interrupted move is completed.
     """
     planned = {split: [s for s in shards if s.split == split] for split in ("train", "validation")}
     if not all(planned.values()):

@@ -1,6 +1,6 @@
 """The triples of a prepared data set: derived once from its JPEG files, then memory-mapped.
 
-Where the arrays lie is up to `dctransformer.data.triple_cache`; deleting them costs nothing but the time to derive them
+`dctransformer.data.triple_cache` decides where the arrays are stored; deleting them costs only the time to derive them
 again.
 """
 
@@ -63,11 +63,11 @@ class TripleStore:
     """(picture, reason) of those that `from_images` could not read."""
 
     def __len__(self) -> int:
-        """Number n of pictures."""
+        """Return the number n of pictures."""
         return len(self.labels)
 
     def triples(self, index: int) -> Tensor:
-        """One picture's triples in generation order: int32 ``[L, 3]`` (channel id, position, value)."""
+        """Return one picture's triples in generation order: int32 ``[L, 3]`` (channel id, position, value)."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         index %= len(self)
@@ -76,7 +76,7 @@ class TripleStore:
         return torch.from_numpy(np.stack(columns, axis=1, dtype=np.int32, casting="safe"))
 
     def listed(self, texture: int) -> np.ndarray:
-        """Triples of ranks below ``texture``, which every picture's list begins with: int64 ``[n]``."""
+        """Return the triples of ranks below ``texture``, which every picture's list begins with: int64 ``[n]``."""
         counts = np.diff(self.offsets)
         if texture < order.NUM_CHANNELS:
             below = texture > order.RANK
@@ -85,19 +85,19 @@ class TripleStore:
         return counts
 
     def grid(self, index: int) -> Grid:
-        """Where one picture's positions lie."""
+        """Return the MCU grid of one picture."""
         return Grid.shared(int(self.heights[index]) // order.MCU, int(self.widths[index]) // order.MCU)
 
     @property
     def grids(self) -> dict[Grid, int]:
-        """How many pictures there are of each grid, the commonest first."""
+        """Number of pictures of each grid, the commonest first."""
         sides = np.stack([self.heights, self.widths], axis=1) // order.MCU
         sides, counts = np.unique(sides, axis=0, return_counts=True)
         common = np.argsort(-counts, kind="stable")
         return {Grid.shared(int(sides[i, 0]), int(sides[i, 1])): int(counts[i]) for i in common}
 
     def members(self, grid: Grid) -> np.ndarray:
-        """Numbers of the pictures of a grid: int64, ascending."""
+        """Return the numbers of the pictures of a grid: int64, ascending."""
         return np.flatnonzero((self.heights == order.MCU * grid.rows) & (self.widths == order.MCU * grid.cols))
 
     @classmethod
@@ -134,7 +134,7 @@ class TripleStore:
     def from_images(
         cls, paths: str | Path | Sequence[str | Path], size: int | Shape, quality: int, progress: bool = False
     ) -> TripleStore:
-        """The triples of any pictures, cropped, resized and encoded as `dctransformer.data.prepare` does it.
+        """Return the triples of any pictures, cropped, resized and encoded as `dctransformer.data.prepare` does it.
 
         Args:
             paths: a folder (sub-folders are labels) or anything else that `prepare` takes, one picture, or a list
@@ -190,7 +190,7 @@ class TripleStore:
 
 
 def _read(read: Callable[[int], str | Path | bytes], index: int) -> str | Path | bytes | ValueError:
-    """What a source holds at a place, or why it holds nothing."""
+    """Read a picture of a source; an error is returned instead of raised."""
     try:
         return read(index)
     except (ValueError, OSError, pa.ArrowException) as error:
@@ -201,7 +201,7 @@ def _read(read: Callable[[int], str | Path | bytes], index: int) -> str | Path |
 
 
 def _columns(pairs: list[tuple[bytes, int]], info: DatasetInfo) -> dict[str, np.ndarray]:
-    """The columns of some pictures, given as JPEG bytes and label; ``lengths`` stand for the offsets."""
+    """Return the columns of some pictures, given as JPEG bytes and label; ``lengths`` stand for the offsets."""
     luma_table, chroma_table = quant_tables(info.quality)
     shape = info.target
     triples: list[Tensor] = []
@@ -239,7 +239,7 @@ def _columns(pairs: list[tuple[bytes, int]], info: DatasetInfo) -> dict[str, np.
 
 
 def _listed(images: list[DCTImage]) -> list[Tensor]:
-    """Triples of some pictures, in their order; those of one size are listed together."""
+    """Return the triples of some pictures, in their order; those of one size are listed together."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):
         by_size.setdefault((image.height, image.width), []).append(i)
@@ -252,7 +252,7 @@ def _listed(images: list[DCTImage]) -> list[Tensor]:
 
 @functools.lru_cache(maxsize=4096)
 def _blank(height: int, width: int, quality: int) -> int:
-    """Bytes of the file of a picture without content: `encode_jpeg` writes optimised Huffman codes after them."""
+    """Return the size in bytes of a blank picture's file, as `encode_jpeg` writes it."""
     return len(encode_jpeg(Image.new("RGB", (width, height), (128, 128, 128)), quality))
 
 
@@ -295,7 +295,7 @@ class _Groups:
             raise ValueError(f"{path}: {error}") from error
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """All groups in order, made by several processes where there are many."""
+        """Yield all groups in order, made by several processes where there are many."""
         for _, columns in in_parallel(self, self.places, min(cores(), len(self) // 2)):
             yield columns
 

@@ -46,7 +46,7 @@ Batches = Iterable[dict[str, np.ndarray]]
 
 
 def content_key(facts: Any, shards: list[Path]) -> str:
-    """Hash of settings (as JSON) and of every byte of the shards: 32 hexadecimal digits.
+    """Return a hash of settings (as JSON) and of every byte of the shards: 32 hexadecimal digits.
 
     Raises:
         ValueError: a shard can't be read.
@@ -68,7 +68,7 @@ def cached_arrays(folder: Path, split: str, key: str, batches: Callable[[str], B
         folder: the data set.
         split: ``train`` or ``validation``.
         key: see `content_key`.
-        batches: gives the columns (`DTYPES`) of all pictures in order; its argument describes the work.
+        batches: returns the columns (`DTYPES`) of all pictures in order; its argument describes the work.
 
     Returns:
         One-dimensional arrays, those of `PER_TRIPLE` and `PER_PICTURE` and ``offsets`` (int64 ``[n + 1]``), mapped
@@ -111,7 +111,7 @@ def cached_arrays(folder: Path, split: str, key: str, batches: Callable[[str], B
 
 
 def in_memory(batches: Batches) -> dict[str, np.ndarray]:
-    """The same arrays without files."""
+    """Collect the arrays of `cached_arrays` in memory, without files."""
     parts = {name: [np.empty(0, dtype)] for name, dtype in DTYPES.items()}
     for batch in batches:
         for name, column in batch.items():
@@ -130,7 +130,7 @@ def _user_folder() -> Path | None:
 
 
 def _is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether a path is this user's and of a kind (such as `stat.S_ISREG`); links are not followed."""
+    """Return whether a path is this user's and of a kind (such as `stat.S_ISREG`); links are not followed."""
     with contextlib.suppress(OSError):
         facts = path.lstat()
         return is_kind(facts.st_mode) and facts.st_uid == os.geteuid()
@@ -138,7 +138,7 @@ def _is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
 
 
 def _hash(path: Path) -> str | None:
-    """Hash of a file; None if it can't be read, is a link or is another user's."""
+    """Return a hash of a file; None if it can't be read, is a link or is another user's."""
     if _is_own(path, stat.S_ISREG):
         with contextlib.suppress(OSError), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -205,7 +205,7 @@ def _remove_old(path: Path) -> None:
 
 
 class _Unchanged(Exception):
-    """What is there is what would be written."""
+    """Raised when the file already holds what would be written."""
 
 
 def _derive(path: Path, batches: Batches, found: str | None) -> str:
@@ -244,7 +244,7 @@ def _derive(path: Path, batches: Batches, found: str | None) -> str:
 
 
 def _column(file: BinaryIO, dtype: Any) -> np.ndarray:
-    """What was written to a file, mapped into memory (which an empty file can't be)."""
+    """Map a file's contents into memory (an empty file can't be mapped)."""
     file.flush()
     return np.memmap(file, dtype, "r") if file.tell() else np.empty(0, dtype)
 
@@ -254,7 +254,7 @@ def _offsets(lengths: Any) -> np.ndarray:
 
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """Views of a file that `_derive` wrote."""
+    """Map the arrays of a file that `_derive` wrote."""
     batch = pa.ipc.open_file(pa.py_buffer(np.memmap(path, mode="r"))).get_batch(0)
     lists = batch["triples"]
     arrays = {name: lists.values.field(name) for name in PER_TRIPLE} | {name: batch[name] for name in PER_PICTURE}

@@ -1,4 +1,4 @@
-"""How good a model is: distances to real pictures, exact bits, and a page to look at.
+"""Evaluation of a model: distances to real pictures, exact bits, and a report.
 
 * `metrics`: the formulas, on features alone.
 * `features`, `small64`: what turns pictures into features.

@@ -1,4 +1,4 @@
-"""Exact bits: next to classical coders in one table, and place by place as a heat-map.
+"""Exact bits: compared with classical coders in one table, and place by place as a heat-map.
 
 Shapes: B chunks, L triples of a chunk, h × w luma blocks.
 """
@@ -32,14 +32,14 @@ def exact_bits(
     batch: int = 32,
     progress: Callable[[str, int], Any] | None = None,
 ) -> dict[str, Any]:
-    """A model's exact code lengths of real pictures, and those of classical coders of the same coefficients.
+    """Return a model's exact code lengths of real pictures, and those of classical coders of the same coefficients.
 
     Args:
         model: in eval mode.
-        name: what to call it.
+        name: of the model, for the table.
         reference: the pictures.
         batch: chunks at a time.
-        progress: called with what is under way and the number of pictures done.
+        progress: called with a description of the work and the number of pictures done.
 
     Returns:
         See `dctransformer.sampling.likelihood.CodeLengths.summary`; besides ``data``, ``split``, ``labelled``
@@ -50,14 +50,14 @@ def exact_bits(
         ValueError: the model gives NaN.
     """
 
-    def tell(what: str) -> Callable[[int], Any] | None:
+    def reporter(what: str) -> Callable[[int], Any] | None:
         return functools.partial(progress, what) if progress is not None else None
 
-    lengths = code_lengths(model, reference.sequences(), batch=batch, progress=tell("bits"))
+    lengths = code_lengths(model, reference.sequences(), batch=batch, progress=reporter("bits"))
     require_finite(lengths.bits, name)
     summary = lengths.summary()
     rows = [{"coder": name, "bytes_per_image": summary["bytes_per_image"], "missing": ""}]
-    rows += compare((reference.dct(i, i + 1) for i in range(len(reference))), tell("classical coders"))
+    rows += compare((reference.dct(i, i + 1) for i in range(len(reference))), reporter("classical coders"))
     for row in rows:
         size = row["bytes_per_image"]
         row["bits_per_pixel"] = None if size is None else 8 * size * len(lengths.pixels) / int(lengths.pixels.sum())
@@ -74,11 +74,11 @@ def exact_bits(
 @torch.inference_mode()
 @full_fp32()
 def surprise(model: DCTransformer, sequences: Iterable[Sequence], *, batch: int = 32) -> Tensor:
-    """Where in the pictures the bits went.
+    """Map the bits that a model needs onto the places of pictures.
 
     All bits of a triple (its channel, position and value), and those of occupancy and value at each place of a texture
-    channel, are booked at their place: at the luma block, or, for chroma, a quarter at each of the four blocks that the
-    chroma block lies over. The stop, and which texture channels are in use, have no place.
+    channel, are counted at their place: at the luma block, or, for chroma, a quarter at each of the four blocks that
+    the chroma block lies over. The stop, and which texture channels are in use, have no place.
 
     Args:
         model: in eval mode.

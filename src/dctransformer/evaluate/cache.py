@@ -30,7 +30,7 @@ class FeatureSet:
     """Features of n pictures.
 
     Attributes:
-        features: fp32 ``[k, D]``, those of the first k pictures; of all where no number to keep was given.
+        features: fp32 ``[k, D]``, those of the first k pictures; of all where no limit was given.
         spatial: moments of the spatial features, or None if the extractor has none.
         digest: hash of the pictures, "" if it was not taken.
         whole: moments of the features of all pictures where k is less than n; None where it is not.
@@ -43,11 +43,11 @@ class FeatureSet:
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Of the features of all pictures."""
+        """Moments of the features of all pictures."""
         return Moments.of(self.features) if self.whole is None else self.whole
 
     def __len__(self) -> int:
-        """Number n of pictures."""
+        """Return the number n of pictures."""
         return len(self.features) if self.whole is None else self.whole.count
 
 
@@ -76,7 +76,7 @@ class _Sums:
 
 
 def extract(extractor: Extractor, pictures: Pictures, *, keep: int | None = None, progress: bool = False) -> FeatureSet:
-    """Features of pictures.
+    """Return the features of pictures.
 
     Args:
         extractor: the network.
@@ -116,17 +116,17 @@ def cached(
     keep: int | None = None,
     progress: bool = False,
 ) -> FeatureSet:
-    """`extract`, or what it gave for the same pictures before.
+    """Extract features as `extract` does, or read those that were kept for the same pictures.
+
+    A file that is damaged or holds another extractor's features is replaced with a warning; where the folder can't be
+    written, a warning is issued and nothing is kept.
 
     Args:
         extractor: the network.
         pictures: at least one.
-        folder: of the cache; None for `cache_folder`.
+        folder: of the cache; None for that of `cache_folder`.
         keep: see `extract`; a file that holds fewer is made anew.
         progress: show a bar.
-
-    A file that is damaged or holds another extractor's features is replaced with a warning; where the folder can't be
-    written, a warning is all that happens.
 
     Raises:
         ValueError: as `extract`.
@@ -168,7 +168,7 @@ def cached(
 
 
 def _read(path: Path, extractor: Extractor, digest: str, count: int) -> FeatureSet:
-    """Features from a file.
+    """Return the features from a file.
 
     Raises:
         ValueError: the file is damaged, or holds features of another extractor or of other pictures.

@@ -1,10 +1,10 @@
-"""What classical coders spend on the very same coefficients.
+"""Code lengths of classical coders for the same coefficients.
 
 Every coder gets a JPEG file that holds exactly the picture's coefficients. What it spends on a blank picture of the
 same size and tables is subtracted, so that headers and quantisation tables don't count.
 
-That flatters Huffman codes a little: they spend two bits a block even on a blank picture (24 bytes at 64 × 64 pixels),
-which are no header. The adaptive coders spend next to nothing there.
+That flatters Huffman codes a little: they spend two bits per block even on a blank picture (24 bytes at 64 × 64
+pixels), which are no header. The adaptive coders spend next to nothing there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Coder:
 
 
 def coders() -> list[Coder]:
-    """All that are known here, with those that are not installed.
+    """Return all coders that are supported, those that are not installed included.
 
     libjpeg's optimised Huffman code makes tables for each picture, and these count, as they depend on its coefficients.
     Lepton and JPEG XL get files with JPEG's standard tables: they would store a picture's own tables as part of the
@@ -61,7 +61,7 @@ def coders() -> list[Coder]:
 
 
 def rewritten(dct: DCTImage, flags: list[str] | None = None) -> bytes:
-    """One picture's coefficients as a file with JPEG's standard Huffman tables, or as libjpeg's flags say."""
+    """Write one picture's coefficients as a file with JPEG's standard Huffman tables, or by other flags of libjpeg."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "a.jpg"), Path(folder, "b.jpg")
         source.write_bytes(write_jpeg_bytes(dct))
@@ -72,13 +72,13 @@ def rewritten(dct: DCTImage, flags: list[str] | None = None) -> bytes:
 
 
 def lepton(jpeg: bytes) -> bytes:
-    """A JPEG file recompressed without loss by Lepton (`lepton_jpeg_python` must be installed)."""
+    """Return a JPEG file recompressed without loss by Lepton (`lepton_jpeg_python` must be installed)."""
     module: Any = importlib.import_module("lepton_jpeg_python")
     return module.compress_bytes(jpeg, {})
 
 
 def jpeg_xl(jpeg: bytes) -> bytes:
-    """A JPEG file recompressed without loss by libjxl, at effort 9 (`pillow-jxl-plugin` must be installed)."""
+    """Return a JPEG file recompressed without loss by libjxl, at effort 9 (`pillow-jxl-plugin` must be installed)."""
     importlib.import_module("pillow_jxl")  # registers itself with Pillow
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "a.jpg"), Path(folder, "a.jxl")
@@ -89,21 +89,21 @@ def jpeg_xl(jpeg: bytes) -> bytes:
 
 
 def blank(dct: DCTImage) -> DCTImage:
-    """A picture of the same size and tables without any non-zero coefficient."""
+    """Return a picture of the same size and tables without any non-zero coefficient."""
     luma, cb, cr = (None if part is None else torch.zeros_like(part) for part in (dct.luma, dct.cb, dct.cr))
     assert luma is not None
     return dataclasses.replace(dct, luma=luma, cb=cb, cr=cr)
 
 
 def compare(pictures: Iterable[DCTImage], progress: Callable[[int], Any] | None = None) -> list[dict[str, Any]]:
-    """Mean bytes per image by every coder.
+    """Return the mean bytes per image by every coder.
 
     Args:
         pictures: one at a time (batch 1), of one quality.
         progress: called with the number of pictures done.
 
     Returns:
-        A row a coder: ``coder``, ``bytes_per_image`` (None where it is not installed) and ``missing``.
+        A row per coder: ``coder``, ``bytes_per_image`` (None where it is not installed) and ``missing``.
     """
     known = coders()
     totals = [0] * len(known)

@@ -22,7 +22,7 @@ class EvaluateConfig:
     """What to measure, and how."""
 
     num: Count = 5000
-    """How many pictures to generate; also the most pictures whose bits are counted."""
+    """Number of pictures to generate; also the most pictures whose bits are counted."""
     metrics: str = ",".join(METRICS)
     """Which of fid, sfid, precision, recall, kid, c2st (classifier two-sample test) and bits, separated by commas."""
     features: str = "inception"
@@ -47,13 +47,13 @@ class EvaluateConfig:
     few: bool = False
     """Allow Fréchet distances from no more pictures than there are features. They are then far too large."""
     seed: int = 0
-    """Of the generated pictures and of the kernel distance's subsets."""
+    """Seed of the generated pictures and of the kernel distance's subsets."""
     temperature: float = 1.0
-    """Of the generated pictures."""
+    """Temperature of the generated pictures."""
     top_p: float = 1.0
-    """Of the generated pictures."""
+    """Top-p of the generated pictures."""
     guidance: float = 1.0
-    """Of the generated pictures."""
+    """Guidance scale of the generated pictures."""
     batch: Count = 64
     """Pictures generated at a time."""
     device: str = "auto"
@@ -62,7 +62,7 @@ class EvaluateConfig:
     """Where features of the real pictures are kept; $DCTRANSFORMER_CACHE or the user's cache folder if not given."""
 
     def wanted(self) -> tuple[str, ...]:
-        """The metrics asked for, in their usual order.
+        """Return the metrics asked for, in their usual order.
 
         Raises:
             ValueError: one is not known, or none is asked for.

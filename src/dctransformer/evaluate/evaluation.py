@@ -38,7 +38,7 @@ from dctransformer.settings import check_ranges
 from dctransformer.training.run_folder import SETTINGS
 
 RESULT = "evaluation.json"
-"""What `evaluate` leaves in a run folder."""
+"""File that `evaluate` writes into a run folder."""
 
 _DEFAULTS = EvaluateConfig()
 
@@ -63,7 +63,7 @@ def evaluate(
         under ``settings`` the reference set, counts, resize, codec and seed.
 
     Raises:
-        ValueError: something is missing, does not fit or is too little; that is said before the long work.
+        ValueError: something is missing, does not fit or is too little; this is checked before the long work.
     """
     wanted = config.wanted()
     sampling = SampleConfig(
@@ -109,33 +109,33 @@ def evaluate(
     if held_out is not None:
         with tqdm(total=len(held_out), unit="img", disable=not progress) as bar:
 
-            def tell(what: str, done: int) -> None:
+            def report(what: str, done: int) -> None:
                 bar.set_description(what)
                 bar.update(done - bar.n)
 
-            result["bits"] = exact_bits(network, str(model), held_out, progress=tell)
+            result["bits"] = exact_bits(network, str(model), held_out, progress=report)
     return result
 
 
 def recognise(reference: Reference, pictures: DCTImage | Tensor, most: int, progress: bool) -> dict[str, Any]:
-    """The classifier two-sample test, with a bar."""
+    """Run the classifier two-sample test, with a bar."""
     with tqdm(desc="two-sample test", unit="step", disable=not progress) as bar:
 
-        def tell(what: str) -> None:
+        def report(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        return two_sample_test(reference, pictures, most, progress=tell)
+        return two_sample_test(reference, pictures, most, progress=report)
 
 
 def weights_hash(folder: Path) -> str:
-    """Which weights a model's folder holds: a hash of their file."""
+    """Return a hash of the weights in a model's folder."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def result_file(model: str | Path) -> Path | None:
-    """Where the figures of a run go: into its folder; None for a model that is no training's folder."""
+    """Return the path of the figures in a run folder; None for a model that is not a run folder."""
     folder = Path(model)
     return folder / RESULT if (folder / SETTINGS).is_file() else None
 
@@ -160,8 +160,8 @@ def score(
     Args:
         extractor: the network behind the metrics.
         reference: the real pictures.
-        generated: makes the pictures; called when all else is known to be well.
-        number: how many these are.
+        generated: returns the generated pictures; called when everything else has been checked.
+        number: of generated pictures.
         metrics: which of fid, sfid, precision, recall and kid.
         config: how to measure.
         progress: show bars.
@@ -213,13 +213,13 @@ def score(
 
 
 def sampled(number: int, sampling: SampleConfig, labelled: bool) -> dict[str, Any]:
-    """Settings of pictures that `draw_samples` made, for reports."""
+    """Return the settings of pictures that `draw_samples` generated, for reports."""
     labels = "those of the reference pictures, in their order" if labelled else "none"
     return {"pictures": number, "folder": None, **dataclasses.asdict(sampling), "labels": labels}
 
 
 def feature_widths(extractor: Extractor, reference: Reference) -> tuple[int, int | None]:
-    """Numbers of features and of spatial features (None if there are none), by trying one picture."""
+    """Return the numbers of features and of spatial features (None if there are none), by trying one picture."""
     features, spatial = extractor(reference.round_trip.read(0, 1))
     return features.shape[1], None if spatial is None else spatial.shape[1]
 
@@ -267,7 +267,7 @@ def draw_samples(
         ValueError: the model gives NaN.
     """
     config = network.config
-    # Sampling turns NaN into some picture or other; the likelihood of any picture shows it.
+    # Sampling turns NaN into an arbitrary picture; the likelihood of any picture reveals it.
     grid = Grid.of_size(*config.trained_shape)
     dot = Sequence.from_triples(torch.tensor([[0, 0, 1]]), grid, config.null_label)
     require_finite(code_lengths(network, [dot] if reference is None else reference.sequences(1)).bits, name)
@@ -277,17 +277,17 @@ def draw_samples(
         labels = drawn_labels(config, number, sampling.seed)
     with tqdm(total=number, desc="sampling", unit="img", disable=not progress) as bar:
 
-        def tell(triples: int, finished: int) -> None:
+        def report(triples: int, finished: int) -> None:
             bar.set_postfix_str(f"{triples:,} triples")
             bar.update(finished - bar.n)
 
-        return sample(network, number, sampling, labels=labels, size=config.trained_shape, progress=tell)
+        return sample(network, number, sampling, labels=labels, size=config.trained_shape, progress=report)
 
 
 def _compare(
     extractor: Extractor, real: FeatureSet, found: FeatureSet, metrics: tuple[str, ...], config: EvaluateConfig
 ) -> dict[str, float]:
-    """The metrics of one set against another, by the names they have in reports."""
+    """Return the metrics of one set against another, by the names they have in reports."""
     scores: dict[str, float] = {}
     if "fid" in metrics:
         scores["fid"] = frechet_distance(real.moments, found.moments)

@@ -1,4 +1,4 @@
-"""Feature extractors: from pictures to the vectors that distances are taken of.
+"""Feature extractors: networks that turn pictures into the vectors whose distances are measured.
 
 Four kinds, one contract (`Extractor`): torch-fidelity's Inception, the shipped `NAMES`, and anybody's TorchScript
 or ONNX file. Only Inception's figures bear the published names (``fid``, …); all others carry the extractor's name.
@@ -30,7 +30,7 @@ Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 PUBLISHED = "inception"
 
 DISTANCES = {"fid": "frechet", "sfid": "spatial-frechet", "precision": "precision", "recall": "recall", "kid": "kernel"}
-"""What each metric is called when another network than Inception stands behind it, after that network's name."""
+"""Name of each metric for another network than Inception, after that network's name."""
 
 SPATIAL_CHANNELS = 7
 """Channels of Inception's ``mixed_6/conv`` that sFID takes (Nash et al. 2021, section 5.1)."""
@@ -55,11 +55,11 @@ class Extractor:
     batch: int = 64
 
     def metric(self, name: str) -> str:
-        """What a metric is called in reports: ``fid`` for Inception, ``small64-frechet`` and the like otherwise."""
+        """Return a metric's name in reports: ``fid`` for Inception, ``small64-frechet`` and the like otherwise."""
         return name if self.name == PUBLISHED else f"{self.name}-{DISTANCES[name]}"
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of a batch, on the CPU.
+        """Return the features of a batch, on the CPU.
 
         Args:
             pictures: uint8 ``[B, H, W, 3]``.
@@ -122,12 +122,12 @@ def _last_line(error: BaseException) -> str:
 
 
 def _name(path: Path) -> str:
-    """What a person's network is called: never as one of those that are known here."""
+    """Return the name of a user's network, never that of an extractor of this package."""
     return path.name if path.stem in (PUBLISHED, *NAMES) else path.stem
 
 
 def _two(found: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """What a foreign network gave, checked."""
+    """Check the output of a user's network."""
     parts = list(found) if isinstance(found, (tuple, list)) else [found]
     tensors = [torch.as_tensor(part) for part in parts]
     if not 1 <= len(tensors) <= 2 or any(t.ndim != 2 or not t.is_floating_point() for t in tensors):
@@ -136,7 +136,7 @@ def _two(found: Any, name: str) -> tuple[Tensor, Tensor | None]:
     return tensors[0], tensors[1] if len(tensors) == 2 else None
 
 
-# A person's own files -------------------------------------------------------------------------------------------------
+# Users' own files -----------------------------------------------------------------------------------------------------
 
 
 def _torchscript(path: Path, device: torch.device) -> Extractor:
@@ -162,7 +162,9 @@ def _onnx(path: Path) -> Extractor:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions have no common class but Exception.
     except Exception as error:
-        raise ValueError(f"{path} is not an ONNX model that can be loaded ({_last_line(error)})") from error
+        raise ValueError(
+            f"{path} is not an ONNX model that can be loaded ({_last_line(error)}); export it again"
+        ) from error
     entry = session.get_inputs()[0]
     if entry.type not in ("tensor(uint8)", "tensor(float)") or len(entry.shape) != 4:
         raise ValueError(f"{path} takes {entry.type} {entry.shape}; an extractor takes uint8 or float [B, 3, H, W]")
@@ -177,7 +179,9 @@ def _onnx(path: Path) -> Extractor:
         try:
             found = session.run(None, {entry.name: x.contiguous().numpy()})
         except Exception as error:
-            raise ValueError(f"{path} fails on the pictures ({_last_line(error)})") from error
+            raise ValueError(
+                f"{path} fails on the pictures ({_last_line(error)}); export it for uint8 [B, 3, H, W]"
+            ) from error
         return _two(found, path.name)
 
     resize = f"bilinear with antialiasing to {size[1]}×{size[0]}" if is_fixed else f"whatever {path.name} does itself"
@@ -188,7 +192,7 @@ def _onnx(path: Path) -> Extractor:
 
 
 def _inception(device: torch.device) -> Extractor:
-    """torch-fidelity's port of the Inception network behind published FIDs.
+    """Load torch-fidelity's port of the Inception network behind published FIDs.
 
     Features are pool_3's 2,048. Spatial features are the first 7 channels of the graph's node ``mixed_6/conv``, which
     is ``Mixed_6d.branch1x1`` in the port, ``[B, 17, 17, 7]`` flattened with channels last: 2,023.
@@ -210,7 +214,7 @@ def _inception(device: torch.device) -> Extractor:
 
 
 def inception_module() -> types.ModuleType:
-    """torch-fidelity's Inception module alone.
+    """Import torch-fidelity's Inception module alone.
 
     Importing the package imports torchvision, too, for other networks. torchvision is not needed here and, built for
     another torch, it fails, so the module is loaded without its package's ``__init__`` where that was not imported
@@ -247,7 +251,7 @@ def inception_module() -> types.ModuleType:
 
 
 def inception_extractor(network: Any) -> Extractor:
-    """The extractor of a network of torch-fidelity's class ``FeatureExtractorInceptionV3``."""
+    """Return the extractor of a network of torch-fidelity's class ``FeatureExtractorInceptionV3``."""
     spatial: list[Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Tensor) -> None:

@@ -15,7 +15,7 @@ NEIGHBOUR = 3
 """Which nearest neighbour gives the radius in precision and recall (the paper's k)."""
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-"""What torch-fidelity draws by default."""
+"""Number and size of the subsets that torch-fidelity draws by default."""
 
 _ROWS = 1024
 """Rows of a distance matrix that are held at a time."""
@@ -23,7 +23,7 @@ _ROWS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What the Fréchet distance needs of a set.
+    """Mean and covariance of a set of features, for the Fréchet distance.
 
     Attributes:
         mean: fp64 ``[D]``.
@@ -37,7 +37,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Moments of features ``[n, D]``.
+        """Return the moments of features ``[n, D]``.
 
         Raises:
             ValueError: there are fewer than two rows.
@@ -51,7 +51,7 @@ class Moments:
 
 
 def frechet_distance(real: Moments, generated: Moments) -> float:
-    """Squared Fréchet distance of the Gaussians with these moments (Heusel et al. 2017, equation 6).
+    """Return the squared Fréchet distance of the Gaussians with these moments (Heusel et al. 2017, equation 6).
 
     ``|m1 − m2|² + tr(C1 + C2 − 2 (C1 C2)^½)``. The trace of the root is the sum of the roots of the eigenvalues of
     ``C1 C2``, which are those of the symmetric ``R C2 R`` with ``R = C1^½``: symmetric problems stay real and precise
@@ -72,16 +72,16 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances fp64 ``[len(a), len(b)]``.
+    """Return the Euclidean distances fp64 ``[len(a), len(b)]``.
 
-    fp64, since the difference of large squares that a matrix product gives in fp32 loses what tells near
-    neighbours apart.
+    They are computed in fp64: the difference of large squares of a matrix product in fp32 is too inexact to rank near
+    neighbours.
     """
     return torch.cdist(a.double(), b.double())
 
 
 def radii(features: Tensor, k: int = NEIGHBOUR) -> Tensor:
-    """Distance of each row to its k-th nearest other row: fp64 ``[n]``.
+    """Return the distance of each row to its k-th nearest other row: fp64 ``[n]``.
 
     Raises:
         ValueError: there are not more than k rows.
@@ -93,13 +93,13 @@ def radii(features: Tensor, k: int = NEIGHBOUR) -> Tensor:
 
 
 def covered(points: Tensor, centres: Tensor, radius: Tensor) -> float:
-    """Part of ``points`` that lie in at least one ball around a centre."""
+    """Return the part of ``points`` that lie in at least one ball around a centre."""
     inside = [(distances(part, centres) <= radius).any(1) for part in points.split(_ROWS)]
     return float(torch.cat(inside).double().mean())
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = NEIGHBOUR) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
+    """Return the improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
 
     Precision: the part of the *generated* pictures that lie in a ball around a real one (are they realistic?).
     Recall: the part of the *real* pictures that lie in a ball around a generated one (is everything covered?).
@@ -122,7 +122,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = NEIGHBOUR) -> tup
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel distance: unbiased MMD² with the kernel ``(x·y / D + 1)³`` (Bińkowski et al. 2018, section 4).
+    """Return the kernel distance: unbiased MMD² with the kernel ``(x·y / D + 1)³`` (Bińkowski et al. 2018, section 4).
 
     It is the mean over random subsets of both sets, as the paper and torch-fidelity have it. The expectation does not
     depend on the subsets' size, so sets of different size compare, unlike with the Fréchet distance.

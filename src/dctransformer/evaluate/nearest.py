@@ -1,4 +1,4 @@
-"""Did the model memorise? The nearest training pictures of generated ones, and of pictures that nobody trained on."""
+"""Test for memorisation: the nearest training pictures of generated ones, and of pictures that were held out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Nearest:
 
 
 def nearest(features: Tensor, training: Tensor, k: int = 3) -> Nearest:
-    """Search all training pictures.
+    """Find the nearest training pictures of each picture.
 
     Args:
         features: fp32 ``[n, D]``.
@@ -42,7 +42,7 @@ def nearest(features: Tensor, training: Tensor, k: int = 3) -> Nearest:
 
 
 def memorisation(generated: Nearest, held_out: Nearest) -> dict[str, Any]:
-    """How near generated pictures come to training pictures, compared with real pictures that were not trained on.
+    """Compare the distances of generated and of held-out real pictures to their nearest training pictures.
 
     A model that copies puts its pictures nearer than new real ones are. ``suspicious`` is the part of the generated
     pictures that lie nearer to a training picture than all but 1 % of the held-out ones: about 0.01 for a model that

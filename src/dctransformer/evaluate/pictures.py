@@ -43,9 +43,9 @@ class Pictures:
     """A list of equally large pictures.
 
     Attributes:
-        name: what they are, for reports and messages.
-        count: how many.
-        read: pictures from one index to before another, uint8 ``[n, H, W, 3]``.
+        name: of the set, for reports and messages.
+        count: number of pictures.
+        read: returns the pictures from one index to before another, uint8 ``[n, H, W, 3]``.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Pictures:
     read: Callable[[int, int], Tensor]
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of pictures."""
         return self.count
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All pictures in order, ``size`` at a time."""
+        """Yield all pictures in order, ``size`` at a time."""
         for start in range(0, self.count, size):
             yield self.read(start, min(start + size, self.count))
 
     def first(self, number: int) -> Pictures:
-        """The first so many (all, if there are no more)."""
+        """Return the first ``number`` pictures (all, if there are no more)."""
         return dataclasses.replace(self, count=min(number, self.count))
 
     def digest(self) -> str:
-        """Hash of every pixel, of the order and of the size."""
+        """Return a hash of every pixel, of the order and of the size."""
         digest = hashlib.blake2b(digest_size=16)
         for batch in self.batches(256):
             digest.update(repr(tuple(batch.shape[1:])).encode())
@@ -99,7 +99,7 @@ class Reference:
     window: Grid | None = None
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of pictures."""
         return len(self.order)
 
     @property
@@ -109,11 +109,11 @@ class Reference:
         return prepared if self.window is None else f"{prepared}, of larger ones the window at the centre"
 
     def grid(self, index: int) -> Grid:
-        """The grid of a picture as it is compared."""
+        """Return the grid of a picture as it is compared."""
         return self.store.grid(int(self.order[index])).within(self.window)
 
     def of_grid(self, grid: Grid) -> Reference:
-        """The pictures of one grid, without their originals."""
+        """Return the pictures of one grid, without their originals."""
         places = [i for i in range(len(self)) if self.grid(i) == grid]
         labels = [self.labels[i] for i in places]
         return dataclasses.replace(self, order=self.order[places], labels=labels, originals=None)
@@ -124,14 +124,14 @@ class Reference:
         return f"JPEG quality {self.store.info.quality}, {SUBSAMPLING}"
 
     def dct(self, start: int, stop: int) -> DCTImage:
-        """The DCT images from one index to before another, which must be of one grid."""
+        """Return the DCT images from one index to before another, which must be of one grid."""
         parts = [self._centred(int(i)) for i in self.order[start:stop]]
         grid = parts[0][1]
         height, width = codec_order.MCU * grid.rows, codec_order.MCU * grid.cols
         return Codec(self.store.info.quality).from_triples([triples for triples, _ in parts], height, width)
 
     def triples(self) -> list[Tensor]:
-        """The triples of every picture as it is compared: int32 ``[L, 3]``."""
+        """Return the triples of every picture as it is compared: int32 ``[L, 3]``."""
         return [self._centred(int(i))[0] for i in self.order]
 
     def _centred(self, picture: int) -> tuple[Tensor, Grid]:
@@ -144,13 +144,13 @@ class Reference:
         return Pictures("codec round trip", len(self), lambda a, b: codec.decode(self.dct(a, b)))
 
     def sequences(self, number: int | None = None) -> Iterator[Sequence]:
-        """The first pictures as the model's sequences, with their labels."""
+        """Yield the first pictures as the model's sequences, with their labels."""
         for i, label in list(zip(self.order, self.labels, strict=True))[:number]:
             triples, grid = self._centred(int(i))
             yield Sequence.from_triples(triples, grid, label)
 
     def first(self, number: int | None) -> Reference:
-        """The first so many."""
+        """Return the first ``number`` pictures; None for all."""
         if number is None or number >= len(self):
             return self
         originals = None if self.originals is None else self.originals.first(number)
@@ -166,7 +166,7 @@ def open_reference(
     find_originals: bool = True,
     progress: bool = False,
 ) -> Reference:
-    """Real pictures of the size that a model generates, whole or, for a model of windows, windows at their centres.
+    """Open real pictures of the size that a model generates: whole, or windows at their centres for a model of windows.
 
     Args:
         data: a prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it).
@@ -201,10 +201,10 @@ def open_reference(
 def open_held_out(
     data: str | Path, config: ModelConfig, *, otherwise: str = "train", progress: bool = False
 ) -> Reference:
-    """Pictures whose bits are counted, without originals: the validation part of a prepared set.
+    """Open the pictures whose bits are counted, without originals: the validation part of a prepared set.
 
-    They may be of several sizes; of those whose rows and columns the model does not all know it is the window at the
-    centre.
+    They may be of several sizes; a picture with rows or columns that the model does not know is represented by the
+    window at its centre.
 
     Args:
         data: a prepared data set, or a folder of pictures (all of them are taken).
@@ -232,7 +232,7 @@ def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Ref
     unread = {key for key, _ in store.skipped}
     places = [i for i, item in enumerate(source.items) if item.key not in unread]
     assert len(places) == len(store)
-    # By the hash of their names, as `prepare` does: so that the first so many are a fair sample.
+    # By the hash of their names, as `prepare` does, so that the first pictures are a fair sample.
     order = np.array(sorted(range(len(places)), key=lambda i: source.items[places[i]].rank))
     chosen = [places[i] for i in order]
     originals = _read_from(source, chosen, store.info.target)
@@ -242,7 +242,7 @@ def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Ref
 def _originals_of(
     data: str | Path, split: str, folder: str | Path, store: TripleStore, pictures: np.ndarray, grid: Grid
 ) -> Pictures:
-    """The source pictures of some pictures (int64, numbers in the store) of a prepared set, found by their names.
+    """Find the source pictures of some pictures (int64, numbers in the store) of a prepared set, by their names.
 
     What lies around ``grid`` is cut. Some are checked by their coefficients.
 
@@ -268,7 +268,7 @@ def _originals_of(
 
 
 def _read_from(source: Source, chosen: list[int], shape: Shape, grid: Grid | None = None) -> Pictures:
-    """Source pictures, shaped as `prepare` does it; with ``grid``, the window of it at the centre of larger ones."""
+    """Return source pictures, shaped as `prepare` does it; with ``grid``, the window at the centre of larger ones."""
 
     def read(start: int, stop: int) -> Tensor:
         pictures = [crop_resize(load_image(source.read(i), enough=shape), shape) for i in chosen[start:stop]]
@@ -278,7 +278,7 @@ def _read_from(source: Source, chosen: list[int], shape: Shape, grid: Grid | Non
 
 
 def _window(picture: np.ndarray, window: Grid | None) -> np.ndarray:
-    """The pixels of the window at a picture's centre, where `centred` puts it."""
+    """Return the pixels of the window at a picture's centre, where `centred` puts it."""
     grid = Grid.of_size(*picture.shape[:2])
     inner = grid.within(window)
     top, left = ((whole - part) // 2 * codec_order.MCU for whole, part in
@@ -287,19 +287,19 @@ def _window(picture: np.ndarray, window: Grid | None) -> np.ndarray:
 
 
 def _labels(store: TripleStore, order: np.ndarray, config: ModelConfig) -> list[int]:
-    """The model's class of each picture, by the classes' names."""
+    """Return the model's class of each picture, by the classes' names."""
     return model_labels(config, store.info.labels, store.labels[order].tolist())
 
 
 def of_samples(samples: Samples) -> Pictures:
-    """Generated pictures."""
+    """Return the generated pictures."""
     codec = Codec(samples.quality)
     dct = samples.dct()
     return Pictures("generated", len(dct), lambda a, b: codec.decode(dct[a:b]))
 
 
 def of_folder(folder: str | Path, size: int | tuple[int, int]) -> Pictures:
-    """Pictures that somebody generated before, say with `dctransformer sample`.
+    """Return the pictures that somebody generated before, say with `dctransformer sample`.
 
     Contact sheets are left out; of a picture that lies there as PNG and as JPEG, the PNG file is taken.
 

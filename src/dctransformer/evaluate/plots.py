@@ -1,4 +1,4 @@
-"""What a person wants to see of a model, as matplotlib figures and as pictures.
+"""Plots of a model's results, as matplotlib figures and as pictures.
 
 Needs matplotlib (``pip install 'dctransformer[eval]'``) for the figures; nothing opens a window.
 """
@@ -22,7 +22,7 @@ from dctransformer.sheets import contact_sheet, inferno
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
 BAND_COLOURS = {"dc": "#542788", "1-3": "#2166ac", "4-15": "#5aae61", "16-63": "#bf812d"}
-"""Of the bands in `order.BAND_NAMES`."""
+"""Colours of the bands in `order.BAND_NAMES`."""
 REAL, GENERATED = "#555555", "#d6604d"
 
 STAGES = (
@@ -39,7 +39,7 @@ def require_matplotlib() -> None:
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, without the global state of pyplot."""
+    """Return a figure and its axes, without the global state of pyplot."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -51,12 +51,12 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def _label(name: str) -> str:
-    """A name as matplotlib prints it as it is, instead of reading what is between dollar signs as mathematics."""
+    """Escape a name so that matplotlib prints dollar signs instead of reading mathematics between them."""
     return name.replace("$", r"\$")
 
 
 def svg(figure: Any) -> str:
-    """A figure as an SVG element for an HTML page; the same text for the same figure."""
+    """Return a figure as an SVG element for an HTML page; the same text for the same figure."""
     import matplotlib
 
     out = io.StringIO()
@@ -67,7 +67,7 @@ def svg(figure: Any) -> str:
 
 
 def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
-    """Two charts: bits per image of each band by field, and bytes per image of each coder."""
+    """Draw two charts: bits per image of each band by field, and bytes per image of each coder."""
     figure, (left, right) = _figure(9, 3.2, 2)
     bands = [band for band in bits["bits_per_image_by_band_and_field"] if band != "stop"]
     below = np.zeros(len(bands))
@@ -87,7 +87,7 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
 
 
 def loss_curves(lines: list[dict[str, Any]], others: Sequence[Curve] = ()) -> Any:
-    """Charts over triples seen: bits per triple in training, by field and by band, and bytes per image on validation.
+    """Draw charts over triples seen: training bits per triple by field and by band, validation bytes per image.
 
     Args:
         lines: of the run's metrics. Runs whose metrics have no bands (older ones) have no chart by band.
@@ -129,14 +129,14 @@ def loss_curves(lines: list[dict[str, Any]], others: Sequence[Curve] = ()) -> An
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """Running mean over about a thirtieth of the points."""
+    """Return the running mean over about a thirtieth of the points."""
     width = max(1, len(y) // 30)
     total = np.convolve(y, np.ones(width), "same")
     return total / np.convolve(np.ones_like(y), np.ones(width), "same")
 
 
 def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
-    """Five charts, real against generated: triples per image, and the values of each band.
+    """Draw five charts, real against generated: triples per image, and the values of each band.
 
     Args:
         real: triples of real pictures, int ``[L, 3]`` each.
@@ -165,19 +165,19 @@ def value_histograms(real: list[Tensor], generated: list[Tensor]) -> Any:
             axis.set(title=f"values, {title}", xlabel="value")
     axes[0].set(title="triples per image", xlabel="triples")
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
-    axes[1].set_ylabel("how many an image")
+    axes[1].set_ylabel("values per image")
     return figure
 
 
 def _reach(values: Tensor) -> int:
-    """A magnitude that hardly any value exceeds."""
+    """Return a magnitude that hardly any value exceeds."""
     if not len(values):
         return 1
     return int(np.quantile(values.abs().numpy(), 0.9995)) + 1
 
 
 def nearness(generated: Tensor, held_out: Tensor) -> Any:
-    """One chart: how near generated and held-out pictures come to the training pictures.
+    """Draw one chart: distances of generated and held-out pictures to the training pictures.
 
     Args:
         generated: distances ``[n]`` to the nearest training picture.
@@ -210,7 +210,7 @@ def heat(maps: Tensor, largest: float) -> np.ndarray:
 
 
 def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image.Image:
-    """Pictures, each next to the heat-map of its bits, all on one scale.
+    """Lay out pictures, each next to the heat-map of its bits, all on one scale.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.
@@ -224,7 +224,7 @@ def surprise_sheet(pictures: Tensor, maps: Tensor, *, columns: int = 4) -> Image
 
 
 def progressive_strip(triples: list[Tensor], height: int, width: int, quality: int) -> Image.Image:
-    """How pictures sharpen while they are generated: a row per picture, a column a stage.
+    """Show how pictures sharpen while they are generated: a row per picture, a column per stage.
 
     Args:
         triples: int ``[L, 3]`` of each picture, in generation order.
@@ -245,7 +245,7 @@ def progressive_strip(triples: list[Tensor], height: int, width: int, quality: i
 
 
 def neighbours_sheet(pictures: Tensor, neighbours: Tensor, distance: Tensor) -> Image.Image:
-    """Generated pictures, each at the start of a row of its nearest training pictures.
+    """Lay out generated pictures, each at the start of a row of its nearest training pictures.
 
     Args:
         pictures: uint8 ``[n, H, W, 3]``.

@@ -86,13 +86,13 @@ def write_report(
     Args:
         run: a run folder, a saved model's folder, ``hf:owner/name``, or shipped weights.
         out: the HTML file; missing folders are made.
-        data: prepared data set or folder of pictures; without it, the parts that need one are left out, and the page
-            says so. (What a run's files name is not opened: they may be a stranger's.)
+        data: prepared data set or folder of pictures; without it, the parts that need one are left out, with a note on
+            the page. (Paths in a run's files are not opened, since a stranger may have written them.)
         evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
         num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
         seed: of them.
         top_p: of them.
-        features: the extractor in whose space training pictures are near, and of those scores.
+        features: the extractor for nearest training pictures and for those scores.
         device: cpu, cuda, … or auto.
         progress: show bars.
 
@@ -113,7 +113,7 @@ def write_report(
 
 
 def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | None:
-    """The figures of an evaluation; those in the run's folder if none are given; None if there are none.
+    """Return the figures of an evaluation; those in the run's folder if none are given; None if there are none.
 
     Raises:
         ValueError: the file is missing or is no evaluation.
@@ -137,7 +137,7 @@ def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | 
 
 @dataclasses.dataclass
 class _Work:
-    """What the sections are made of."""
+    """The inputs of the report, and its sections."""
 
     name: str
     folder: Path
@@ -150,12 +150,12 @@ class _Work:
     progress: bool
 
     def sections(self) -> Iterator[Section]:
-        """All parts of the page, in order."""
+        """Yield all parts of the page, in order."""
         config = self.network.config
         training = held_out = alike = None
         if self.data is not None:
             held_out = open_held_out(self.data, config)
-            alike = held_out.of_grid(Grid.of_size(*config.trained_shape))  # of those that the model generates
+            alike = held_out.of_grid(Grid.of_size(*config.trained_shape))  # of the size that the model generates
             training = open_reference(self.data, config) if held_out.split == "validation" else held_out
         yield self._summary()
         samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
@@ -191,7 +191,7 @@ class _Work:
         return Section("Model", "", table([["", ""], *rows]))
 
     def _score(self, samples: Samples, training: Reference) -> dict[str, Any]:
-        """An evaluation of the page's own samples, by all metrics that there are enough of them for."""
+        """Return an evaluation of the page's own samples, by all metrics that there are enough of them for."""
         extractor = self.extractor
         assert extractor is not None  # there is data
         config = EvaluateConfig(
@@ -209,12 +209,12 @@ class _Work:
         settings, scores = score(
             extractor, training, lambda: of_samples(samples), self.num, tuple(possible), config, progress=self.progress
         )
-        made = sampled(self.num, self.sampling, bool(self.network.config.num_labels))
+        generated = sampled(self.num, self.sampling, bool(self.network.config.num_labels))
         return {
             "model": self.name,
             "data": str(self.data),
             "weights": weights_hash(self.folder),
-            "settings": {**settings, "generated": made},
+            "settings": {**settings, "generated": generated},
             "scores": scores if possible else {},
             "c2st": recognise(training, samples.dct(), config.c2st_pictures, self.progress),
             "bits": None,
@@ -226,7 +226,7 @@ class _Work:
             return Section(title, f"None yet; make them with: dctransformer evaluate {self.name} --data DATA")
         lines = tables.setting_lines(self.figures["settings"])
         if self.figures.get("weights") not in (None, weights_hash(self.folder)):
-            lines.insert(0, "THESE FIGURES ARE OF OTHER WEIGHTS than those that now lie there; evaluate again")
+            lines.insert(0, "THESE FIGURES ARE OF OTHER WEIGHTS than those in the folder now; evaluate again")
         return Section(
             title,
             "Generated pictures against real ones, before the codec (originals) and after it (round trip). The round "
@@ -303,9 +303,9 @@ class _Work:
         title = "Where was it surprised?"
         if not held_out:
             return self._no_data(title)
-        some = held_out.first(2 * SHOWN)
-        maps = surprise(self.network, some.sequences())
-        sheet = plots.surprise_sheet(some.round_trip.read(0, len(some)), maps)
+        shown = held_out.first(2 * SHOWN)
+        maps = surprise(self.network, shown.sequences())
+        sheet = plots.surprise_sheet(shown.round_trip.read(0, len(shown)), maps)
         return Section(
             title,
             "Held-out pictures and the bits spent at each place: black is none, pale yellow the most. The caption is "
@@ -357,11 +357,11 @@ class _Work:
 
 
 def _read(reference: Reference, index: Tensor) -> Tensor:
-    """Pictures of a reference after the codec, by their numbers: uint8 ``[k, H, W, 3]``."""
+    """Return the pictures of a reference after the codec, by their numbers: uint8 ``[k, H, W, 3]``."""
     return torch.cat([reference.round_trip.read(i, i + 1) for i in index.tolist()])
 
 
-# HTML: the template escapes every text; what is Markup is HTML already ---------------------------------------------
+# HTML: the template escapes every text but Markup ---------------------------------------------------------------------
 
 _TEMPLATE = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -370,22 +370,22 @@ _parts: Any = _TEMPLATE.make_module({"sections": []})
 
 
 def table(rows: tables.Rows) -> Markup:
-    """A table; the first row is the header, unless it is empty."""
+    """Return a table; the first row is the header, unless it is empty."""
     return _parts.table(rows)
 
 
 def image(picture: Image.Image, what: str) -> Markup:
-    """A picture inside the page, as PNG."""
+    """Return a picture inside the page, as PNG."""
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return _parts.image(base64.b64encode(out.getvalue()).decode(), what)
 
 
 def chart(figure: Any) -> Markup:
-    """A matplotlib figure inside the page, as SVG."""
+    """Return a matplotlib figure inside the page, as SVG."""
     return Markup(plots.svg(figure))
 
 
 def page(title: str, sections: list[Section]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     return _TEMPLATE.render(title=title, sections=sections) + "\n"

@@ -30,7 +30,7 @@ SECOND = 2
 
 
 def scattering(planes: Tensor, *, cells: int = CELLS, second: int | None = None) -> Tensor:
-    """Scattering coefficients.
+    """Return the scattering coefficients.
 
     Args:
         planes: float ``[B, C, H, W]``, at least 2 × 2.
@@ -53,26 +53,26 @@ def scattering(planes: Tensor, *, cells: int = CELLS, second: int | None = None)
 
 
 def _magnitudes(planes: Tensor, scales: int) -> list[Tensor]:
-    """Magnitudes of the wavelet transform, by scale: fp32 ``[B, L, C, H, W]``."""
+    """Return the magnitudes of the wavelet transform, by scale: fp32 ``[B, L, C, H, W]``."""
     spectrum = torch.fft.fft2(planes)[:, None]
     bank = _wavelets(planes.shape[2], planes.shape[3], scales)
     return [torch.fft.ifft2(spectrum * filters[:, None]).abs() for filters in bank]
 
 
 def _averages(planes: Tensor, cells: int) -> Tensor:
-    """Averages of the planes and of the mirrored planes over cells: ``[B, D]``."""
+    """Return the averages of the planes and of the mirrored planes over cells: ``[B, D]``."""
     pooled = F.adaptive_avg_pool2d(planes, cells)
     return ((pooled + pooled.flip(3)) / 2).flatten(1)
 
 
 def _first(magnitudes: Tensor, cells: int) -> Tensor:
-    """Averages of first-order magnitudes over cells: a mirrored picture's have the mirrored orientation."""
+    """Return the averages of first-order magnitudes over cells: a mirrored picture's have the mirrored orientation."""
     pooled = F.adaptive_avg_pool2d(magnitudes.flatten(1, 2), cells).view(*magnitudes.shape[:3], cells, cells)
     return ((pooled + pooled[:, _MIRRORED].flip(4)) / 2).flatten(1)
 
 
 def _second(magnitudes: Tensor, batch: int) -> Tensor:
-    """The same for the second order, ``[B·L·C, L, 1, H, W]``, where both orientations are mirrored."""
+    """Average second-order magnitudes, ``[B·L·C, L, 1, H, W]``, over cells, with both orientations mirrored."""
     pooled = F.adaptive_avg_pool2d(magnitudes[:, :, 0], SECOND)
     pooled = pooled.view(batch, ORIENTATIONS, -1, ORIENTATIONS, SECOND, SECOND)
     return ((pooled + pooled[:, _MIRRORED][:, :, :, _MIRRORED].flip(5)) / 2).flatten(1)
@@ -80,7 +80,7 @@ def _second(magnitudes: Tensor, batch: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _wavelets(height: int, width: int, scales: int) -> tuple[Tensor, ...]:
-    """Morlet wavelets in the frequency domain, by scale: fp32 ``[L, H, W]``, of zero mean.
+    """Return the Morlet wavelets in the frequency domain, by scale: fp32 ``[L, H, W]``, of zero mean.
 
     Scale j has the frequency 3π/4 · 2⁻ʲ and a Gaussian envelope of 0.8 · 2ʲ samples (elongated along the wave's crest).
     """

@@ -23,7 +23,7 @@ from dctransformer.files import first_line
 from dctransformer.hub.pretrained import SHIPPED
 
 SIDE = 64
-"""Every picture is resized to this many pixels a side."""
+"""Side in pixels to which every picture is resized."""
 
 WIDTH = 160
 """Number of features."""
@@ -36,12 +36,12 @@ NAMES = ("small64", "small64-imagenette")
 
 
 def weights_file(name: str) -> Path:
-    """Where the weights of a shipped extractor lie."""
+    """Return the path of a shipped extractor's weights."""
     return SHIPPED / name / "features.safetensors"
 
 
 def _layer(inputs: int, outputs: int, stride: int, normalised: bool) -> nn.Sequential:
-    """A 3 × 3 convolution, with batch normalisation while it is trained."""
+    """Return a 3 × 3 convolution, with batch normalisation while it is trained."""
     conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=not normalised)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs)) if normalised else nn.Sequential(conv)
 
@@ -52,7 +52,7 @@ class Small64(nn.Module):
     gain: Tensor
 
     def __init__(self, *, normalised: bool = False):
-        """Make random weights; ``normalised`` adds the batch normalisation that training needs."""
+        """Create random weights; ``normalised`` adds the batch normalisation that training needs."""
         super().__init__()
         self.stem = _layer(3, 32, 2, normalised)
         widths = (32, 64, 128, WIDTH)
@@ -63,7 +63,7 @@ class Small64(nn.Module):
         self.register_buffer("gain", torch.ones(2))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of pictures.
+        """Return the features of pictures.
 
         Args:
             pictures: uint8 or float ``[B, H, W, 3]``, 0 to 255.
@@ -86,7 +86,7 @@ class Small64(nn.Module):
 
 
 def load_small64(path: Path | None = None) -> Small64:
-    """The extractor of a file of weights, in eval mode; ``small64`` if none is given.
+    """Return the extractor of a file of weights, in eval mode; ``small64`` if none is given.
 
     Raises:
         ValueError: its file is missing or damaged.

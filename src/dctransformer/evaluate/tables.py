@@ -8,7 +8,7 @@ Rows = list[list[str]]
 
 
 def score_rows(result: dict[str, Any]) -> Rows:
-    """A header, then a row a comparison: every metric."""
+    """Return a header, then a row per comparison with every metric."""
     names = list(next(iter(result["scores"].values()), {}))
     shown = [name for name in names if not name.endswith("-spread")]
 
@@ -21,12 +21,12 @@ def score_rows(result: dict[str, Any]) -> Rows:
 
 
 def figure(value: float) -> str:
-    """Four digits that count."""
+    """Format a number with four significant digits."""
     return f"{value:#.4g}" if abs(value) < 999 else f"{value:,.0f}"
 
 
 def coder_rows(bits: dict[str, Any]) -> Rows:
-    """A header, then a row a coder: bytes per image, bits per pixel, bits per triple."""
+    """Return a header, then a row per coder: bytes per image, bits per pixel, bits per triple."""
     rows = [["coder", "bytes per image", "bits per pixel", "bits per triple"]]
     for row in bits["table"]:
         if row["bytes_per_image"] is None:
@@ -39,7 +39,7 @@ def coder_rows(bits: dict[str, Any]) -> Rows:
 
 
 def band_rows(bits: dict[str, Any]) -> Rows:
-    """A header, then a row a band: triples and bits per image, by field."""
+    """Return a header, then a row per band: triples and bits per image, by field."""
     fields = list(bits["bits_per_triple_by_field"])
     rows = [["band", "triples", *fields, "bits per image"]]
     for band, by_field in bits["bits_per_image_by_band_and_field"].items():
@@ -51,7 +51,7 @@ def band_rows(bits: dict[str, Any]) -> Rows:
 
 
 def two_sample_rows(result: dict[str, Any]) -> Rows:
-    """A header, then a row a view: how often generated pictures are recognised, and real ones among real ones."""
+    """Return a header, then a row per view: how often generated pictures are recognised, and real among real ones."""
 
     def cells(found: dict[str, Any] | None) -> list[str]:
         if found is None:
@@ -64,7 +64,7 @@ def two_sample_rows(result: dict[str, Any]) -> Rows:
 
 
 def two_sample_lines(result: dict[str, Any]) -> list[str]:
-    """What the figures of `two_sample_rows` are, or why there are none."""
+    """Describe the figures of `two_sample_rows`, or give the reason why there are none."""
     if result["skipped"]:
         return [f"no classifier two-sample test: {result['skipped']}"]
     count = next(iter(result["views"].values()))["generated"]["pictures"]
@@ -75,9 +75,9 @@ def two_sample_lines(result: dict[str, Any]) -> list[str]:
 
 
 def setting_lines(settings: dict[str, Any]) -> list[str]:
-    """Everything that the scores depend on, a sentence or two a line."""
+    """Return everything that the scores depend on, a sentence or two per line."""
     reference, generated = settings["reference"], settings["generated"]
-    made = (
+    pictures = (
         f"{generated['pictures']:,} from {generated['folder']}"
         if generated["folder"]
         else f"{generated['pictures']:,}, seed {generated['seed']}, temperature {generated['temperature']:g}, "
@@ -89,7 +89,7 @@ def setting_lines(settings: dict[str, Any]) -> list[str]:
     lines = [
         f"reference: {reference['pictures']:,} pictures, {reference['split']} split of {reference['data']}; "
         f"{reference['crop']} to {size}; codec: {settings['codec']}",
-        f"generated: {made}",
+        f"generated: {pictures}",
         f"extractor: {settings['extractor']} (weights {settings['extractor_fingerprint']}); "
         f"its resize: {settings['resize']}",
         f"precision and recall: k = {settings['neighbour']}{real}; kernel distance: {settings['kid_subsets']} subsets "
@@ -107,7 +107,7 @@ def setting_lines(settings: dict[str, Any]) -> list[str]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """A whole evaluation for the terminal."""
+    """Format a whole evaluation for the terminal."""
     blocks = [f"{result['model']} (weights {result['weights']}) on {result['data']}"]
     if result["scores"]:
         blocks += [aligned(score_rows(result)), "\n".join(setting_lines(result["settings"]))]
@@ -126,7 +126,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def aligned(rows: Rows) -> str:
-    """Columns of equal width: the first to the left, the others to the right."""
+    """Align rows in columns: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows if row[1:2] != ["not installed:"]) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -2,7 +2,7 @@
 
 A classifier is trained on pictures of two sets, in equal numbers, and its accuracy is measured on other pictures of
 them. 0.5 is chance: the sets can't be distinguished. The same test of real pictures against other real ones shows what
-chance looks like at this number of pictures. No feature extractor is needed. What the classifier sees is one of:
+chance looks like at this number of pictures. No feature extractor is needed. The classifier's input is one of:
 
 - ``dc``: the planes of the DC coefficients;
 - ``dc, 1-3``: those of the bands DC and 1–3, and the picture that they make, at half its size;
@@ -89,21 +89,21 @@ def recognition(real: Tensor, generated: Tensor) -> dict[str, Any]:
 
 
 def _recognised(features: Tensor, is_real: Tensor, test: Tensor) -> Tensor:
-    """Whether a classifier that was trained on the rest is right: bool for each picture of the test part."""
-    rest = features[~test]
-    mean, scale = rest.mean(0), rest.std(0) + 1e-6
-    rest, held = (rest - mean) / scale, (features[test] - mean) / scale
+    """Train a classifier on all but the test part; returns whether it is right for each picture of that part: bool."""
+    training = features[~test]
+    mean, scale = training.mean(0), training.std(0) + 1e-6
+    training, tested = (training - mean) / scale, (features[test] - mean) / scale
     target = is_real[~test].float() * 2 - 1
-    kernel = _kernel(rest, rest)
-    best, found = math.inf, torch.zeros(0)
+    kernel = _kernel(training, training)
+    best, best_weights = math.inf, torch.zeros(0)
     for ridge in RIDGES:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel + ridge * torch.eye(len(kernel))))
         weights = inverse @ target
         # Leave-one-out residuals of a ridge regression, in closed form.
         error = float((weights / inverse.diagonal()).square().mean())
         if error < best:
-            best, found = error, weights
-    return (_kernel(held, rest) @ found > 0) == is_real[test]
+            best, best_weights = error, weights
+    return (_kernel(tested, training) @ best_weights > 0) == is_real[test]
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def describe(pictures: DCTImage, codec: Codec) -> dict[str, Tensor]:
-    """Features of pictures in each of the `VIEWS`.
+    """Return the features of pictures in each of the `VIEWS`.
 
     Args:
         pictures: any number, at 4:2:0.
@@ -146,7 +146,7 @@ def _views(batch: DCTImage, codec: Codec) -> dict[str, Tensor]:
 
 
 def _planes(batch: DCTImage) -> Tensor:
-    """Coefficients in units of a typical magnitude: fp32 ``[n, 192, h, w]`` by frequency, then Y, Cr, Cb.
+    """Return the coefficients in units of a typical magnitude: fp32 ``[n, 192, h, w]`` by frequency, then Y, Cr, Cb.
 
     Chroma is repeated to luma's blocks; of many blocks the middle ones are taken.
     """
@@ -159,7 +159,7 @@ def _planes(batch: DCTImage) -> Tensor:
 
 
 def _colours(pixels: Tensor) -> Tensor:
-    """Brightness and two differences of colours: fp32 ``[n, 3, H, W]`` of uint8 ``[n, H, W, 3]``."""
+    """Return the brightness and two differences of colours: fp32 ``[n, 3, H, W]`` of uint8 ``[n, H, W, 3]``."""
     red, green, blue = pixels.float().unbind(3)
     return torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], 1) / 255
 
@@ -170,7 +170,7 @@ def _centre(planes: Tensor, side: int) -> Tensor:
 
 
 def _fitting(planes: Tensor, side: int) -> Tensor:
-    """Averaged down to at most ``side`` on both sides."""
+    """Average planes down to at most ``side`` on both sides."""
     step = -(-max(planes.shape[2:]) // side)
     return F.avg_pool2d(planes, step, ceil_mode=True) if step > 1 else planes
 
@@ -182,14 +182,14 @@ def two_sample_test(
     *,
     progress: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Generated against real pictures, and real against other real ones, in all `VIEWS`.
+    """Test generated against real pictures, and real against other real ones, in all `VIEWS`.
 
     Args:
         reference: the real pictures, after the codec.
         generated: coefficients, or pixels uint8 ``[n, H, W, 3]``. Pixels are encoded by the reference's codec, and then
             real pictures are decoded and encoded again, too, so that this makes no difference.
         most: the most pictures on a side.
-        progress: called with what is under way.
+        progress: called with a description of each step.
 
     Returns:
         JSON-ready: ``chance`` 0.5, ``skipped`` (why there is no result, "" if there is one), and ``views``: by view
@@ -200,17 +200,17 @@ def two_sample_test(
         few = f"{len(generated):,} generated and {len(reference):,} real pictures"
         return {"chance": 0.5, "skipped": f"there are only {few}; it needs {FEWEST} on each side", "views": {}}
     codec = Codec(reference.store.info.quality)
-    tell = progress or (lambda _what: None)
-    tell("features of the generated pictures")
+    report = progress or (lambda _what: None)
+    report("features of the generated pictures")
     again = not isinstance(generated, DCTImage)
     coded = generated if isinstance(generated, DCTImage) else codec.encode(generated)
     drawn = describe(coded[:count], codec)
-    tell("features of the real pictures")
+    report("features of the real pictures")
     known = _real(reference, min(2 * count, len(reference)), codec, again)
     half = min(count, len(next(iter(known.values()))) // 2)
     views: dict[str, Any] = {}
     for name in VIEWS:
-        tell(name)
+        report(name)
         real = known[name]
         views[name] = {
             "generated": recognition(real[:count], drawn[name]),
@@ -220,7 +220,7 @@ def two_sample_test(
 
 
 def _real(reference: Reference, number: int, codec: Codec, again: bool) -> dict[str, Tensor]:
-    """Features of the first real pictures, of a few at a time."""
+    """Return the features of the first real pictures, of a few at a time."""
     parts = []
     for start in range(0, number, _BATCH):
         batch = reference.dct(start, min(start + _BATCH, number))

@@ -1,4 +1,4 @@
-"""The model card: what a person finds next to a model's weights on the hub."""
+"""The model card: the description next to a model's weights on the hub."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ None were measured. `dctransformer likelihood {{ prefix }}{{ name }} DATA` count
 
 
 def model_card(config: ModelConfig, parameters: int, name: str, figures: dict[str, float], info: Any) -> ModelCard:
-    """Fill in the card.
+    """Fill in the model card.
 
     Args:
         config: of the model.
-        parameters: how many it has.
-        name: under which it can be loaded.
+        parameters: their number.
+        name: under which the model can be loaded.
         figures: scores by name; they go into the card's metadata, too.
-        info: what the hub's mixin knows of the class (library, task, tags, paper).
+        info: the hub mixin's information on the class (library, task, tags, paper).
     """
     results = [
         EvalResult("unconditional-image-generation", "image-folder", "validation pictures", what, figure)

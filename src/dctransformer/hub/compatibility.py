@@ -1,4 +1,4 @@
-"""What files of older versions need in order to be read: the one place that knows how configs and weights changed."""
+"""Compatibility with files of older versions: the only module that lists changes of configs and weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def without_retired(fields: dict[str, Any], local_context: bool = True) -> dict[
 
     Args:
         fields: as read from a file.
-        local_context: what the model has if the fields don't say; `survival` could differ from it.
+        local_context: the value if it is not among the fields; `survival` could differ from it.
 
     Returns:
         The fields without retired ones.
@@ -60,6 +60,6 @@ ADDED = ("local.hidden_table", "local.given_mix")
 
 
 def current_name(parameter: str) -> str:
-    """The name that a parameter of a file has in the network now."""
+    """Return the name that a parameter of a file has in the network now."""
     module, _, rest = parameter.partition(".")
     return f"{RENAMED.get(module, module)}.{rest}"

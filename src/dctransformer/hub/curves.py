@@ -1,4 +1,4 @@
-"""Curves of trainings: those of a run, and those that come with the package to lay them over."""
+"""Curves of trainings: those of a run, and those that come with the package for comparison."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class Curve:
     lines: list[dict[str, Any]]
 
     def validations(self) -> list[dict[str, Any]]:
-        """The lines that have the scores of a validation."""
+        """Return the lines that have the scores of a validation."""
         return [line for line in self.lines if "validation/bytes_per_image" in line]
 
 
 def shipped_curves(config: ModelConfig) -> list[Curve]:
-    """Curves that come with the package and that a training of a shape can be compared with.
+    """Return the curves that come with the package and that a training of a shape can be compared with.
 
     Args:
         config: of the model that is trained. Height, width and JPEG quality must agree, so that bytes compare, and
             where texture begins, so that triples are counted alike.
     """
-    ours = {"shape": list(config.trained_shape), "quality": config.quality, "texture_from": config.texture_from}
+    wanted = {"shape": list(config.trained_shape), "quality": config.quality, "texture_from": config.texture_from}
     found = []
     for path in sorted(CURVES.glob("*.jsonl")):
         with path.open(encoding="utf-8") as file:
             facts = json.loads(file.readline())
-        if all(facts[name] == value for name, value in ours.items()):
+        if all(facts[name] == value for name, value in wanted.items()):
             found.append(Curve(facts["name"], facts["about"], read_curves(path)))
     return found
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, numbers only; lines that were cut off or have no triples are left out."""
+    """Read the lines of a run's ``metrics.jsonl``, numbers only, without those that are cut off or have no triples."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -30,7 +30,7 @@ class DCTransformer(
         64
     """
 
-    # The mixin's own `from_pretrained` asks the hub before it looks for shipped weights, and its `save_pretrained`
+    # The mixin's `from_pretrained` looks for a model on the hub before shipped weights, and its `save_pretrained`
     # deletes config.json before it writes a new one: both are replaced, around the same two hooks.
 
     @classmethod
@@ -88,7 +88,7 @@ class DCTransformer(
         Args:
             folder: created if needed.
             dtype: of the stored weights: ``torch.bfloat16`` halves the file; ``torch.int8`` takes 30 % of fp32
-                (`dctransformer.hub.storage`), for use, not for going on with training; None keeps the present one.
+                (`dctransformer.hub.storage`), for use, not for further training; None keeps the present one.
             model_card_kwargs: write a model card (``README.md``), too, if the folder has none: the arguments of
                 `generate_model_card`, ``{}`` for a card without figures; None for no card.
             push_to_hub: upload the model, too.

@@ -36,7 +36,7 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 
 
 def shipped_names() -> list[str]:
-    """Names of the weights that come with the package."""
+    """Return the names of the weights that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
@@ -70,7 +70,7 @@ def model_folder(name: str | Path, **hub: Any) -> Path:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``owner/name``."""
+    """Return whether a name has the form ``owner/name``."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name, re.ASCII) is not None
 
 
@@ -98,10 +98,10 @@ def _from_hub(repo: str, options: dict[str, Any]) -> Path:
 
 
 def check_token(token: str | None) -> None:
-    """See that there is a token for the hub, before the work whose result is to be uploaded.
+    """Check that there is a token for the hub, before the work whose result is to be uploaded.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no token.
     """
     import huggingface_hub
 
@@ -114,7 +114,7 @@ def check_token(token: str | None) -> None:
 
 @contextlib.contextmanager
 def hub_answers(repo: str) -> Iterator[None]:
-    """An upload: what the hub refuses becomes a sentence.
+    """Turn errors of an upload to the hub into one sentence.
 
     Raises:
         ValueError: the hub can't be reached, or does not allow it.
@@ -137,7 +137,7 @@ def hub_answers(repo: str) -> Iterator[None]:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The config of a saved model.
+    """Read the config of a saved model.
 
     Raises:
         ValueError: the file is missing, is not JSON, or has unknown or impossible fields.
@@ -180,7 +180,7 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
 
     Args:
         folder: of a saved model.
-        expected: the state that the config asks for; names and shapes must be the same.
+        expected: the state that the config describes; names and shapes must be the same.
 
     Raises:
         ValueError: the file is damaged or does not fit.

@@ -1,4 +1,4 @@
-"""How weights are stored: floating-point tensors, or matrices of int8 with one fp32 scale per row.
+"""The stored form of weights: floating-point tensors, or matrices of int8 with one fp32 scale per row.
 
 The compact form is an ordinary safetensors file. The weight ``NAME`` of a linear or convolutional layer is int8 of its
 own shape, and ``NAME.scale`` is fp32 with one number per row (per index of the first dimension): the weight is the
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 SCALE = ".scale"
-"""What follows the name of an int8 matrix in the name of its scales."""
+"""Suffix to the name of an int8 matrix in the name of its scales."""
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Types of weights that can be read as they are, as safetensors names them."""
@@ -48,7 +48,7 @@ def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
 
 
 def _quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 of the same shape, and the fp32 scale of each row."""
+    """Quantise a matrix: returns int8 of the same shape, and the fp32 scale of each row."""
     rows = matrix.float().flatten(1)
     scale = rows.abs().amax(1) / _LARGEST
     whole = (rows / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().clamp(-_LARGEST, _LARGEST)

@@ -1,4 +1,4 @@
-"""softmax(QKᵀ/√E)V, by whichever way is the fastest where it runs.
+"""Attention, softmax(QKᵀ/√E)V, by the fastest implementation for the device.
 
 Shapes: B batch, H heads, L queries, M keys, E head size; N = B·H.
 """
@@ -20,7 +20,7 @@ KEPT = 1024
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Tensor | None = None) -> Tensor:
-    """Attention of queries to keys and values.
+    """Compute the attention of queries to keys and values.
 
     In training on a CPU in bf16 the fused kernel takes three times as long as plain products for short sequences and
     half as long again for long ones; everywhere else, for the single query of a decode step too, it is the fastest.
@@ -30,7 +30,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Tensor | N
         k: ``[B, H, M, E]``.
         v: ``[B, H, M, E]``.
         causal: forbid looking ahead (L = M).
-        seen: bool ``[M]``, the keys that there are; None for all.
+        seen: bool ``[M]``, the keys that are valid; None for all.
 
     Returns:
         ``[B, H, L, E]``.
@@ -49,7 +49,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Tensor | N
 
 
 def _weights(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """softmax(QKᵀ/√E), ``[N, L, M]``; ``causal``: the last query sees all keys, the one before it one key less."""
+    """Return softmax(QKᵀ/√E), ``[N, L, M]``; if causal, the last query sees all keys, the one before it one less."""
     bias = q.new_zeros(1, q.shape[1], k.shape[1])
     if causal:
         seen = torch.ones_like(bias, dtype=torch.bool).tril(k.shape[1] - q.shape[1])
@@ -58,7 +58,7 @@ def _weights(q: Tensor, k: Tensor, causal: bool) -> Tensor:
 
 
 def _blocks(length: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]:
-    """The queries of each block, and how many keys they see."""
+    """Yield the queries of each block, and how many keys they see."""
     for start in range(0, length, ROWS):
         end = min(start + ROWS, length)
         yield slice(start, end), end if causal else keys
@@ -66,7 +66,7 @@ def _blocks(length: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]
 
 @torch.library.custom_op("dctransformer::attention_in_blocks", mutates_args=(), device_types="cpu")
 def attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention, a block of queries at a time, without the keys that none of a block sees.
+    """Compute attention a block of queries at a time, without the keys that no query of a block sees.
 
     Args:
         q: ``[N, L, E]``.
@@ -90,7 +90,7 @@ def attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[
 
 
 def _kept(q: Tensor, k: Tensor, causal: bool) -> int:
-    """How many weights are kept."""
+    """Return the number of weights that are kept for the backward pass."""
     if k.shape[1] > KEPT:
         return 0
     return q.shape[0] * sum((rows.stop - rows.start) * seen for rows, seen in _blocks(q.shape[1], k.shape[1], causal))
@@ -114,9 +114,9 @@ def _backward(
             begin += count
         else:
             weights = _weights(q[:, rows], k[:, :seen], causal)
-        got = grad[:, rows]
-        dv[:, :seen] += torch.bmm(weights.transpose(1, 2), got)
-        by_weight = torch.bmm(got, v[:, :seen].transpose(1, 2))
+        grad_rows = grad[:, rows]
+        dv[:, :seen] += torch.bmm(weights.transpose(1, 2), grad_rows)
+        by_weight = torch.bmm(grad_rows, v[:, :seen].transpose(1, 2))
         by_score = torch.ops.aten._softmax_backward_data(by_weight, weights, -1, weights.dtype)
         dq[:, rows] = torch.bmm(by_score, k[:, :seen])
         dk[:, :seen] += torch.bmm(by_score.transpose(1, 2), q[:, rows])

@@ -1,4 +1,4 @@
-"""What the decoders of a chunk read: the context settled before it, and the places as each channel run sees them.
+"""The inputs of a chunk's decoders: the context settled before it, and the place features of each channel run.
 
 Shapes: B batch, L triples, N MCUs, P positions, D width, T channel runs, W place width.
 """
@@ -22,7 +22,7 @@ PLACE_POINTER = 8
 
 @dataclasses.dataclass
 class Context:
-    """All that a chunk's decoders read of what was settled before it (made once a chunk)."""
+    """The encoder's output and everything else that was settled before a chunk, computed once per chunk."""
 
     grid: Grid
     labels: Tensor
@@ -30,7 +30,7 @@ class Context:
     encoded: Tensor
     """Encoder output, ``[B, N, D]``."""
     memory: list[list[tuple[Tensor, Tensor]]]
-    """Cross-attention keys and values of the channel, position and value decoder, a layer each."""
+    """Cross-attention keys and values of the channel, position and value decoder, one pair per layer."""
     at_place: Tensor
     """The encoder's share of the value decoder's input, ``[B, N, D]``."""
     place_keys: Tensor
@@ -48,7 +48,7 @@ class Context:
     opened: Tensor
     """Places that may be chosen at all, bool ``[B, 192, P]``."""
     last_open: Tensor
-    """The last of them a rank, int64 ``[B, 192]``."""
+    """The last open place of each rank, −1 for none, int64 ``[B, 192]``."""
     states: States | None
     """Local-context states before the chunk (None without local context)."""
     encoded_places: Tensor | None
@@ -57,7 +57,7 @@ class Context:
 
 @dataclasses.dataclass
 class Places:
-    """The places as the position and value decisions of some channel runs see them.
+    """The place features and scores that the position and value decisions of some channel runs read.
 
     Attributes:
         rank: int64 ``[T]``, the channel of each run.
@@ -66,7 +66,7 @@ class Places:
         features: ``[T, P, W]``; None without local context.
         keys: of the features for the pointer, ``[T, P, PLACE_POINTER]``.
         base: scores by the features alone, ``[T, P]``.
-        one_each: whether row b's only decision belongs to run b.
+        one_each: whether each row has one decision and one run, in the same order.
     """
 
     rank: Tensor
@@ -78,11 +78,11 @@ class Places:
     one_each: bool = False
 
     def at(self, x: Tensor) -> Tensor:
-        """What belongs to the run of each decision: ``[T, …]`` to ``[B, L, …]``."""
+        """Select the entries of each decision's run: ``[T, …]`` to ``[B, L, …]``."""
         return x[:, None] if self.one_each else x[self.of_triple]
 
     def same_at(self, position: Tensor) -> Tensor:
-        """The same channel's values at positions of each decision, ``[B, L, …]``; anything outside the picture."""
+        """Return the same channel's values at each decision's positions, ``[B, L, …]``; outside the picture, any."""
         count = self.same.shape[1]
         run = self.of_triple.view(*self.of_triple.shape, *[1] * (position.ndim - 2))
         return taken(self.same, run * count + position.clamp(max=count - 1))

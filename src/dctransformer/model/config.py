@@ -17,7 +17,7 @@ from dctransformer.settings import check_ranges, validated
 
 MAX_LAYERS, MAX_FEED_FORWARDS = 128, 16
 
-# Far beyond every useful model: what a stranger's config can make the program allocate is limited.
+# Far beyond every useful model: limits on the memory that a stranger's config can make the program allocate.
 Width = Annotated[int, Interval(ge=1, le=1 << 14)]
 Hidden = Annotated[int, Interval(ge=1, le=1 << 16)]
 Layers = Annotated[
@@ -27,7 +27,7 @@ Layers = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What one is free to choose about a model, whatever the data.
+    """The settings of a model that do not depend on the data.
 
     ``encoder``, ``channel``, ``position`` and ``value`` list the attention layers of each stack; an entry is the
     number of feed-forward layers that follow that attention layer (the paper's PAR-style blocks have several,
@@ -74,9 +74,9 @@ class Architecture:
     """Most luma blocks along a side (128 blocks = 1,024 pixels)."""
 
     texture_from: int = len(order.BANDS)
-    """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided a channel at a time; 4: none is."""
+    """First band (0 for DC, 1 for 1–3, 2 for 4–15, 3 for 16–63) that is decided one channel at a time; 4: no band."""
     texture_state: Width = 64
-    """Width of what a place's settled coefficients are projected to (of the texture's network, as all of these)."""
+    """Width of the projection of a place's settled coefficients (this and the next fields: the texture network's)."""
     texture_width: Width = 96
     """Width of a place's features."""
     texture_hidden: Hidden = 192
@@ -88,7 +88,7 @@ class Architecture:
         """Check types, ranges, and what fits together.
 
         Raises:
-            ValueError: a field can't be what it is.
+            ValueError: a field has the wrong type or is out of range, or two fields don't fit together.
         """
         check_ranges(self)
         if not 1 <= self.texture_from <= len(order.BANDS):
@@ -113,7 +113,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Architecture):
-    """A model's whole shape: its architecture, and what the data set decides."""
+    """A model's whole shape: its architecture, and the fields that the data set decides."""
 
     quality: int = 20
     """JPEG quality whose tables quantise the coefficients, 1..100."""
@@ -132,10 +132,10 @@ class ModelConfig(Architecture):
     label_names: tuple[str, ...] = ()
     """Names of the classes, in order of their numbers."""
     conditions: tuple[str, ...] = ("none",)
-    """What the model was trained on (see `dctransformer.sequence.conditions.NAMES`), and so the tasks that it does."""
+    """Conditions that it was trained on (see `dctransformer.sequence.conditions.NAMES`), which decide on its tasks."""
 
     def __post_init__(self) -> None:
-        """Check what no type can say."""
+        """Check the ranges of the fields and what fits together."""
         self.check()
         order.check_quality(self.quality)
         if self.size < order.MCU or self.size % order.MCU:
@@ -152,7 +152,7 @@ class ModelConfig(Architecture):
             )
         if self.label_names and len(self.label_names) != self.num_labels:
             raise ValueError(
-                f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name a label"
+                f"{len(self.label_names)} label_names do not fit num_labels {self.num_labels}; give one name per label"
             )
 
     @property
@@ -176,7 +176,7 @@ class ModelConfig(Architecture):
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`.
+        """Build a config from the fields of `to_dict`.
 
         Raises:
             ValueError: a field is unknown (the nearest known one is named), of another type, or out of its range.
@@ -212,7 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """The config called ``name`` with some fields replaced.
+    """Return the config called ``name`` with some fields replaced.
 
     Raises:
         ValueError: there is no such preset or field.

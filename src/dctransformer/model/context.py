@@ -1,4 +1,4 @@
-"""Local context: what the coefficients around a place say about it, up to date for every channel.
+"""Local context: features of a place from the coefficients around it, up to date for every channel.
 
 Generation goes channel by channel, so when a channel begins, every earlier channel is settled at *every* place.
 Two things follow without waiting for the next chunk's encoder pass:
@@ -35,11 +35,11 @@ NEIGHBOURS, BEFORE = 8, 4
 """Places around a place, and how many of them come before it in raster order."""
 
 GIVEN_FEATURES = 4
-"""Features of a place in the channel in hand: given, non-zero, log magnitude, signed log magnitude."""
+"""Features of a place in the current channel: given, non-zero, log magnitude, signed log magnitude."""
 
 
 def value_features(value: Tensor, limit: Tensor) -> Tensor:
-    """Features of quantised values.
+    """Return the features of quantised values.
 
     Args:
         value: any shape, integer or float.
@@ -56,7 +56,7 @@ def value_features(value: Tensor, limit: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=16)
 @outside_inference
 def neighbour_table(grid: Grid, device: torch.device) -> Tensor:
-    """Positions around each: int64 ``[2, 8, P]`` for luma and chroma, P where it is outside of the picture.
+    """Return the positions around each: int64 ``[2, 8, P]`` for luma and chroma, P where it is outside of the picture.
 
     The first `BEFORE` come earlier in raster order (left, above, above-left, above-right), the others mirror them.
     """
@@ -73,7 +73,7 @@ def neighbour_table(grid: Grid, device: torch.device) -> Tensor:
 
 
 def _at_positions(by_mcu: Tensor, grid: Grid) -> Tensor:
-    """Each MCU's row of ``[T, N, W]`` at its four positions: ``[T, P, W]``."""
+    """Return each MCU's row of ``[T, N, W]`` at its four positions: ``[T, P, W]``."""
     spread = by_mcu.unflatten(1, (grid.rows, 1, grid.cols, 1)).expand(-1, -1, 2, -1, 2, -1)
     return spread.flatten(1, 4)
 
@@ -89,12 +89,12 @@ class States:
         return States(self.luma[rows], self.chroma[rows])
 
     def copy(self) -> States:
-        """States that can be changed in place."""
+        """Return the states that can be changed in place."""
         return States(self.luma.clone(), self.chroma.clone())
 
 
 class LocalContext(nn.Module):
-    """States and the place features made of them."""
+    """The states of all places, and the place features computed from them."""
 
     limits: Tensor
     """int64 ``[192]`` by rank: largest magnitude of each channel."""
@@ -112,7 +112,7 @@ class LocalContext(nn.Module):
         self.hidden_table = nn.Parameter(torch.zeros(order.NUM_CHANNELS, s))
         """What it adds besides if its value is not known."""
         self.given_mix = nn.Parameter(torch.zeros(NEIGHBOURS * GIVEN_FEATURES, 2 * w))
-        """What given coefficients of the channel in hand add to the features of the places around them."""
+        """What given coefficients of the current channel add to the features of the places around them."""
         self.luma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.chroma_mix = nn.Conv2d(s, 2 * w, 3, padding=1)
         self.encoded = nn.Linear(config.width, 4 * 2 * w, bias=False)
@@ -121,17 +121,17 @@ class LocalContext(nn.Module):
         nn.init.normal_(self.channel.weight, std=0.5)
 
     def contribution(self, rank: Tensor, value: Tensor) -> Tensor:
-        """What triples add to their place's state: ranks < 192 and values of any shape ``[...]`` to ``[..., S]``."""
+        """Return what triples add to their place's state: ranks < 192 and values, ``[...]``, to ``[..., S]``."""
         rows = F.embedding(rank, self.table.flatten(1)).unflatten(-1, self.table.shape[1:])
         return (value_features(value, self.limits[rank])[..., None, :] @ rows)[..., 0, :]
 
     def start(self, coefficients: Tensor, settled: Tensor, closed: Tensor, grid: Grid) -> States:
-        """States before a chunk.
+        """Compute the states before a chunk.
 
         Args:
             coefficients: int16 ``[B, N, 6, 64]``, the partial DCT image.
             settled: bool ``[B, N, 6, 64]``, where the value (zero too) is known.
-            closed: bool ``[B, N, 6, 64]``, what is never to be listed: given, or else hidden.
+            closed: bool ``[B, N, 6, 64]``, coefficients that are never listed: given, or else hidden.
             grid: the MCU grid.
         """
         device = coefficients.device
@@ -147,12 +147,12 @@ class LocalContext(nn.Module):
         return States(luma, chroma)
 
     def encoded_places(self, encoded: Tensor, grid: Grid) -> Tensor:
-        """The encoder's share of the place features: ``[B, N, D]`` to ``[B, P, 2 W]``."""
+        """Return the encoder's share of the place features: ``[B, N, D]`` to ``[B, P, 2 W]``."""
         parts = self.encoded(encoded).unflatten(-1, (4, -1)).flatten(1, 2)
         return parts[:, grid.table("luma_of_mcus", encoded.device)]
 
     def _given_around(self, given: Tensor, near: Tensor) -> Tensor:
-        """Features of the given coefficients around each place: see `features`; ``[T, P, 8 · 4]``."""
+        """Return the features of the given coefficients around each place: see `features`; ``[T, P, 8 · 4]``."""
         count, places = given.shape[:2]
         size = given[..., 0].abs().log1p()
         inputs = torch.stack([given[..., 1], (size > 0).float(), size, size * given[..., 0].sign()], dim=-1)
@@ -162,7 +162,7 @@ class LocalContext(nn.Module):
     def features(
         self, states: States, encoded: Tensor, given: tuple[Tensor, Tensor] | None, rank: Tensor, grid: Grid
     ) -> Tensor:
-        """Place features for T channels about to be listed.
+        """Compute the place features of T channels about to be listed.
 
         Args:
             states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
@@ -192,7 +192,7 @@ def states_by_run(
     local: LocalContext, start: States, runs: Runs, ranks: Tensor, positions: Tensor, values: Tensor,
     counted: Tensor, grid: Grid,
 ) -> States:  # fmt: skip
-    """States at the beginning of every run of a batch of whole chunks.
+    """Compute the states at the beginning of every run of a batch of whole chunks.
 
     Args:
         local: the module with the tables.
@@ -215,7 +215,8 @@ def states_by_run(
     shown = counted & (run < most)
 
     def accumulate(base: Tensor, chosen: Tensor, position: Tensor) -> Tensor:
-        # What each run adds: the first begins with what was there before, what no run shows goes to a spare row.
+        # What each run adds: the first run begins with the states before the chunk; triples that no run shows go to a
+        # spare row.
         places, width = base.shape[1:]
         rows = batch * most * places
         slot = torch.where(chosen, place * places + position, rows).flatten()

@@ -44,7 +44,7 @@ from dctransformer.sequence.runs import Runs
 
 
 class DCTransformer(nn.Module):
-    """The network: see the module's text; `config` holds its sizes.
+    """The DCTransformer network (see the module docstring); `config` holds its sizes.
 
     `dctransformer.DCTransformer` is this class with `from_pretrained`, `save_pretrained` and `push_to_hub`
     (`dctransformer.hub.model`).
@@ -90,7 +90,7 @@ class DCTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Unit-scale streams; residual branches and output heads start at (nearly) nothing."""
+        """Initialise the weights: unit-scale streams; residual branches and output heads start near zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
@@ -138,7 +138,7 @@ class DCTransformer(nn.Module):
         if self.config.local_context:
             self.local.features = torch.compile(self.local.features)
 
-    # -- what comes before a chunk ------------------------------------------------------------------------------
+    # -- encoder ------------------------------------------------------------------------------------------------
 
     def encode(
         self,
@@ -154,7 +154,7 @@ class DCTransformer(nn.Module):
         Args:
             coefficients: int16 ``[B, N, 6, 64]``, 0 where absent.
             settled: bool ``[B, N, 6, 64]``, where the value (zero too) is known.
-            closed: bool ``[B, N, 6, 64]``, what is never to be listed.
+            closed: bool ``[B, N, 6, 64]``, coefficients that are never listed.
             labels: int64 ``[B]``, `ModelConfig.null_label` for none.
             grid: the MCU grid.
             offset: the row and the column of MCUs in the position tables where the picture lies.
@@ -167,7 +167,7 @@ class DCTransformer(nn.Module):
         """
         if max(grid.rows + offset[0], grid.cols + offset[1]) * 2 > self.config.max_grid:
             side = self.config.max_grid * order.BLOCK
-            raise ValueError(f"this model handles pictures up to {side} pixels a side; choose a smaller size")
+            raise ValueError(f"this model handles pictures up to {side} pixels per side; choose a smaller size")
         features = value_features(coefficients, self.limits[rank_of_slot(coefficients.device)])
         features = torch.cat([features.flatten(2), settled.to(features.dtype).flatten(2)], dim=-1)
         place = position_embeddings(self.row, self.col, grid, offset)
@@ -178,7 +178,7 @@ class DCTransformer(nn.Module):
         encoded = x[:, 1:]
         memory = torch.cat([x[:, :1], coarse(encoded, grid, self.config.memory)], dim=1)
         opened = open_places(gather(closed, grid), grid)
-        opened[:, self.config.texture_rank :] = False  # these are not listed: see `Texture`
+        opened[:, self.config.texture_rank :] = False  # texture channels are not listed: see `Texture`
         return Context(
             grid=grid,
             labels=labels,
@@ -200,20 +200,20 @@ class DCTransformer(nn.Module):
     # -- symbols ------------------------------------------------------------------------------------------------
 
     def embed_previous(self, rank: Tensor, position: Tensor, value: Tensor, context: Context) -> Tensor:
-        """Embedding of the triples before the ones to predict: int64 ``[B, L]`` each to ``[B, L, D]``."""
+        """Embed the triples before the ones to predict: int64 ``[B, L]`` each to ``[B, L, D]``."""
         symbol = F.embedding(position, context.previous_place)
         symbol = symbol + self.value(self.alphabet.encode(value))
         is_triple = (rank < order.NUM_CHANNELS)[..., None]
         return self.rank(rank) + torch.where(is_triple, symbol, 0.0) + self.label(context.labels)[:, None]
 
     def embed_channel(self, stream: Tensor, rank: Tensor) -> Tensor:
-        """The position decoder's input: the channel decoder's stream and the channel chosen."""
+        """Return the position decoder's input: the channel decoder's stream and the channel chosen."""
         return stream + self.chosen_rank(rank)
 
     def embed_position(
         self, stream: Tensor, rank: Tensor, position: Tensor, places: Places, context: Context
     ) -> Tensor:
-        """The value decoder's input: the stream, the position chosen and what is known around it.
+        """Return the value decoder's input: the stream, the position chosen and what is known around it.
 
         Args:
             stream: of the position decoder, ``[B, L, D]``.
@@ -231,7 +231,7 @@ class DCTransformer(nn.Module):
     # -- whole chunks -------------------------------------------------------------------------------------------
 
     def places_of_chunk(self, batch: ChunkBatch, context: Context) -> Places:
-        """The places at the beginning of each channel run of whole chunks."""
+        """Return the places at the beginning of each channel run of whole chunks."""
         grid = context.grid
         ranks, positions, values = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
         runs = Runs.find(ranks) if batch.runs is None else batch.runs
@@ -250,7 +250,7 @@ class DCTransformer(nn.Module):
         return places
 
     def look_around(self, states: States, context: Context, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, pointer keys and base scores of every place for T channels about to be listed (see `Places`).
+        """Compute features, pointer keys and base scores of every place for T channels to be listed (see `Places`).
 
         Args:
             states: at the beginning of each channel, luma ``[T, P, S]`` and chroma ``[T, N, S]``.
@@ -261,9 +261,9 @@ class DCTransformer(nn.Module):
         assert context.encoded_places is not None
         encoded, given = context.encoded_places.index_select(0, row), context.given[row, rank]
         around = None
-        # Where looking costs nothing and no gradient is wanted, channels of which nothing is given are passed over.
-        looks = given.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not looks or bool(given.any()):
+        # Where a check costs nothing and no gradient is needed, channels without given coefficients are skipped.
+        checks = given.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not checks or bool(given.any()):
             given = torch.stack([torch.where(given, context.planes[row, rank], 0), given], dim=-1).float()
             around = given, context.neighbours[self.local.is_chroma[rank].long()]
         features = self.local.features(states, encoded, around, rank, context.grid)
@@ -272,13 +272,13 @@ class DCTransformer(nn.Module):
     def streams(
         self, batch: ChunkBatch, context: Context, places: Places, caches: list[list[KVCache]] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the channel, position and value decoder make of the chunks, ``[B, L, D]`` each.
+        """Run the channel, position and value decoder over whole chunks: three streams, ``[B, L, D]`` each.
 
         Args:
             batch: whole chunks.
-            context: of them.
+            context: of the chunks.
             places: from `places_of_chunk`.
-            caches: one list a decoder, to be filled for step-by-step decoding from there on.
+            caches: one list per decoder, filled for step-by-step decoding after the chunks (prefill).
         """
         before = batch.ranks[:, :-1], batch.positions[:, :-1], batch.values[:, :-1]
         chosen = batch.ranks[:, 1:].clamp(max=order.NUM_CHANNELS - 1)
@@ -291,11 +291,11 @@ class DCTransformer(nn.Module):
         return channel, position, self.value_decoder(x, context.memory[2], stores[2])
 
     def new_caches(self, batch: int, like: Tensor) -> list[list[KVCache]]:
-        """Empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
+        """Return the empty key/value caches of the three decoders for one chunk of ``batch`` rows."""
         return [s.new_cache(batch, like) for s in self.decoders]
 
     def forward(self, batch: ChunkBatch) -> Tensor | tuple[Tensor, Tensor]:
-        """Negative log-likelihood of every triple of some chunks, by field, and of some textures.
+        """Compute the negative log-likelihood of every triple of some chunks, by field, and of some textures.
 
         Args:
             batch: from `dctransformer.sequence.chunks.cut_chunks`.
@@ -309,7 +309,7 @@ class DCTransformer(nn.Module):
         return self.triple_nats(batch), self.texture(batch.texture)
 
     def triple_nats(self, batch: ChunkBatch) -> Tensor:
-        """−log p of every triple of some chunks: see `forward`."""
+        """Compute −log p of every triple of some chunks: see `forward`."""
         context = self.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid, batch.offset)
         places = self.places_of_chunk(batch, context)
         streams = self.streams(batch, context, places)
@@ -318,7 +318,7 @@ class DCTransformer(nn.Module):
     def nats(
         self, batch: ChunkBatch, context: Context, places: Places, streams: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
-        """The three distributions' negative log-likelihoods: see `forward`; ``streams`` are those of `streams`."""
+        """Compute the three distributions' negative log-likelihoods from the streams of `streams`: see `forward`."""
         before = batch.ranks[:, :-1], batch.positions[:, :-1]
         rank, position, value = batch.ranks[:, 1:], batch.positions[:, 1:], batch.values[:, 1:]
         chosen = rank.clamp(max=order.NUM_CHANNELS - 1)

@@ -23,10 +23,10 @@ from dctransformer.sequence.chunks import START
 
 
 def hazard_logits(score: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the first outcome that is taken, where the possible ones are met in order.
+    """Turn hazards into logits of the first outcome that is taken, where the possible ones are met in order.
 
-    An outcome's score is the log-odds that it is taken *given that those before it are passed over*. So what an
-    outcome's score has to know does not depend on which others are possible.
+    An outcome's score is the log-odds that it is taken *given that those before it are passed over*, its hazard. So
+    an outcome's score need not depend on which others are possible.
 
     Args:
         score: fp32 ``[..., K]``.
@@ -41,12 +41,12 @@ def hazard_logits(score: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ChannelHead(nn.Module):
-    """Which channel is next: hazards over the channels in order; without local context one softmax, as in the paper."""
+    """The channel head: hazards over the channels in order; without local context one softmax, as in the paper."""
 
     def __init__(self, config: Architecture):
         super().__init__()
         self.hazards = config.local_context
-        # What is left of the probability when every channel is passed over is the stop's.
+        # The probability that remains when every channel is passed over is the stop's.
         outcomes = order.NUM_CHANNELS if self.hazards else order.NUM_CHANNELS + 1
         self.out = nn.Linear(config.width, outcomes)
         self.after = nn.Embedding(START + 1, outcomes)
@@ -60,7 +60,7 @@ class ChannelHead(nn.Module):
             self.after.weight.data.fill_diagonal_(1.0)
 
     def forward(self, stream: Tensor, rank: Tensor, position: Tensor, context: Context) -> Tensor:
-        """Logits of the next channel.
+        """Return the logits of the next channel.
 
         Args:
             stream: of the channel decoder, ``[B, L, D]``.
@@ -79,7 +79,7 @@ class ChannelHead(nn.Module):
 
 
 class PositionHead(nn.Module):
-    """Where in the channel: a pointer over the places, by the encoder's features and by the local context.
+    """The position head: a pointer over the places, by the encoder's features and by the local context.
 
     With local context the scores are hazards over the places in order; without it they are logits, as in the paper.
     """
@@ -111,25 +111,25 @@ class PositionHead(nn.Module):
             nn.init.normal_(self.neighbour_gate.weight, std=0.1 / math.sqrt(self.neighbour_gate.in_features))
 
     def keys(self, encoded: Tensor, grid: Grid) -> Tensor:
-        """Pointer keys of every place, from the encoder: ``[B, N, D]`` to ``[B, P, POINTER]``."""
+        """Return the pointer keys of every place, from the encoder: ``[B, N, D]`` to ``[B, P, POINTER]``."""
         keys = self.pointer_key(encoded).unflatten(-1, (4, POINTER)).flatten(1, 2)
         return keys[:, grid.table("luma_of_mcus", keys.device)]
 
     def local_scores(self, features: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-        """What the local context says of T channels about to be listed.
+        """Compute pointer keys and scores from the local context for T channels about to be listed.
 
         Args:
             features: of every place, ``[T, P, W]``.
             rank: int64 ``[T]``, less than 192.
 
         Returns:
-            Pointer keys ``[T, P, PLACE_POINTER]`` and scores that hold whatever the stream ``[T, P]``.
+            Pointer keys ``[T, P, PLACE_POINTER]``, and scores that do not depend on the stream ``[T, P]``.
         """
         base = (features @ self.place_readout(rank)[..., None])[..., 0] + self.place_bias(rank)
         return self.place_key(features) / math.sqrt(PLACE_POINTER), base
 
     def forward(self, stream: Tensor, rank: Tensor, cursor: Tensor, places: Places, context: Context) -> Tensor:
-        """Logits of the position in a chosen channel.
+        """Return the logits of the position in a chosen channel.
 
         Args:
             stream: of the position decoder, ``[B, L, D]``.
@@ -156,7 +156,7 @@ class PositionHead(nn.Module):
     def _with_neighbours(
         self, score: Tensor, weight: Tensor, rank: Tensor, cursor: Tensor, places: Places, context: Context
     ) -> Tensor:
-        """Add what the same channel's values just left of and above a place say, as far as they are listed.
+        """Add the scores that a place gets from the same channel's listed values just left of and above it.
 
         Only places soon after the cursor have neighbours before it, so no others are looked at: in a large picture a
         small part. (Those before the cursor can't be chosen any more.)
@@ -182,7 +182,7 @@ class PositionHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Which value: what it reads at the chosen place, and the logits."""
+    """The value head: its input at the chosen place, and the logits of the value."""
 
     is_chroma: Tensor
     """int64 ``[192]`` by rank: 0 for luma, 1 for chroma."""
@@ -234,5 +234,5 @@ class ValueHead(nn.Module):
         return x + self.context(torch.cat([here, around.to(here.dtype)], dim=-1))
 
     def forward(self, stream: Tensor, rank: Tensor) -> Tensor:
-        """Logits of the value: from the value decoder's stream ``[B, L, D]`` and the channels, fp32 ``[B, L, V]``."""
+        """Return the logits of the value, fp32 ``[B, L, V]``, from the value decoder's stream ``[B, L, D]``."""
         return (self.out(stream).float() + self.after(rank)).masked_fill(~self.legal[rank], NEVER)

@@ -1,4 +1,4 @@
-"""Attention, feed-forward and the stacks made of them: nothing here knows of triples.
+"""Attention, feed-forward and the stacks made of them: nothing here is specific to triples.
 
 Shapes: B batch, L sequence, M memory, H heads, E head size, D width.
 """
@@ -29,7 +29,7 @@ class Step:
 
     @classmethod
     def at(cls, index: Tensor, capacity: int, *, static: bool) -> Step:
-        """The step at ``index`` of a chunk of at most ``capacity`` elements.
+        """Return the step at ``index`` of a chunk of at most ``capacity`` elements.
 
         Args:
             index: int64 ``[1]``.
@@ -71,14 +71,14 @@ class KVCache:
 
 
 def rotary_table(length: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine of the rotary index for `rotate`: fp32 ``[length, E]`` each."""
+    """Return the cosine and signed sine of the rotary index for `rotate`: fp32 ``[length, E]`` each."""
     frequency = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
     return torch.cat([angle.cos(), angle.cos()], dim=1), torch.cat([-angle.sin(), angle.sin()], dim=1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary index applied to ``x [B, H, L, E]`` with tables ``[L, E]``: halves ``(a, b)`` turn as one plane."""
+    """Apply the rotary index to ``x [B, H, L, E]`` with tables ``[L, E]``: halves ``(a, b)`` turn as one plane."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if torch.compiler.is_compiling():  # a roll is the faster way where nothing is fused, and a hindrance where it is
         half = x.shape[-1] // 2
@@ -89,17 +89,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def make_norm(config: Architecture, width: int) -> nn.LayerNorm:
-    """Layer normalisation, with a bias in the paper's blocks."""
+    """Create a layer normalisation, with a bias in the paper's blocks."""
     return nn.LayerNorm(width, eps=1e-6, bias=config.block != "modern")
 
 
 def normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """``norm(x)`` without a module call, which takes longer than the normalisation if there are few rows."""
+    """Compute ``norm(x)`` without a module call, which takes longer than the normalisation if there are few rows."""
     return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Dropout of any shape; on a CPU its rate is a multiple of 1/256, and drawing is five times as fast."""
+    """Apply dropout; on a CPU its rate is a multiple of 1/256, and drawing is five times as fast."""
     if x.device.type != "cpu":
         return F.dropout(x, rate)
     dropped = max(1, round(256 * rate))
@@ -109,7 +109,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def cast_once(x: Tensor) -> Tensor:
-    """``x`` in autocast's precision already, lest every product that reads it casts it again."""
+    """Cast ``x`` to autocast's precision, lest every product that reads it casts it again."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -138,7 +138,7 @@ class Attention(nn.Module):
         self.fused = weight.t().contiguous().t() if weight.device.type == "cpu" else weight
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (normalised, not rotated) and values of ``source [B, M, D]``: ``[B, H, M, E]`` each."""
+        """Return the keys (normalised, not rotated) and values of ``source [B, M, D]``: ``[B, H, M, E]`` each."""
         k, v = self.key_value(source).unflatten(-1, (2, self.heads, self.head_size)).unbind(2)
         k = k if self.key_norm is None else self.key_norm(k)
         return k.transpose(1, 2), v.transpose(1, 2)
@@ -153,7 +153,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         step: Step | None = None,
     ) -> Tensor:
-        """Attend.
+        """Attend to the sequence itself, or to a memory.
 
         Args:
             x: ``[B, L, D]``.
@@ -192,7 +192,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.hidden, config.width, bias=not self.modern)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, L, D]`` to the same."""
+        """Apply the network to each element: ``[B, L, D]`` to the same."""
         if self.modern:
             gate, up = F.linear(x, self.up.weight).chunk(2, dim=-1)
             return F.linear(F.silu(gate) * up, self.down.weight)
@@ -214,7 +214,7 @@ class Branch(nn.Module):
         self.gate = nn.Parameter(torch.zeros(())) if config.block == "paper" else None
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
-        """``x + gate · inner(norm(x))``, shape ``[B, L, D]``."""
+        """Compute ``x + gate · inner(norm(x))``, ``[B, L, D]``."""
         y = self.inner.forward(cast_once(normalise(x, self.norm)), **kwargs)
         if self.dropout and self.training:
             y = dropout(y, self.dropout)
@@ -233,13 +233,13 @@ class Layer(nn.Module):
         """Keep only the layer's input for the backward pass and compute the rest again (less memory, more time)."""
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
-        """``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
+        """Apply the layer: ``[B, L, D]`` to the same; ``attention`` goes to the self-attention."""
         if self.checkpoint and torch.is_grad_enabled():
             return checkpoint(self.run, x, memory, use_reentrant=False, **attention)  # pyright: ignore[reportReturnType]
         return self.run(x, memory, **attention)
 
     def run(self, x: Tensor, memory: tuple[Tensor, Tensor] | None, **attention) -> Tensor:
-        """The layer itself: see `forward`."""
+        """Apply the layer without checkpointing: see `forward`."""
         x = self.attention.forward(x, **attention)
         if self.cross is not None:
             x = self.cross.forward(x, memory=memory)
@@ -256,7 +256,14 @@ class Stack(nn.Module):
     sin: Tensor
 
     def __init__(self, config: Architecture, layers: tuple[int, ...], decoder: bool, *, cross: bool | None = None):
-        """Args: config; layers: feed-forward layers of each; decoder: causal; cross: has a memory (decoders do)."""
+        """Build the layers.
+
+        Args:
+            config: of the model.
+            layers: number of feed-forward layers of each attention layer.
+            decoder: whether the stack is causal.
+            cross: whether it attends to a memory; None: decoders do.
+        """
         super().__init__()
         self.config, self.decoder = config, decoder
         cross = decoder if cross is None else cross
@@ -271,13 +278,13 @@ class Stack(nn.Module):
             self.register_buffer("sin", sin, persistent=False)
 
     def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of ``encoded [B, M, D]`` for each layer's cross-attention (made once a chunk)."""
-        made = (layer.cross.inner.keys_values(encoded) for layer in self.layers)  # type: ignore[union-attr]
+        """Compute keys and values of ``encoded [B, M, D]`` for each layer's cross-attention, once per chunk."""
+        pairs = (layer.cross.inner.keys_values(encoded) for layer in self.layers)  # type: ignore[union-attr]
         # Laid out once here, and not again in every step.
-        return [(k.contiguous(), v.contiguous()) for k, v in made]
+        return [(k.contiguous(), v.contiguous()) for k, v in pairs]
 
     def new_cache(self, batch: int, like: Tensor) -> list[KVCache]:
-        """An empty KV cache for each layer, for one chunk of ``batch`` rows, of the dtype and device of ``like``."""
+        """Create an empty KV cache per layer for one chunk of ``batch`` rows, of the dtype and device of ``like``."""
         c = self.config
         shape = batch, c.heads, c.chunk, c.width // c.heads
         return [KVCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
@@ -318,5 +325,5 @@ class Stack(nn.Module):
 
     @staticmethod
     def _rows(table: Tensor, x: Tensor, step: Step | None) -> Tensor:
-        """The rows of a table ``[chunk, ·]`` that belong to ``x``."""
+        """Return the rows of a table ``[chunk, ·]`` that belong to ``x``."""
         return table[: x.shape[1]] if step is None else table.index_select(0, step.index)

@@ -1,4 +1,4 @@
-"""Which outcomes are possible: the masks that training, likelihood and sampling share.
+"""Masks of possible outcomes, shared by training, likelihood and sampling.
 
 The order lets channels never go down and positions rise inside a channel; settled coefficients are never chosen
 again; a value is never 0 and never larger than the codec can produce. Everything else gets probability 0, so each
@@ -20,19 +20,19 @@ NEVER = -1e9
 
 
 def open_places(closed_planes: Tensor, grid: Grid) -> Tensor:
-    """Places that may ever be chosen: from planes bool ``[B, 192, P]`` of what is never listed, the same shape."""
+    """Return the places that may ever be chosen, given those that are never listed: bool ``[B, 192, P]`` both."""
     device = closed_planes.device
     return ~closed_planes & (~is_chroma_rank(device)[:, None] | grid.table("is_chroma_place", device))
 
 
 def last_open_place(opened: Tensor) -> Tensor:
-    """Largest open position of each rank, −1 for none: bool ``[B, 192, P]`` to int64 ``[B, 192]``."""
+    """Return the largest open position of each rank, −1 for none: bool ``[B, 192, P]`` to int64 ``[B, 192]``."""
     index = torch.arange(opened.shape[-1], device=opened.device)
     return torch.where(opened, index, -1).amax(-1)
 
 
 def legal_channels(last: Tensor, previous_rank: Tensor, previous_position: Tensor) -> Tensor:
-    """Channels (as ranks, with the stop) that may come next.
+    """Return the channels (as ranks, with the stop) that may come next.
 
     Args:
         last: from `last_open_place`, int64 ``[B, 192]``.
@@ -50,7 +50,7 @@ def legal_channels(last: Tensor, previous_rank: Tensor, previous_position: Tenso
 
 
 def legal_positions(opened: Tensor, row: Tensor, rank: Tensor, cursor: Tensor) -> Tensor:
-    """Positions that may come next in a chosen channel.
+    """Return the positions that may come next in a chosen channel.
 
     Args:
         opened: from `open_places`, bool ``[B, 192, P]``.
@@ -69,7 +69,11 @@ class ValueAlphabet:
     """The V possible values: ``−m … −1, 1 … m`` with m the largest limit of any channel."""
 
     def __init__(self, limits: Tensor):
-        """Args: limits: int64 ``[192]`` by rank, largest magnitude of each channel."""
+        """List the values.
+
+        Args:
+            limits: int64 ``[192]`` by rank, largest magnitude of each channel.
+        """
         self.limits = limits
         self.largest = int(limits.max())
         magnitudes = torch.arange(1, self.largest + 1)
@@ -78,13 +82,13 @@ class ValueAlphabet:
         self.legal = (self.values.abs() <= limits[:, None]) & (self.values <= 1023)
 
     def __len__(self) -> int:
-        """V."""
+        """Return the number V of values."""
         return 2 * self.largest
 
     def encode(self, value: Tensor) -> Tensor:
-        """Class of each value (0 is not a value: it gets an arbitrary class, for stops and padding)."""
+        """Return the class of each value (0 is not a value: it gets an arbitrary class, for stops and padding)."""
         return value + self.largest - (value > 0).to(value.dtype)
 
     def decode(self, index: Tensor) -> Tensor:
-        """Value of each class."""
+        """Return the value of each class."""
         return index - self.largest + (index >= self.largest).to(index.dtype)

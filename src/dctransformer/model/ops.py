@@ -14,7 +14,7 @@ from dctransformer.model.legality import NEVER
 
 
 def coarse(encoded: Tensor, grid: Grid, most: int) -> Tensor:
-    """Means over the smallest squares of MCUs of which there are at most ``most`` (0: the MCUs themselves).
+    """Average over the smallest squares of MCUs of which there are at most ``most`` (0: the MCUs themselves).
 
     Args:
         encoded: by MCU, ``[B, N, D]``.
@@ -34,36 +34,36 @@ def coarse(encoded: Tensor, grid: Grid, most: int) -> Tensor:
 
 
 def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """``x[first, second]`` of ``[T, P, W]``, whose backward pass adds whole rows."""
+    """Gather ``x[first, second]`` of ``[T, P, W]``; the backward pass adds whole rows."""
     index = first * x.shape[1] + second
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
-    """What `torch.take` gives, in less than half the time on a CPU."""
+    """Gather elements as `torch.take` does, in less than half the time on a CPU."""
     return x.flatten().index_select(0, index.flatten()).view_as(index)
 
 
 def nll(logits: Tensor, target: Tensor) -> Tensor:
-    """−log softmax(logits)[target], in nats: ``[..., K]`` and int64 ``[...]`` to ``[...]``."""
+    """Compute −log softmax(logits)[target], in nats: ``[..., K]`` and int64 ``[...]`` to ``[...]``."""
     return logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]
 
 
 def position_embeddings(row: nn.Embedding, col: nn.Embedding, grid: Grid, offset: tuple[int, int]) -> Tensor:
-    """Embedding of every position in the luma grid, ``offset`` rows and columns of MCUs into the tables: ``[P, D]``."""
+    """Embed every position of the luma grid, ``offset`` rows and columns of MCUs into the tables: ``[P, D]``."""
     top, left = 2 * offset[0], 2 * offset[1]
     down, across = row.weight[top : top + 2 * grid.rows], col.weight[left : left + grid.width]
     return (down[:, None] + across).flatten(0, 1)
 
 
 def log_at_least_one(rate: Tensor) -> Tensor:
-    """log(1 − exp(−rate)) for rates ≥ 0, accurate for small and for large ones."""
+    """Compute log(1 − exp(−rate)) for rates ≥ 0, accurately for small and for large ones."""
     rate = rate.clamp_min(1e-30)
     return torch.where(rate < 0.7, (-torch.expm1(-rate)).log(), torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
 
 
 def next_channel_log_p(rates: Tensor, before: Tensor) -> Tensor:
-    """Log p of the first channel in use after another.
+    """Return the log-probability of each channel to be the first in use after another.
 
     Args:
         rates: fp32 ``[B, C]``, from `Texture.use_rates`.

@@ -1,4 +1,4 @@
-"""Which device, and which arithmetic on it."""
+"""The choice of the device and of its arithmetic."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is a GPU if there is one.
+    """Return the device called ``name``; ``auto`` is a GPU if there is one.
 
     Raises:
-        ValueError: PyTorch knows no such device, or it isn't here (a missing CUDA falls back to the CPU, and says so).
+        ValueError: PyTorch has no such device, or it isn't here (a missing CUDA falls back to the CPU with a message).
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,14 +34,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16``; ``auto`` takes bf16 on a GPU that has it, and on a CPU whose bf16 product is faster;
-    fp32 on any other device.
+    """Choose ``fp32`` or ``bf16``.
 
+    ``auto`` takes bf16 on a GPU that has it and on a CPU whose bf16 product is faster, and fp32 on any other device.
     CPUs with AVX-512 BF16 or AMX multiply bf16 two to three times faster than fp32; others emulate it, several times
     slower, so a short product decides.
 
     Raises:
-        ValueError: the device does not compute in it; the sentence says what it computes in.
+        ValueError: the device does not compute in this precision; the sentence names those that it has.
     """
     known = ["fp32"] if device.type == "cuda" and not _multiplies_bf16(device) else ["fp32", "bf16"]
     if name not in ("auto", *known):
@@ -87,6 +87,6 @@ def full_fp32() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory did not suffice (a CPU's says so in its text alone)."""
+    """Return whether an error means that a device's memory did not suffice (a CPU's has no type of its own)."""
     refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return refused or "can't allocate memory" in str(error)

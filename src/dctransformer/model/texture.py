@@ -43,14 +43,14 @@ PLACE_INPUTS = 5
 """Inputs per coefficient: `value_features`, and whether the coefficient is settled."""
 
 _AROUND = 4
-"""Planes of the channel in hand: settled, non-zero, log magnitude, signed log magnitude."""
+"""Planes of the current channel: settled, non-zero, log magnitude, signed log magnitude."""
 
 _SUMMARY = 4
 """Statistics per channel: two of the density, the mean log magnitude, the settled part."""
 
 
 class Texture(nn.Module):
-    """The network of all texture decisions. See the module's text."""
+    """The network of all texture decisions; see the module docstring."""
 
     limits: Tensor
     """int64 ``[C]`` by rank: largest magnitude of each channel."""
@@ -60,7 +60,7 @@ class Texture(nn.Module):
     """int64 ``[C]`` by rank: index into `order.BANDS`."""
 
     def __init__(self, config: Architecture, num_labels: int, limits: Tensor):
-        """Initialise.
+        """Build the layers.
 
         Args:
             config: its ``texture_*`` fields and `Architecture.texture_rank`.
@@ -129,7 +129,7 @@ class Texture(nn.Module):
     # -- use ----------------------------------------------------------------------------------------------------
 
     def use_rates(self, picture: Picture) -> Tensor:
-        """Expected numbers of coefficients of all channels, each given the channels before it.
+        """Return the expected numbers of coefficients of all channels, each given the channels before it.
 
         Args:
             picture: what is settled; the entry of a channel depends on given coefficients and lower ranks alone.
@@ -200,7 +200,7 @@ class Texture(nn.Module):
         )  # fmt: skip
 
     def use_nats(self, picture: Picture) -> Tensor:
-        """−log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
+        """Compute −log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
         rate = self.use_rates(picture)
         nats = torch.where(picture.used, -log_at_least_one(rate), rate)
         return torch.where(rate > 0, nats, 0.0)
@@ -211,7 +211,7 @@ class Texture(nn.Module):
         self, picture: Picture, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None, labels: Tensor | None = None,
         whole: bool = False,
     ) -> Channels:  # fmt: skip
-        """Features of the places of channels about to be decided.
+        """Compute the features of the places of channels about to be decided.
 
         Args:
             picture: the pictures.
@@ -219,8 +219,8 @@ class Texture(nn.Module):
             rank: int64 ``[T]``, the channels.
             mixed: what `mix` returns for them, if it is known already.
             labels: int64 ``[T]``, if not those of the pictures.
-            whole: leave nothing out that is not needed, so that no channel's numbers depend on the others' to the
-                last bit (with the same T).
+            whole: compute everything, needed or not, so that no channel's numbers depend on the others' to the last bit
+                (with the same T).
         """
         kind = None if whole else self._kind(rank)
         x = self.mix(picture, row, rank) if mixed is None else mixed
@@ -239,7 +239,7 @@ class Texture(nn.Module):
         return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind, whole)
 
     def mix(self, picture: Picture, row: Tensor, rank: Tensor) -> Tensor:
-        """What is settled of all channels around every place, before a channel: ``[T, 2 W, rows, cols]``.
+        """Sum up the settled coefficients around every place, before a channel: ``[T, 2 W, rows, cols]``.
 
         It is linear in the settled coefficients' features, so that sampling adds what has become settled to it.
 
@@ -261,7 +261,7 @@ class Texture(nn.Module):
         return luma + F.interpolate(chroma, scale_factor=2, mode="nearest")
 
     def _kind(self, rank: Tensor) -> int | None:
-        """0 where all channels (int64 ``[T]``) are luma, 1 where all are chroma; None if it is mixed or unknown.
+        """Return 0 if all channels (int64 ``[T]``) are luma, 1 if all are chroma; None if they are mixed or unknown.
 
         Only on a CPU it is known without waiting for the device.
         """
@@ -271,14 +271,14 @@ class Texture(nn.Module):
         return int(kinds) if len(kinds) == 1 else None
 
     def _half(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Positions of one colour for each channel, int64 ``[T, H]``, and which of them are open, bool ``[T, H]``."""
+        """Return each channel's positions of one colour, int64 ``[T, H]``, and which are open, bool ``[T, H]``."""
         where = checkerboard(grid, channels.rank.device)[self.is_chroma[channels.rank], colour]
         if channels.kind == 1:
             where = where[:, : chroma_half(grid, colour)]
         return where, channels.opened.gather(1, where)
 
     def _look_around(self, channels: Channels, convolutions: nn.ModuleList, where: Tensor, grid: Grid) -> Tensor:
-        """Features at the places ``where`` (int64 ``[T, H]``) with what is settled around: ``[T, H, W]``."""
+        """Return the features at the places ``where`` (int64 ``[T, H]``) with what is settled around: ``[T, H, W]``."""
         size = channels.values.abs().log1p()
         planes = torch.stack(
             [channels.settled.float(), channels.occupied.float(), size, size * channels.values.sign()], dim=1
@@ -299,7 +299,7 @@ class Texture(nn.Module):
     # -- occupancy ----------------------------------------------------------------------------------------------
 
     def occupancy_logits(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-odds that places hold a coefficient.
+        """Compute the log-odds that places hold a coefficient.
 
         Args:
             channels: with the occupancy of the colour before, if this is the second.
@@ -317,7 +317,7 @@ class Texture(nn.Module):
 
     @staticmethod
     def must_be_occupied(channels: Channels, colour: int, opened: Tensor) -> Tensor:
-        """Whether this colour must hold a coefficient, because no other can: bool ``[T]``.
+        """Return whether this colour must hold a coefficient, because no other can: bool ``[T]``.
 
         Args:
             channels: with the occupancy of the colour before, if this is the second.
@@ -331,7 +331,7 @@ class Texture(nn.Module):
     # -- values -------------------------------------------------------------------------------------------------
 
     def value_scores(self, channels: Channels, colour: int, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the values at places, for `value_log_p` and `value_logits`.
+        """Compute the scores of the values at places, for `value_log_p` and `value_logits`.
 
         Args:
             channels: with the whole occupancy, and the values of the colour before, if this is the second.
@@ -381,13 +381,13 @@ class Texture(nn.Module):
     # -- negative log-likelihood --------------------------------------------------------------------------------
 
     def forward(self, batch: TextureBatch) -> Tensor:
-        """−log p of the textures, by band and field.
+        """Compute −log p of the textures, by band and field.
 
         Args:
             batch: from `dctransformer.sequence.texture`.
 
         Returns:
-            fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel as often as its weight says.
+            fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel's times its weight.
         """
         picture = Picture.of(batch)
         count, channels = batch.rank.shape
@@ -403,7 +403,7 @@ class Texture(nn.Module):
         return result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2))).view(count, bands, 3)
 
     def channel_nats(self, picture: Picture, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """−log p of what channels in use hold.
+        """Compute −log p of the occupancy and the values of channels in use.
 
         Args:
             picture: the pictures.

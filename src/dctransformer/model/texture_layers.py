@@ -23,6 +23,7 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: ``[..., W]`` to the same."""
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return x + self._change(x)
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -45,7 +46,7 @@ class Block(nn.Module):
         self.mlp = GatedMLP(width, hidden)
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
-        """``[T, rows, cols, W]`` to the same, or with a stride of 2 to every other row and column of it."""
+        """Apply the block: ``[T, rows, cols, W]`` to the same, or with a stride of 2 to every other row and column."""
         around = F.conv2d(
             x.permute(0, 3, 1, 2), self.around.weight, self.around.bias, stride, padding=1, groups=self.around.groups
         )

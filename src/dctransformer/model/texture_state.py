@@ -1,4 +1,4 @@
-"""What the decisions about texture know: pictures as far as they are settled, and channels in hand.
+"""State of the texture decisions: pictures as far as they are settled, and the channels that are being decided.
 
 Shapes: B pictures, T channel decisions (of any of the pictures), N MCUs, P positions, H = P / 2 places of one colour,
 C = 192 ranks, W place width.
@@ -27,7 +27,7 @@ Values = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass
 class Picture:
-    """What is settled of B pictures, and what is open, for the decisions about their texture.
+    """B pictures during the decisions about their texture: what is settled, and what is open.
 
     Attributes:
         coefficients: int16 ``[B, N, 6, 64]``; may hold coefficients that a decision must not see: each decision sees
@@ -46,7 +46,7 @@ class Picture:
 
     @classmethod
     def of(cls, batch: TextureBatch) -> Picture:
-        """The pictures of a batch."""
+        """Return the pictures of a batch."""
         return cls(batch.coefficients, batch.given, batch.hidden, batch.labels, batch.grid)
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class Picture:
 
 @dataclasses.dataclass
 class Channels:
-    """T channels in hand: their place features, and what is settled of the channels themselves.
+    """T channels that are being decided: their place features, and what is settled of the channels themselves.
 
     Attributes:
         rank: int64 ``[T]``.
@@ -99,7 +99,7 @@ class Channels:
 def settle(
     channels: Channels, where: Tensor, chosen: Tensor, *, occupied: Tensor | None = None, values: Tensor | None = None
 ) -> Channels:
-    """Take the occupancy or the values of one colour as known.
+    """Record the occupancy or the values of one colour as known.
 
     Args:
         channels: what is known so far.
@@ -124,7 +124,7 @@ def settle(
 @functools.lru_cache(maxsize=16)
 @outside_inference
 def checkerboard(grid: Grid, device: torch.device) -> Tensor:
-    """Positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
+    """Return the positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
 
     Chroma has a quarter of the places. Other positions, where chroma never has a coefficient, fill up the rest, so
     that no position occurs twice.
@@ -142,5 +142,5 @@ def checkerboard(grid: Grid, device: torch.device) -> Tensor:
 
 
 def chroma_half(grid: Grid, colour: int) -> int:
-    """Number of chroma places of one colour of the checkerboard; at least 1, as no tensor may be empty."""
+    """Return the number of chroma places of one colour of the checkerboard; at least 1, as no tensor may be empty."""
     return max(1, (grid.mcus + grid.mcus % 2 * (1 - 2 * colour)) // 2)

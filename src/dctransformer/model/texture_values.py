@@ -19,7 +19,7 @@ VALUE_OUTPUTS = MAGNITUDES + 2
 
 
 def value_log_p(scores: Tensor, limit: Tensor, value: Tensor) -> Tensor:
-    """Log p(value): scores fp32 ``[…, MAGNITUDES + 2]``; limit and value (not 0) int64 ``[…]``; fp32 ``[…]``."""
+    """Return log p(value), fp32 ``[…]``: scores fp32 ``[…, MAGNITUDES + 2]``; limit and value (not 0) int64 ``[…]``."""
     hazards = scores[..., :MAGNITUDES]
     magnitude = value.abs()
     capped = magnitude.clamp(1, MAGNITUDES)
@@ -35,7 +35,7 @@ def value_log_p(scores: Tensor, limit: Tensor, value: Tensor) -> Tensor:
 
 
 def value_logits(scores: Tensor, limit: Tensor, alphabet: ValueAlphabet) -> Tensor:
-    """Log p of every value of the alphabet, `NEVER` where it is impossible.
+    """Return log p of every value of the alphabet, `NEVER` where it is impossible.
 
     Args:
         scores: fp32 ``[…, MAGNITUDES + 2]``.

@@ -41,7 +41,11 @@ class SymbolCoder:
     """
 
     def __init__(self, data: bytes | None = None):
-        """Args: data: the bits to decode, from `finish`; None to encode."""
+        """Start encoding or decoding.
+
+        Args:
+            data: the bits to decode, from `finish`; None to encode.
+        """
         stream: Any = importlib.import_module("constriction").stream
         self._categorical, self._bernoulli = stream.model.Categorical, stream.model.Bernoulli(perfect=False)
         self._family = self._categorical(perfect=False)
@@ -97,7 +101,7 @@ class SymbolCoder:
         assert self._decoder is not None
         try:
             return self._decoder.decode(*model)
-        except AssertionError as error:  # how constriction says that no symbol has such bits
+        except AssertionError as error:  # constriction's error for bits that no symbol has
             raise DamagedBits from error
 
     def _check_length(self) -> None:
@@ -105,7 +109,7 @@ class SymbolCoder:
             raise DamagedBits
 
     def finish(self) -> bytes:
-        """The bits of all symbols so far, in as few bytes as can be (trailing zeros are left out).
+        """Return the bits of all symbols so far, in as few bytes as can be (trailing zeros are left out).
 
         Raises:
             DamagedBits: they are not those that were decoded.
@@ -124,5 +128,5 @@ class SymbolCoder:
 
 
 def _rounded_up(number: int, bits: int) -> int:
-    """The smallest multiple of 2 to the power ``bits`` that is at least the number."""
+    """Return the smallest multiple of 2 to the power ``bits`` that is at least the number."""
     return -(-number >> bits) << bits

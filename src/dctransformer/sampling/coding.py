@@ -87,7 +87,7 @@ class PictureCoder:
         self.model, self.device = for_steps(model, "fp32"), model.device
 
     def batch(self, wanted: int, grid: Grid) -> int:
-        """The number of rows that a batch may have; with overlap, chunks can't be begun row by row."""
+        """Return the number of rows that a batch may have; with overlap, chunks can't be begun row by row."""
         most = 1 if self.model.config.overlap else min(MAX_BATCH, max(1, MAX_PLACES // grid.positions))
         return min(wanted, most)
 
@@ -136,14 +136,14 @@ class PictureCoder:
         """Code one triple, or the stop, of each row."""
         alphabet = self.model.alphabet
         truths = [row.next_triple() for row in rows]
-        ranks = _each(rows, decoding.channel(), [t and t[0] for t in truths], order.STOP)
+        ranks = _choose_all(rows, decoding.channel(), [t and t[0] for t in truths], order.STOP)
         places = decoding.position(torch.tensor(ranks, device=self.device))
         for row, rank in zip(rows, ranks, strict=True):
             row.active = row.active and rank != order.STOP
-        positions = _each(rows, places, [t and t[1] for t in truths], 0)
+        positions = _choose_all(rows, places, [t and t[1] for t in truths], 0)
         classes = decoding.value(torch.tensor(positions, device=self.device))
         known = [t and int(alphabet.encode(torch.tensor(t[2]))) for t in truths]
-        values = alphabet.decode(torch.tensor(_each(rows, classes, known, 0)))
+        values = alphabet.decode(torch.tensor(_choose_all(rows, classes, known, 0)))
         decoding.settle(values.to(self.device))
         for row, *triple in zip(rows, ranks, positions, values.tolist(), strict=True):
             if row.active:
@@ -166,7 +166,7 @@ class PictureCoder:
             self._check(rates)
             following = next_channel_log_p(rates, torch.tensor(before))
             truths = [row.next_channel(rank) for row, rank in zip(rows, before, strict=True)]
-            before = _each(rows, following, truths, order.STOP)
+            before = _choose_all(rows, following, truths, order.STOP)
             for row, rank in zip(rows, before, strict=True):
                 row.active = row.active and rank != order.STOP
             if not any(row.active for row in rows):
@@ -228,8 +228,8 @@ class PictureCoder:
             raise overflow_error("fp32", False)
 
 
-def _each(rows: list[_Row], logits: Tensor, truths: Sequence[int | None], idle: int) -> list[int]:
-    """Code one decision of each active row: logits ``[B, K]``, `NEVER` where impossible; None where it is decoded."""
+def _choose_all(rows: list[_Row], logits: Tensor, truths: Sequence[int | None], idle: int) -> list[int]:
+    """Code one decision of each active row: logits ``[B, K]``, `NEVER` where impossible; no truth where decoding."""
     parts = logits.cpu().double().numpy()
     return [
         row.choose(row_logits, truth) if row.active else idle
@@ -249,7 +249,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Row:
-    """A picture on its way from or to bits; or an idle row.
+    """A picture that is being encoded or decoded; or an idle row.
 
     Attributes:
         label: class number.
@@ -273,31 +273,31 @@ class _Row:
             self.triples = [*map(tuple, triples), (order.STOP, 0, 0)]
             self.used = planes.any(-1).nonzero()[:, 0].tolist()
 
-    # -- what is known ------------------------------------------------------------------------------------------
+    # -- the picture --------------------------------------------------------------------------------------------
 
     def sequence(self) -> chunks.Sequence:
-        """The structure so far, without a stop; nothing for an idle row."""
+        """Return the structure so far, without a stop; nothing for an idle row."""
         listed = torch.tensor(self.listed if self.active else [], dtype=torch.int64).view(-1, 3)
         rank, position, value = listed.unbind(1)
         return chunks.Sequence(rank, position, value, None, None, self.label, self.grid)
 
     def end_structure(self) -> None:
-        """Take the structure's triples over into the coefficients; the texture follows."""
+        """Put the structure's triples into the coefficients; the texture follows."""
         if self.listed:
             rank, position, value = torch.tensor(self.listed).unbind(1)
             scatter(rank, position, value, self.grid, into=self.coefficients)
         self.active = self.coder is not None
 
     def next_triple(self) -> tuple[int, int, int] | None:
-        """The triple to be encoded next."""
+        """Return the triple to be encoded next."""
         return None if self.planes is None or not self.active else self.triples[len(self.listed)]
 
     def next_channel(self, before: int) -> int | None:
-        """The texture channel in use to be encoded after ``before``, or the stop."""
+        """Return the texture channel in use to be encoded after ``before``, or the stop."""
         return None if self.planes is None else next((rank for rank in self.used if rank > before), order.STOP)
 
     def channel(self, rank: int) -> Tensor | None:
-        """A channel to be encoded: int64 ``[P]``."""
+        """Return a channel to be encoded: int64 ``[P]``."""
         return None if self.planes is None else self.planes[rank]
 
     # -- decisions ----------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ class _Row:
         return self._coded(np.zeros(len(log_p), np.int64), lambda coder: coder.symbols(log_p, truth))
 
     def _coded(self, otherwise: _Result, code: Callable[[SymbolCoder], _Result]) -> _Result:
-        """What the coder returns; ``otherwise``, and an idle row from here on, if its bits are damaged."""
+        """Run the coder; if its bits are damaged, return ``otherwise`` and leave the row idle from here on."""
         if self.coder is None:
             return otherwise
         try:
@@ -342,6 +342,6 @@ class _Row:
             return otherwise
 
     def finished(self) -> Coded | None:
-        """The picture and its bits; None for an idle row and if they are damaged."""
+        """Return the picture and its bits; None for an idle row and if they are damaged."""
         data = self._coded(None, lambda coder: coder.finish())
         return None if data is None else Coded(self.coefficients, data)

@@ -15,10 +15,10 @@ MAX_GUIDANCE = 1000.0
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How to sample."""
+    """Settings of sampling."""
 
     seed: int = 0
-    """Picture i of a seed is the same whatever the batch size and the number of pictures (its noise is its own)."""
+    """Picture i of a seed is the same whatever the batch size and the number of pictures: its noise depends on i."""
     _: dataclasses.KW_ONLY
     temperature: float = 1.0
     """Divides the logits of positions, occupancy and values (not those of channels); below 1 is tamer, 0 takes the
@@ -28,7 +28,7 @@ class SampleConfig:
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     texture_temperature: float | None = None
-    """Temperature of texture, where the model decides it a channel at a time; that of the structure if not given."""
+    """Temperature of texture, where the model decides it one channel at a time; the structure's if not given."""
     texture_top_p: float | None = None
     """Top-p of the values of texture, likewise."""
     texture_guidance: float | None = None
@@ -46,7 +46,7 @@ class SampleConfig:
     """On a GPU, replay steps as CUDA graphs."""
 
     def of_texture(self) -> SampleConfig:
-        """The settings by which texture is drawn, as temperature, top-p and guidance."""
+        """Return the settings by which texture is drawn, as temperature, top-p and guidance."""
         given = {
             "temperature": self.texture_temperature, "top_p": self.texture_top_p, "guidance": self.texture_guidance,
         }  # fmt: skip
@@ -56,7 +56,7 @@ class SampleConfig:
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Check what no type can say."""
+        """Check that the settings are in range."""
         if (self.texture_temperature, self.texture_top_p, self.texture_guidance) != (None, None, None):
             try:
                 self.of_texture()

@@ -1,6 +1,6 @@
-"""Step-by-step decoding of chunks: what the sampling engine does with the model.
+"""Step-by-step decoding of chunks, for the sampling engine and the entropy coder.
 
-All state lives in tensors that are made once a chunk and changed in place, and nothing is read back by the host, so
+All state lives in tensors that are made once per chunk and changed in place, and nothing is read back by the host, so
 that a step can be captured as a CUDA graph or compiled.
 
 Shapes: B rows in the batch, L triples, N MCUs, P positions, D width.
@@ -30,12 +30,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclasses.dataclass
 class DecoderState:
-    """What a batch of chunks is between two triples: tensors that keep their shapes, and their place in memory."""
+    """The state of a batch of chunks between two triples: tensors that keep their shapes and their place in memory."""
 
     context: Context
     """What was settled before the chunks."""
     caches: list[list[KVCache]]
-    """Of the channel, position and value decoder, one for each layer."""
+    """KV caches of the channel, position and value decoder, one per layer."""
     index: Tensor
     """int64 ``[1]``, triples of the chunk so far."""
     previous_rank: Tensor
@@ -47,7 +47,7 @@ class DecoderState:
     places: Places
     """The places as the decisions of that run see them."""
     states: States | None
-    """Local-context states as they are now (None without local context)."""
+    """Current local-context states (None without local context)."""
 
     def copy_(self, other: DecoderState) -> None:
         """Copy another state of the same shapes into these tensors."""
@@ -56,7 +56,7 @@ class DecoderState:
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:
-    """The tensors of a dataclass, those of its lists and of dataclasses in it included, in the order of the fields."""
+    """Yield the tensors of a dataclass in the order of its fields, those in lists and nested dataclasses included."""
     if isinstance(part, Tensor):
         yield part
     elif isinstance(part, (list, tuple)):
@@ -68,7 +68,7 @@ def _tensors(part: Any) -> Iterator[Tensor]:
 
 
 def for_steps(model: Model, precision: str) -> Model:
-    """A copy of a model, in its precision, for steps with few rows; its weights must not change any more.
+    """Copy a model, in a precision, for steps with few rows; the copy's weights must not change any more.
 
     With few rows, reading the matrices and calling the kernels take most of the time. So on a CPU matrices are stored
     by columns, which are read half as long again as fast; queries, keys and values come from one product; and weights
@@ -109,9 +109,9 @@ class Decoding:
                 for bit, whatever the other rows hold (where chunks begin with overlap, of a batch of 1 only).
         """
         rows, device = len(batch.labels), model.device
-        begun = batch.ranks.shape[1] - 1
+        prefix = batch.ranks.shape[1] - 1
         if device.type == "cpu":  # elsewhere the host would wait for it
-            assert bool((batch.lengths == begun).all()), "rows of a batch are equally far"
+            assert bool((batch.lengths == prefix).all()), "rows of a batch are equally far"
         self.model, self.device, self.separate = model, device, separate
         self.static = device.type != "cpu" if static is None else static
         self.rows = torch.arange(rows, device=device)
@@ -121,7 +121,7 @@ class Decoding:
         self.state = DecoderState(
             context=context,
             caches=model.new_caches(rows, model.rank.weight),
-            index=torch.full((1,), begun, device=device),
+            index=torch.full((1,), prefix, device=device),
             previous_rank=batch.ranks[:, -1].clone(),
             previous_position=batch.positions[:, -1].clone(),
             previous_value=batch.values[:, -1].clone(),
@@ -129,14 +129,14 @@ class Decoding:
             places=self._new_places(context),
             states=None if context.states is None else context.states.copy(),
         )
-        if begun:
+        if prefix:
             self._prefill(batch)
-        # What has been decided of the next triple.
+        # The decisions on the next triple so far.
         self.stream = context.encoded.new_zeros(rows, 1, model.config.width)
         self.decided_rank = self.chosen_rank = self.chosen_position = self.state.run_rank
 
     def _new_places(self, context: Context) -> Places:
-        """Places of one run per row, to be filled in as channels are entered."""
+        """Return the places of one run per row, to be filled in as channels are entered."""
         m, positions, rows = self.model, context.grid.positions, self.rows
         new = functools.partial(context.encoded.new_zeros, len(rows), positions)
         local = m.config.local_context
@@ -151,7 +151,7 @@ class Decoding:
         )
 
     def _prefill(self, batch: ChunkBatch) -> None:
-        """Fill the caches with the batch's triples in one pass, and stand where step-by-step decoding would."""
+        """Fill the caches with the batch's triples in one pass; the state is then that of step-by-step decoding."""
         s = self.state
         places = self.model.places_of_chunk(batch, s.context)
         self.model.streams(batch, s.context, places, s.caches)
@@ -164,13 +164,13 @@ class Decoding:
             self._add(*listed, batch.predicted)  # overlap is in the states already
 
     def _pairs(self, places: Places) -> list[tuple[Tensor, Tensor]]:
-        """What changes with the run, here and in other places."""
+        """Pair this state's tensors that change with the run with those of other places."""
         names = ("rank", "same", "features", "keys", "base")
         pairs = [(getattr(self.state.places, name), getattr(places, name)) for name in names]
         return [pair for pair in pairs if pair[0] is not None]
 
     def channel(self) -> Tensor:
-        """Logits of the next channel, ``[B, 193]``."""
+        """Return the logits of the next channel, ``[B, 193]``."""
         m, s = self.model, self.state
         rank, position = s.previous_rank[:, None], s.previous_position[:, None]
         x = m.embed_previous(rank, position, s.previous_value[:, None], s.context)
@@ -178,10 +178,10 @@ class Decoding:
         return m.channel_head(self.stream, rank, position, s.context)[:, 0]
 
     def enter(self, rank: Tensor) -> None:
-        """Where a row's channel is new, make its place features from the states as they are now.
+        """Enter the chosen channels: where a row's channel is new, compute its place features from the current states.
 
         Args:
-            rank: the channels chosen, int64 ``[B]``; rows that have stopped come along idly.
+            rank: the channels chosen, int64 ``[B]``; rows that have stopped idle.
         """
         self.decided_rank = rank
         rank = rank.clamp(max=order.NUM_CHANNELS - 1)
@@ -192,24 +192,23 @@ class Decoding:
             changed = fresh.nonzero()[:, 0]
             for part in changed.split(1 if self.separate else max(1, len(changed))):
                 if len(part):
-                    for target, source in self._pairs(self._made(part)):
+                    for target, source in self._pairs(self._entered(part)):
                         target[part] = source.to(target.dtype)
         else:
-            for target, source in self._pairs(self._made(self.rows)):
+            for target, source in self._pairs(self._entered(self.rows)):
                 new = fresh.view(-1, *[1] * (target.ndim - 1))
                 target.copy_(torch.where(new, source.to(target.dtype), target))
 
-    def _made(self, rows: Tensor) -> Places:
-        """Places of some rows' channels as they are when entered."""
+    def _entered(self, rows: Tensor) -> Places:
+        """Compute the places of some rows' channels at their entry."""
         m, context, rank = self.model, self.state.context, self.chosen_rank[rows]
         places = Places(rank, context.planes[rows, rank].float(), rows[:, None])
         if self.state.states is not None:
-            made = m.look_around(self.state.states[rows], context, rows, rank)
-            places.features, places.keys, places.base = made
+            places.features, places.keys, places.base = m.look_around(self.state.states[rows], context, rows, rank)
         return places
 
     def position(self, rank: Tensor, *, entered: bool = False) -> Tensor:
-        """Logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
+        """Return the logits of the position in the channels chosen (int64 ``[B]``), ``[B, P]``."""
         if not entered:
             self.enter(rank)
         m, s, rank = self.model, self.state, self.chosen_rank[:, None]
@@ -219,7 +218,7 @@ class Decoding:
         return m.position_head(self.stream, rank, cursor, s.places, s.context)[:, 0]
 
     def value(self, position: Tensor) -> Tensor:
-        """Logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
+        """Return the logits of the value at the positions chosen (int64 ``[B]``), ``[B, V]``."""
         m, rank = self.model, self.chosen_rank[:, None]
         self.chosen_position = position
         x = m.embed_position(self.stream, rank, position[:, None], self.state.places, self.state.context)
@@ -235,7 +234,7 @@ class Decoding:
             return stack(x.to(self.dtype), state.context.memory[decoder], state.caches[decoder], step)
 
     def settle(self, value: Tensor) -> None:
-        """Take the triple as decided (values, int64 ``[B]``) and go to the next."""
+        """Record the triple as decided (values, int64 ``[B]``) and go on to the next."""
         s = self.state
         s.places.same[self.rows, self.chosen_position] = value.float()
         if s.states is not None:

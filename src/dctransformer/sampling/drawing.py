@@ -17,7 +17,7 @@ from dctransformer.sampling.config import SampleConfig
 
 
 def draw_dtype(device: torch.device) -> torch.dtype:
-    """The precision in which probabilities are accumulated: fp64, but fp32 on devices that have no fp64 (Apple's)."""
+    """Return the precision in which probabilities are accumulated: fp64, or fp32 on devices without it (Apple's)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -33,7 +33,7 @@ def uniform_on(noise: np.ndarray, device: torch.device) -> Tensor:
 
 
 def overflow_error(precision: str, guided: bool) -> ValueError:
-    """The error for predictions that are NaN, infinite, or so large that legal outcomes look like impossible ones."""
+    """Return the error for predictions that are NaN, infinite, or so large that legal outcomes look impossible."""
     hint = "try --precision fp32" if precision == "bf16" else "use other weights"
     return ValueError(
         "the model's predictions are not finite, or far too large (its weights are damaged, or overflow here"
@@ -42,7 +42,7 @@ def overflow_error(precision: str, guided: bool) -> ValueError:
 
 
 class PredictionCheck:
-    """Keeps on the device whether all predictions so far were sound; the host reads it when it reads anyway."""
+    """A flag on the device: whether all predictions so far were sound; the host reads it when it reads anyway."""
 
     def __init__(self, device: torch.device):
         self.sound = torch.ones((), dtype=torch.bool, device=device)
@@ -120,11 +120,11 @@ class Draws:
             getattr(self, name).copy_(getattr(other, name))
 
     def repeated(self, times: int) -> Draws:
-        """The settings of rows that each become ``times`` rows (without twins: their logits are mixed already)."""
+        """Repeat each row's settings ``times`` times (without twins: their logits are mixed already)."""
         return self._each(lambda x: x.repeat_interleave(times), self.twins[:0])
 
     def of_elements(self, row: Tensor) -> Draws:
-        """The settings of elements that lie in the rows ``row``, int64 ``[n]`` in ascending order; on a CPU only."""
+        """Select the settings of elements in the rows ``row``, int64 ``[n]`` in ascending order; on a CPU only."""
         twins = (torch.bincount(self.twins, minlength=len(self.greedy))[row] > 0).nonzero()[:, 0]
         return self._each(lambda x: x[row], twins)
 

@@ -1,7 +1,7 @@
 """The sampling engine: pictures from a model, step by step with key/value caches.
 
 It calls the same parts of the model that training uses, the three distributions above all, on chunks that are cut by
-the same function. Rows run in step inside a chunk, without a word from the host; when the next chunk begins, rows that
+the same function. Rows run in step inside a chunk, without waiting for the host; when the next chunk begins, rows that
 have stopped leave the batch and pictures still waiting take their places (see `dctransformer.sampling.pool`).
 
 Shapes: B rows in the batch, L triples, N MCUs, P positions.
@@ -147,17 +147,17 @@ def check_sampling(model: DCTransformer, config: SampleConfig) -> None:
 def _spread_rows(
     engine: Engine, requests: list[Request], grid: Grid, workers: int, progress: Progress | None, watch: Watch | None
 ) -> list[Row]:
-    """The finished pictures, made by several processes (they are the same: noise belongs to a picture).
+    """Generate pictures in several processes; they are the same as from one, since noise belongs to a picture.
 
     All of them read one copy of the weights, which the cores' common cache then holds once.
     """
-    far = [(0, 0)] * workers
+    done_by_worker = [(0, 0)] * workers
 
     def receive(worker: int, message: Any) -> None:
         if isinstance(message, tuple):
-            far[worker] = message
+            done_by_worker[worker] = message
             if progress is not None:
-                progress(*map(sum, zip(*far, strict=True)))
+                progress(*map(sum, zip(*done_by_worker, strict=True)))
         elif watch is not None:
             watch(dataclasses.replace(message, mcus=torch.from_numpy(message.mcus)))
 
@@ -173,9 +173,9 @@ def _spread_rows(
             (row.listed.numpy(), None if row.texture is None else row.texture.numpy(), row.channels) for row in rows
         ]
 
-    made = deal(work, len(requests), workers, receive)
+    results_by_worker = deal(work, len(requests), workers, receive)
     rows = engine.begin(requests, grid, engine.config)
-    for worker, results in enumerate(made):
+    for worker, results in enumerate(results_by_worker):
         for row, (listed, texture, channels) in zip(rows[worker::workers], results, strict=True):
             row.listed, row.stopped, row.channels = torch.from_numpy(listed), True, channels
             row.texture = None if texture is None else torch.from_numpy(texture)
@@ -190,23 +190,23 @@ class Engine:
         self.config, self.device = config, model.device
         check_sampling(model, config)
         # Small products gain nothing from bf16 on a CPU.
-        own = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
-        self.precision = resolve_precision(own, self.device)
+        precision = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
+        self.precision = resolve_precision(precision, self.device)
         self.model = for_steps(model, self.precision)
         self.steppers: dict[tuple, Stepper] = {}
 
     def with_batch(self, batch: int) -> Engine:
-        """The same for other batches; the weights are shared."""
+        """Return the same engine for another batch size; the weights are shared."""
         other = copy.copy(self)
         other.config, other.steppers = dataclasses.replace(self.config, batch=batch), {}
         return other
 
     def begin(self, requests: list[Request], grid: Grid, config: SampleConfig) -> list[Row]:
-        """The pictures before anything is generated; ``config`` has their seed, temperature, top-p and guidance."""
+        """Create the rows of pictures; ``config`` has their seed, temperature, top-p and guidance."""
         return [Row.new(request, grid, config, self.model.config.texture_rank) for request in requests]
 
     def texture_batch(self, grid: Grid) -> int:
-        """Pictures whose texture is made together: fewer of large ones, whose place features fill the memory."""
+        """Return how many pictures' texture is generated together: fewer of large ones, which need more memory."""
         return max(1, min(self.config.batch, TEXTURE_PLACES // grid.positions))
 
     def run_texture(self, rows: list[Row]) -> int:
@@ -221,8 +221,8 @@ class Engine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             configs = [row.config for row in rows]
             coefficients, decided = fill_texture(self.model, picture, keys, configs, precision=self.precision)
-        for row, made, channels in zip(rows, coefficients.cpu(), decided, strict=True):
-            row.texture, row.channels = made, channels
+        for row, texture, channels in zip(rows, coefficients.cpu(), decided, strict=True):
+            row.texture, row.channels = texture, channels
         return sum(decided)
 
     def run(self, rows: list[Row], give_way: GiveWay | None = None) -> bool:
@@ -244,8 +244,8 @@ class Engine:
         chunk = [len(row.listed) // stride for row in rows]
         steps = stride - len(rows[0].listed) % stride
         noise = np.zeros((len(rows), stride, 3))
-        for row, k, own in zip(rows, chunk, noise, strict=True):
-            own[:steps] = row.noise(k, stride)[-steps:]
+        for row, k, row_noise in zip(rows, chunk, noise, strict=True):
+            row_noise[:steps] = row.noise(k, stride)[-steps:]
         batch = cut_chunks(sequences, chunk, self.model.config.chunk, self.model.config.overlap)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             uniform = uniform_on(noise, self.device)
@@ -265,7 +265,7 @@ class Engine:
     def _decode(
         self, batch: ChunkBatch, noise: Tensor, configs: list[SampleConfig], steps: int, give_way: GiveWay | None
     ) -> Tensor | None:
-        """Decisions of ``steps`` steps, int64 ``[B, steps, 3]`` on the CPU; after a stop they mean nothing.
+        """Decide ``steps`` triples per row: int64 ``[B, steps, 3]`` on the CPU, arbitrary after a stop.
 
         None if ``give_way`` ended the steps early.
         """
@@ -295,10 +295,10 @@ class Engine:
                 if give_way is not None and give_way(k):
                     return None
                 stepper.step()
-                if self.device.type == "cpu" and k % 4 == 3 and bool((stepper.made[:, k, 0] == order.STOP).all()):
+                if self.device.type == "cpu" and k % 4 == 3 and bool((stepper.decisions[:, k, 0] == order.STOP).all()):
                     steps = k + 1
                     break
-        # NaN, infinity, and numbers so large that legal outcomes look like impossible ones all fail this comparison.
+        # NaN, infinity, and numbers so large that legal outcomes look impossible all fail this comparison.
         if not bool((stepper.peak < (NEVER / 2) ** 2).all()):
             raise overflow_error(self.precision, len(draws.twins) > 0)
-        return stepper.made[:rows, :steps].cpu()
+        return stepper.decisions[:rows, :steps].cpu()

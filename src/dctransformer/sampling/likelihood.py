@@ -44,7 +44,7 @@ class CodeLengths:
             "channel" is which channels are in use and "position" their occupancy.
         triples: int64 ``[n, 5]``: how many coefficients (or stops) each holds.
         pixels: int64 ``[n]``, pixels of each picture.
-        marked: fp64 ``[n]``, what of the bits is about marked coefficients, where some were marked.
+        marked: fp64 ``[n]``, the bits that are about marked coefficients; None where none were marked.
     """
 
     bits: Tensor
@@ -53,7 +53,7 @@ class CodeLengths:
     marked: Tensor | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Means over the pictures, ready for JSON.
+        """Return the means over the pictures, ready for JSON.
 
         ``bits_per_triple`` spreads all bits, the stop's too, over the non-zero coefficients.
         """
@@ -90,7 +90,7 @@ def _of_grid(marked: Marked, grid: Grid) -> Tensor:
 def chunk_batches(
     sequences: Iterable[Sequence], config: ModelConfig, size: int
 ) -> Iterator[tuple[list[int], ChunkBatch]]:
-    """All chunks of sequences, ``size`` at a time; those of one batch are of one grid.
+    """Yield all chunks of sequences, ``size`` at a time; those of one batch are of one grid.
 
     Yields:
         The number of the sequence that each chunk belongs to, and the chunks.
@@ -121,7 +121,7 @@ def code_lengths(
     marked: Marked | None = None,
     progress: Any = None,
 ) -> CodeLengths:
-    """Exact bits of pictures under a model, in fp32 whatever the training precision.
+    """Count the exact bits of pictures under a model, in fp32 whatever the training precision.
 
     Args:
         model: in eval mode.
@@ -187,7 +187,7 @@ class _TextureScores:
         self.done: list[tuple[Tensor, Tensor, float]] = []
 
     def watching(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        """The sequences themselves; their textures are scored when enough of one grid have passed."""
+        """Yield the sequences themselves; their textures are scored when enough of one grid have passed."""
         for sequence in sequences:
             yield sequence.structure(self.first)
             if self.first == order.NUM_CHANNELS:
@@ -199,7 +199,7 @@ class _TextureScores:
                 self._flush()
 
     def scores(self) -> list[tuple[Tensor, Tensor, float]]:
-        """Per sequence: fp64 bits ``[4, 3]`` by band and field, int64 ``[4]`` coefficients, and marked bits."""
+        """Return per sequence fp64 bits ``[4, 3]`` by band and field, int64 ``[4]`` coefficients, and marked bits."""
         self._flush()
         return self.done
 
@@ -224,7 +224,7 @@ class _TextureScores:
 
 
 def texture_slices(sequences: list[Sequence], used: list[Tensor]) -> Iterator[TextureBatch]:
-    """Batches that together hold every texture decision of some pictures once, each small enough for memory.
+    """Yield batches that together hold every texture decision of some pictures once, each small enough for memory.
 
     Args:
         sequences: pictures of one grid.
@@ -239,7 +239,7 @@ def texture_slices(sequences: list[Sequence], used: list[Tensor]) -> Iterator[Te
 @torch.inference_mode()
 @full_fp32()
 def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nats of a picture's texture, place by place.
+    """Compute the nats of a picture's texture, place by place.
 
     Args:
         model: with texture, in eval mode.
@@ -262,7 +262,7 @@ def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[
 
 
 def _texture_bits_about(marked: Tensor, model: DCTransformer, sequence: Sequence, used: Tensor) -> float:
-    """What of a picture's texture bits is about the marked coefficients.
+    """Compute the part of a picture's texture bits that is about the marked coefficients.
 
     What belongs to a place counts where it is marked. What belongs to a channel counts by the part that is marked of
     its coefficients, or of its open places if it is not in use.
@@ -279,7 +279,7 @@ def _texture_bits_about(marked: Tensor, model: DCTransformer, sequence: Sequence
 
 
 def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tensor, Tensor]:
-    """Nats of a picture's texture, coefficient by coefficient.
+    """Compute the nats of a picture's texture, coefficient by coefficient.
 
     Returns:
         fp64 ``[L, 3]``: the coefficients in order, each with an equal share of what its channel costs as a whole;
@@ -299,7 +299,7 @@ def _texture_triple_nats(model: DCTransformer, sequence: Sequence) -> tuple[Tens
 @torch.inference_mode()
 @full_fp32()
 def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) -> Tensor:
-    """Exact bits of every triple of one picture.
+    """Count the exact bits of every triple of one picture.
 
     Args:
         model: in eval mode.
@@ -324,11 +324,11 @@ def triple_bits(model: DCTransformer, sequence: Sequence, *, batch: int = 32) ->
 
 
 def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_channel: Tensor) -> Tensor:
-    """What of a chunk's bits is about the marked coefficients, fp64.
+    """Compute the part of a chunk's bits that is about the marked coefficients, fp64.
 
-    Position and value belong to the coefficient that is listed. A channel decision says of several channels that they
-    hold nothing more, and of one that it does: each part belongs to its channel if that is marked as a whole or not at
-    all, and to the coefficient listed where the channel is marked in places (to none at the stop).
+    Position and value belong to the coefficient that is listed. A channel decision passes over several channels, which
+    hold nothing more, and takes one: each part belongs to its channel if that is marked as a whole or not at all, and
+    to the coefficient listed where the channel is marked in places (to none at the stop).
     """
     place = open_places(torch.zeros(1, order.NUM_CHANNELS, chunks.grid.positions, dtype=torch.bool), chunks.grid)[0]
     inside = gather(marked[None], chunks.grid)[0] & place
@@ -344,7 +344,7 @@ def _bits_about(marked: Tensor, chunks: ChunkBatch, row: int, nats: Tensor, by_c
 
 
 def _chunk_nats(model: DCTransformer, chunks: ChunkBatch, *, split: bool = False) -> tuple[Tensor, Tensor | None]:
-    """What `DCTransformer.forward` returns; with ``split``, the channels' share channel by channel, too: `_split`."""
+    """Compute `DCTransformer.forward`; with ``split``, also the channel decisions' nats by channel: see `_split`."""
     batch = chunks.to(model.device)
     nats = model(batch).cpu()
     if not split:
@@ -357,7 +357,7 @@ def _chunk_nats(model: DCTransformer, chunks: ChunkBatch, *, split: bool = False
 
 
 def _split(logits: Tensor, before: Tensor, rank: Tensor) -> Tensor:
-    """Which channel a channel decision's nats are about.
+    """Split the nats of channel decisions by the channels that they are about.
 
     By the chain rule, −log p(c) is −log p(c is next | none before it is), and the same of passing over each before.
 

@@ -1,4 +1,4 @@
-"""Pictures that are generated together, whoever asked for them.
+"""A pool of pictures that are generated together, for one caller or for several.
 
 A pool is filled by jobs: pictures of one size and with the same settings. Each turn runs one chunk of the pictures at
 work, of whatever job they are; pictures that are finished, or whose job was given up, leave, and waiting ones take
@@ -30,7 +30,7 @@ GiveWay = Callable[[int], bool]
 LOOKS = (8, 24)
 """Steps after which a chunk begins again with the pictures that have arrived since, at most once after each.
 
-So much work is lost at most, a twelfth of a chunk of 384 triples; pictures of several users who click at the same
+At most these steps are lost, a twelfth of a chunk of 384 triples; pictures of several users who click at the same
 moment, whose requests take up to a quarter of a second to be read, share their steps instead of waiting for the first.
 """
 
@@ -198,7 +198,7 @@ class Pool:
         return list(groups.values())
 
     def _stage(self, row: Row) -> tuple[Grid, bool, int]:
-        """What pictures that share their steps have in common: the grid, and how many triples their chunk begins with.
+        """Return the key of pictures that can share steps: the grid, and how many triples their chunk begins with.
 
         In one grid, all but those in their first chunks, or continued, agree.
         """
@@ -206,14 +206,14 @@ class Pool:
         return row.grid, len(row.listed) < stride, len(row.listed) % stride
 
     def _has_company(self, group: list[Row]) -> bool:
-        """Whether pictures wait that could share the steps of a group, and have room."""
+        """Return whether pictures wait that could share the steps of a group, and have room."""
         with self._changed:
             return len(self._at_work) < self.engine.config.batch and any(
                 row in self._job_of and self._stage(row) == self._stage(group[0]) for _, _, row in self._waiting
             )
 
     def _due_texture(self) -> list[list[Row]]:
-        """Batches of pictures whose texture is due: full ones, and those with a job that has no structure to do."""
+        """Return batches of pictures whose texture is due: full ones, and those of a job without structure left."""
         with self._changed:
             by_grid: dict[Grid, list[Row]] = {}
             for row in self._structured:
@@ -259,7 +259,7 @@ class Pool:
         return True
 
     def _run_apart(self, rows: list[Row], texture: bool, error: Exception) -> None:
-        """After an error, run smaller batches where there was too little memory, else each job by itself."""
+        """Run smaller batches after an error for lack of memory; after any other error, each job by itself."""
         memory = out_of_memory(error)
         if memory and len(rows) > 1:
             half = len(rows) // 2

@@ -1,4 +1,4 @@
-"""Pictures in the making: what is asked for, how far it is, and what came out.
+"""Pictures that are being generated: the request, the state, and the result.
 
 Shapes: L triples, N MCUs, n pictures.
 """
@@ -20,7 +20,7 @@ from dctransformer.sequence.chunks import Sequence, partial_image, settled_befor
 
 @dataclasses.dataclass
 class Request:
-    """One picture to make.
+    """One picture to generate.
 
     Attributes:
         index: its number, which with the seed decides its noise.
@@ -41,7 +41,7 @@ class Request:
 
 @dataclasses.dataclass
 class Snapshot:
-    """A picture on its way.
+    """A picture as far as it is generated.
 
     Attributes:
         index: of its request.
@@ -58,7 +58,7 @@ class Snapshot:
 
 @dataclasses.dataclass
 class Samples:
-    """What came out.
+    """Generated pictures.
 
     Attributes:
         mcus: int16 ``[n, N, 6, 64]``, the DCT images.
@@ -77,16 +77,16 @@ class Samples:
     texture: int = order.NUM_CHANNELS
 
     def dct(self) -> DCTImage:
-        """As a DCT image, batch n."""
+        """Return the pictures as a DCT image of batch n."""
         codec = Codec(quality=self.quality)
         return DCTImage.from_mcus(self.mcus, self.grid.rows, self.grid.cols, codec.luma_table, codec.chroma_table)
 
     def pixels(self) -> Tensor:
-        """As pictures, uint8 ``[n, H, W, 3]``."""
+        """Decode the pictures: uint8 ``[n, H, W, 3]``."""
         return Codec(quality=self.quality).decode(self.dct())
 
     def decisions(self) -> Tensor:
-        """Decisions that followed one another, structure triples and texture channels in use: int64 ``[n]``."""
+        """Count the decisions that follow one another, structure triples and texture channels in use: int64 ``[n]``."""
         counts = []
         for triples in self.triples:
             rank = ranked(triples)[0]
@@ -95,7 +95,7 @@ class Samples:
         return torch.tensor(counts)
 
     def by_band(self) -> Tensor:
-        """The pictures as they stand when a band is complete: int16 ``[4, n, N, 6, 64]``; the last are the finished."""
+        """Return the pictures after each band: int16 ``[4, n, N, 6, 64]``; the last are the finished ones."""
         stages = []
         for last in range(len(order.BANDS)):
             mcus = self.mcus.clone()
@@ -107,7 +107,7 @@ class Samples:
         return torch.stack(stages)
 
     def places(self) -> Tensor:
-        """How often each luma block position was chosen: int64 ``[n, 2·rows, 2·cols]`` (the paper's figure 1)."""
+        """Count how often each luma block position was chosen: int64 ``[n, 2·rows, 2·cols]`` (the paper's figure 1)."""
         counts = [
             torch.bincount(t[:, 1].long(), minlength=self.grid.positions).view(2 * self.grid.rows, self.grid.width)
             for t in self.triples
@@ -117,7 +117,7 @@ class Samples:
 
 @dataclasses.dataclass(eq=False)
 class Row:
-    """A picture in the making."""
+    """A picture that is being generated."""
 
     request: Request
     grid: Grid
@@ -138,6 +138,7 @@ class Row:
 
     @classmethod
     def new(cls, request: Request, grid: Grid, config: SampleConfig, first: int) -> Row:
+        """Start a picture: sort its kept triples into structure and texture; ``first`` is the first texture rank."""
         kept = torch.zeros(0, 3) if request.kept is None else request.kept
         kept = torch.stack(ranked(kept), 1)
         texture = kept[:, 0] >= first
@@ -157,22 +158,22 @@ class Row:
         return len(self.listed) + self.channels
 
     def noise(self, chunk: int, stride: int) -> np.ndarray:
-        """Uniform numbers that decide on a chunk's triples: fp64 ``[stride, 3]``, a matter of their place alone."""
-        ask = self.request
-        return np.random.default_rng([self.config.seed, ask.index, ask.tile, chunk]).random((stride, 3))
+        """Return the uniform numbers of a chunk's triples, fp64 ``[stride, 3]``; they depend on their place alone."""
+        request = self.request
+        return np.random.default_rng([self.config.seed, request.index, request.tile, chunk]).random((stride, 3))
 
     def sequence(self) -> Sequence:
-        """What is listed so far, without a stop."""
-        ask, (rank, position, value) = self.request, self.listed.unbind(1)
-        return Sequence(rank, position, value, ask.given, ask.known, ask.label, self.grid)
+        """Return the triples so far as a sequence without a stop."""
+        request, (rank, position, value) = self.request, self.listed.unbind(1)
+        return Sequence(rank, position, value, request.given, request.known, request.label, self.grid)
 
     def open_coefficients(self) -> int:
-        """The number of coefficients that are not settled from the start; no list of triples is longer."""
+        """Return the number of coefficients that are not settled from the start; no list of triples is longer."""
         settled = 0 if self.request.given is None else int(self.request.given.sum())
         return self.grid.mcus * order.BLOCKS_PER_MCU * 64 - settled
 
     def mcus(self) -> Tensor:
-        """The picture so far: int16 ``[N, 6, 64]``."""
+        """Return the picture so far: int16 ``[N, 6, 64]``."""
         if self.texture is not None:
             return self.texture
         coefficients = partial_image(self.sequence(), len(self.listed))[0]
@@ -180,7 +181,7 @@ class Row:
         return scatter(rank, position, value, self.grid, into=coefficients)
 
     def before_texture(self) -> tuple[Tensor, Tensor]:
-        """What is settled when the texture begins: int16 ``[N, 6, 64]`` and what of it is given, bool."""
+        """Return the coefficients when the texture begins, int16 ``[N, 6, 64]``, and which of them are given, bool."""
         given = torch.zeros(self.grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
         if self.request.given is not None:
             given |= self.request.given
@@ -191,7 +192,7 @@ class Row:
         return self.mcus(), given
 
     def triples(self) -> Tensor:
-        """int32 ``[L, 3]`` (channel, position, value) in the order of generation, kept ones first."""
+        """Return the triples in generation order, kept ones first: int32 ``[L, 3]`` (channel, position, value)."""
         listed = self.listed
         if self.texture is not None:
             drawn = (self.texture != 0) & (self.first <= RANK_OF_SLOT)

@@ -1,4 +1,4 @@
-"""One triple for every picture of a batch: eager, compiled, or replayed as a CUDA graph.
+"""Steps of one triple per picture of a batch: eager, compiled, or replayed as a CUDA graph.
 
 Shapes: B rows in the batch, L triples.
 """
@@ -20,26 +20,26 @@ from dctransformer.sampling.drawing import Draws, pick
 
 
 def compilable_numbers() -> AbstractContextManager[Any]:
-    """Where what is compiled may read a number from a tensor and have sizes depend on it (see `Step.at`)."""
+    """Let compiled code read a number from a tensor and have sizes depend on it (see `Step.at`)."""
     return torch._dynamo.config.patch(capture_scalar_outputs=True)
 
 
 def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
-    """A part of a stepper's step, compiled for it alone.
+    """Compile a part of a stepper's step, for that stepper alone.
 
-    A stepper's tensors keep their shapes, so guards, which would take longer than many a kernel, are left out; and as
-    nothing else may use what was compiled so, the part's code is copied (compilations belong to a code object). On a
-    CPU the calls between kernels are compiled, too: there are more of them than there is work in them.
+    A stepper's tensors keep their shapes, so guards, which would take longer than many a kernel, are left out. Nothing
+    else may use code that was compiled without guards, so the part's code is copied (compilations belong to a code
+    object). On a CPU the calls between kernels are compiled, too: they take longer than the kernels.
     """
-    own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
+    copied = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     if device.type == "cpu":
         options["cpp_wrapper"] = True
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(copied, fullgraph=True, dynamic=False, options=options)
 
 
 class Stepper:
-    """Whole steps of a decoding: decide on a triple a row, settle it, note it; no result is read by the host."""
+    """Whole steps of a decoding: decide on one triple per row, settle and record it; the host reads no result."""
 
     def __init__(self, decoding: Decoding, noise: Tensor, draws: Draws, *, compile: bool = False):
         """Prepare a stepper.
@@ -61,7 +61,7 @@ class Stepper:
         """Begin another batch of chunks; the tensors of a captured graph stay."""
         if self.graph is None:
             self.decoding, self.noise, self.draws = decoding, noise, draws
-            self.made = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
+            self.decisions = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
             # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
             self.peak = torch.zeros(len(noise), device=noise.device)
         else:
@@ -74,8 +74,8 @@ class Stepper:
     def capture(self) -> None:
         """Record a step as a CUDA graph, which replays without the host's help.
 
-        A GPU has run it for a small all-triples model without guidance, in bf16 (`tests/test_gpu.py`, on an H200): its
-        pictures were the same twice. With guidance none has.
+        Tested on one GPU for a small all-triples model without guidance, in bf16 (`tests/test_gpu.py`, on an H200):
+        the pictures of two runs were the same. It has not run with guidance.
         """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -88,7 +88,7 @@ class Stepper:
             self._step()
 
     def step(self) -> None:
-        """One triple a row."""
+        """Decide on one triple per row."""
         if self.graph is None:
             self._step()
         else:
@@ -114,11 +114,11 @@ class Stepper:
         chosen = pick(self._mix(values, live), uniform[:, 2], self.draws)
         value = self.decoding.model.alphabet.decode(chosen)
         self.decoding.settle(self.draws.both(value))
-        self.made.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
+        self.decisions.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
         self.turn += 1
 
     def _mix(self, logits: Tensor, live: Tensor | None = None) -> Tensor:
-        """With guidance, extrapolate from the twins' log-probabilities; masks survive as they are.
+        """Apply guidance: extrapolate from the twins' log-probabilities; masks stay as they are.
 
         The largest logits are noted in `peak`, for rows that have not stopped (``live``, bool ``[B]``).
         """

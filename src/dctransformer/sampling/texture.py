@@ -35,23 +35,23 @@ WINDOW = 32
 
 @dataclasses.dataclass(frozen=True)
 class NoiseKey:
-    """What decides the noise of a picture: the seed, its number and its tile."""
+    """Key of a picture's noise: the seed, its number and its tile."""
 
     seed: int
     index: int
     tile: int
 
     def which(self, before: int) -> float:
-        """The uniform number that decides which channel follows the rank ``before`` (−1 for none)."""
+        """Return the uniform number that decides which channel follows the rank ``before`` (−1 for none)."""
         return float(np.random.default_rng([self.seed, self.index, self.tile, before + 1, 2]).random())
 
     def places(self, rank: int, positions: int) -> np.ndarray:
-        """Uniform numbers for the places of a channel, fp64 ``[3, P]``: occupancy, first occupied place, value."""
+        """Return the uniform numbers of a channel's places, fp64 ``[3, P]``: occupancy, first occupied place, value."""
         return np.random.default_rng([self.seed, self.index, self.tile, rank, 1]).random((3, positions))
 
 
 class _Noise:
-    """The uniform numbers of some pictures, by channel: on a CPU made when due, elsewhere all of them beforehand."""
+    """The uniform numbers of some pictures, by channel: on a CPU drawn when due, elsewhere all of them beforehand."""
 
     def __init__(self, keys: list[NoiseKey], first: int, positions: int, device: torch.device):
         self.keys, self.first, self.positions, self.device = keys, first, positions, device
@@ -91,9 +91,9 @@ def fill_texture(
     Args:
         model: with texture, in eval mode, on the pictures' device.
         picture: B pictures; their structure and what else is given are settled. It is not changed.
-        keys: what decides the noise of each.
+        keys: of the noise of each picture.
         configs: temperature, top-p and guidance of each.
-        precision: that the model computes in, for the error's advice.
+        precision: of the model's arithmetic, for the error message.
 
     Returns:
         int16 ``[B, N, 6, 64]``, the pictures with texture, and how many channels were decided on in each.
@@ -195,7 +195,7 @@ def _following(
 
 
 def _mixed_rates(rates: Tensor, draws: Draws) -> Tensor:
-    """Rates of the channels in use, with guidance extrapolated from the twins' without a label: fp32 ``[B, C]``."""
+    """Apply guidance to the rates of the channels in use, by those of the twins without a label: fp32 ``[B, C]``."""
     if not len(draws.twins):
         return rates
     labelled = rates[: len(draws.greedy)]
@@ -206,7 +206,7 @@ def _mixed_rates(rates: Tensor, draws: Draws) -> Tensor:
 
 
 def next_channel(rates: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
-    """The first channel in use after another, by inverting the cumulative distribution.
+    """Draw the first channel in use after another, by inverting the cumulative distribution.
 
     Args:
         rates: fp32 ``[B, C]``, λ of p(in use) = 1 − exp(−λ).

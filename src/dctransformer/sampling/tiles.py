@@ -48,7 +48,7 @@ class Job:
 
 
 def tile_of(config: ModelConfig, grid: Grid) -> Grid:
-    """The grid of the tiles in which a model generates a picture: all of it where it knows the rows and columns."""
+    """Return the grid of a model's tiles for a picture: the picture's own if the model knows its rows and columns."""
     known = Grid.of_size(*config.trained_extent)
     return grid if grid.within(known) == grid else Grid.of_size(*config.trained_shape)
 
@@ -88,7 +88,7 @@ def complete(
         grid: their MCU grid.
         config: seed, temperature and so on.
         progress: called with the part of the work that is done, 0 to 1.
-        pool: the model's, in which others generate pictures; None for one of its own.
+        pool: the model's pool, shared with other callers; None for a new one.
 
     Returns:
         int16 ``[len(jobs), N, 6, 64]``; what was known is as it was.
@@ -119,8 +119,8 @@ def complete(
                 if progress is not None:
                     progress((done + size * finished / count) / total)
 
-            made = fill(model, requests, wave[0][1], config, progress=share, pool=pool)
-            for (i, mcus), coefficients in zip(places, made.mcus, strict=True):
+            samples = fill(model, requests, wave[0][1], config, progress=share, pool=pool)
+            for (i, mcus), coefficients in zip(places, samples.mcus, strict=True):
                 known[i, mcus] = coefficients
                 given[i, mcus] = True
         done += len(wave)
@@ -128,7 +128,7 @@ def complete(
 
 
 def waves(grid: Grid, tile_grid: Grid) -> list[list[tuple[int, Grid, Tensor]]]:
-    """The tiles of `tiles`, numbered, in groups whose members don't touch, so that they can be made side by side.
+    """Group the numbered tiles of `tiles` so that the members of a group don't touch and can be generated together.
 
     Every tile comes after all earlier ones that it overlaps: the picture is the same as tile after tile.
     """
@@ -144,10 +144,10 @@ def waves(grid: Grid, tile_grid: Grid) -> list[list[tuple[int, Grid, Tensor]]]:
 def _request(
     job: Job, number: int, tile: Grid, mcus: Tensor, known: Tensor, given: Tensor, quality: int
 ) -> Request:  # fmt: skip
-    """What is to be generated of one tile.
+    """Build the request for one tile.
 
-    Kept coefficients are listed, not given, since that is how the model knows a beginning; zeros among them after
-    the last one listed are given, so that nothing is added there.
+    Kept coefficients are listed, not given, since the model was trained on beginnings in this form; zeros among them
+    after the last one listed are given, so that nothing is added there.
     """
     kept = None
     given = given.clone()

@@ -1,4 +1,4 @@
-"""What a model reads: sequences of triples, chunks of them, conditions and the batches of a training."""
+"""The input of a model: sequences of triples, chunks of them, conditions and the batches of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batches of a training: what a step sees of its chunks, decided by the seed and the step's number alone."""
+"""The batches of a training, each decided by the seed and the step's number alone."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class ChunkBatches(Dataset[ChunkBatch]):
             overlap: triples of context.
             batch: chunks per step.
             seed: of the order, the windows, the flips, the dropped labels and the conditions.
-            num_labels: classes that the model knows, those of the data if None; other labels become
+            num_labels: number of the model's classes, that of the data if None; other labels become
                 ``num_labels``, the null label.
             flip: mirror half of the pictures, exactly.
             label_dropout: part of the chunks that get the null label.
             conditions: what is known from the start; None for nothing.
             rows: those of each batch that are made (a process's share); None for all.
             shuffle: see `ChunkSampler`.
-            starts: see there, too.
+            starts: see `ChunkSampler`.
             window: grid of the windows that are cut out of larger pictures; None for whole pictures.
             texture_from: rank of the first channel that the model decides as a whole; chunks hold no triples of it and
                 of those after it (`order.NUM_CHANNELS`: there are none).
@@ -91,7 +91,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         self.conditions = conditions or Conditions(none=1, low=0, luma=0, region=0)
 
     def __getitem__(self, step: int) -> ChunkBatch:
-        """The batch of one step."""
+        """Return the batch of one step."""
         sampler, stride = self.sampler, self.chunk - self.overlap
         draw = np.random.default_rng([sampler.seed, 2, step]).random((sampler.batch, 2))
         spread = np.random.default_rng([sampler.seed, 6, step]).random(sampler.batch)
@@ -128,12 +128,12 @@ class ChunkBatches(Dataset[ChunkBatch]):
         return batch
 
     def _texture_rows(self, rows: range) -> list[int]:
-        """Those of some rows whose pictures' texture is trained: equally spaced in the batch."""
+        """Select the rows whose pictures' texture is trained: equally spaced in the batch."""
         batch = self.sampler.batch
         return [row for row in rows if row * self.textures // batch < (row + 1) * self.textures // batch]
 
     def _texture(self, step: int, sequences: list[Sequence], weights: list[float]) -> TextureBatch:
-        """The textures of a step.
+        """Return the textures of a step.
 
         A picture of K chunks comes K times as often as one of a single chunk, and so it counts 1 / K as much.
         """

@@ -1,4 +1,4 @@
-"""Cutting chunks: a sequence of triples becomes a partial DCT image and the triples to predict next.
+"""Chunks: a sequence of triples is cut into partial DCT images and the triples to predict next.
 
 Shapes: B chunks, L triples of a chunk, N MCUs.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from dctransformer.sequence.texture import TextureBatch
 
 START = order.NUM_CHANNELS + 1
-"""Rank that stands for "no triple yet" where the previous triple is asked for."""
+"""Rank of the previous triple where there is none yet."""
 
 
 @dataclasses.dataclass
 class Sequence:
-    """What is to be generated of one picture, in rank space and with the final stop.
+    """The triples of one picture that are to be generated, in rank space and with the final stop.
 
     Attributes:
         ranks: int64 ``[L]``, channels as ranks; the last is `order.STOP`.
@@ -88,7 +88,7 @@ class Sequence:
         )
 
     def structure(self, texture: int) -> Sequence:
-        """What is listed as triples by a model that decides on whole channels from the rank ``texture`` on."""
+        """Keep the triples that are listed by a model that decides on whole channels from the rank ``texture`` on."""
         listed = (self.ranks < texture) | (self.ranks == order.STOP)
         if bool(listed.all()):
             return self
@@ -105,22 +105,22 @@ class Sequence:
         return closed
 
     def __len__(self) -> int:
-        """Number of triples, the stop included."""
+        """Return the number of triples, the stop included."""
         return len(self.ranks)
 
     def chunks(self, stride: int) -> int:
-        """Number of chunks that predict it, ``stride`` triples each."""
+        """Return the number of chunks that predict it, ``stride`` triples each."""
         return math.ceil(len(self) / stride)
 
 
 @dataclasses.dataclass
 class ChunkBatch:
-    """What the model sees of B chunks.
+    """The model's input for B chunks.
 
     Attributes:
         coefficients: int16 ``[B, N, 6, 64]``, the partial DCT image: all that comes before the first predicted triple.
         settled: bool ``[B, N, 6, 64]``, coefficients whose value (zero too) is known by then.
-        closed: bool ``[B, N, 6, 64]``, what is never to be listed: given from the start (and so settled), or hidden.
+        closed: bool ``[B, N, 6, 64]``, coefficients that are never listed: given from the start, or hidden.
         ranks: int64 ``[B, L + 1]``; index 0 is the triple before the chunk (`START` if there is none), the others
             are the chunk's.
         positions: int64 ``[B, L + 1]``.
@@ -155,7 +155,7 @@ class ChunkBatch:
         return (index >= self.context[:, None]) & (index < self.lengths[:, None])
 
     def to(self, device: torch.device | str) -> ChunkBatch:
-        """The batch on another device, and with it the channel runs, which a GPU would make the host wait for."""
+        """Move the batch to a device, and with it the channel runs, which a GPU would make the host wait for."""
         texture = None if self.texture is None else self.texture.to(device)
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True), texture)
         runs = self.runs
@@ -164,7 +164,7 @@ class ChunkBatch:
         return dataclasses.replace(moved, runs=None if runs is None else runs.to(device))
 
     def rows(self, index: Tensor | slice) -> ChunkBatch:
-        """Some of the chunks; of a slice, with its part of the textures (the parts of all slices are the whole)."""
+        """Select some of the chunks; a slice also gets its part of the textures (all slices together get all)."""
         texture = None
         if self.texture is not None and isinstance(index, slice):
             start, stop, _ = index.indices(len(self.labels))
@@ -173,7 +173,7 @@ class ChunkBatch:
         return self._each(lambda tensor: tensor[index], texture)
 
     def trimmed(self) -> ChunkBatch:
-        """Without padding beyond the longest chunk."""
+        """Drop padding beyond the longest chunk."""
         end = int(self.lengths.max()) + 1
         ranks, positions, values = (x[:, :end] for x in (self.ranks, self.positions, self.values))
         return dataclasses.replace(self, ranks=ranks, positions=positions, values=values, runs=None)
@@ -185,13 +185,13 @@ class ChunkBatch:
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:
-    """Slots that come at or before the triple (rank, position) in the order: bool ``[N, 6, 64]``."""
+    """Return the slots that come at or before the triple (rank, position) in the order: bool ``[N, 6, 64]``."""
     same = (rank == RANK_OF_SLOT) & (grid.block_position[:, :, None] <= position)
     return (rank > RANK_OF_SLOT) | same
 
 
 def partial_image(sequence: Sequence, start: int) -> tuple[Tensor, Tensor]:
-    """What is known before triple ``start``: coefficients int16 and settled bool, ``[N, 6, 64]`` each."""
+    """Return what is known before triple ``start``: coefficients int16 and settled bool, ``[N, 6, 64]`` each."""
     grid = sequence.grid
     shape = (grid.mcus, order.BLOCKS_PER_MCU, 64)
     coefficients = torch.zeros(shape, dtype=torch.int16) if sequence.known is None else sequence.known.clone()

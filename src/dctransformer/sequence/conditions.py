@@ -1,4 +1,4 @@
-"""The registry of conditions and tasks: which coefficients are given from the start, and what that is good for.
+"""The registry of conditions and tasks: which coefficients are given from the start, and for which tasks.
 
 One mask of *given* coefficients carries every task: nothing is given (generate), the low-frequency corner of each
 block (upscale), all of luma (colorize), every MCU outside a hole (inpaint). The order, the code and the weights are
@@ -50,7 +50,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A thing that users ask for, and the condition on which a model must have been trained for it.
+    """A task for users, and the condition on which a model must have been trained for it.
 
     Attributes:
         name: of its command and its tab on the web page.
@@ -114,7 +114,7 @@ BY_FACTOR = {c.factor: c for c in reversed(CONDITIONS.values()) if c.factor is n
 
 
 def named(name: str) -> Condition:
-    """The condition called ``name``.
+    """Return the condition called ``name``.
 
     Raises:
         ValueError: there is no such condition.
@@ -125,7 +125,7 @@ def named(name: str) -> Condition:
 
 
 def abilities(conditions: Iterable[str]) -> str:
-    """The tasks of a model that was trained on some conditions, in words: "generate, continue, colorize"."""
+    """Return the tasks of a model that was trained on some conditions, in words: "generate, continue, colorize"."""
     trained = set(conditions)
     return ", ".join(task.phrase for task in TASKS if task.condition in trained)
 
@@ -174,10 +174,10 @@ class Conditions:
     lengths add up to that of the picture."""
 
     def check(self) -> None:
-        """Check what no type can say.
+        """Check that the shares and factors are in range.
 
         Raises:
-            ValueError: a share can't be what it is.
+            ValueError: a share or a factor is out of range.
         """
         shares = [getattr(self, share) for share in SHARES]
         if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
@@ -189,12 +189,12 @@ class Conditions:
             raise ValueError(f"the conditions' factors must be among {', '.join(map(str, BY_FACTOR))}")
 
     def members(self, share: str) -> list[Condition]:
-        """The conditions among which a share is divided equally."""
+        """Return the conditions among which a share is divided equally."""
         found = [c for c in CONDITIONS.values() if c.share == share]
         return [BY_FACTOR[f] for f in self.factors] if found[0].factor is not None else found
 
     def names(self) -> tuple[str, ...]:
-        """The conditions that are drawn at all, in the order of `NAMES`."""
+        """Return the conditions that are drawn at all, in the order of `NAMES`."""
         drawn = {c.name for share in SHARES if getattr(self, share) for c in self.members(share)}
         return tuple(name for name in NAMES if name in drawn)
 
@@ -203,7 +203,7 @@ class Conditions:
 
         Args:
             grid: of the picture.
-            noise: decides.
+            noise: source of the draw.
 
         Returns:
             The mask (None for nothing), and whether the given part is to be listed instead of the rest, which then

@@ -1,4 +1,4 @@
-"""For anyone's own loop: DCT images as a `torch.utils.data.Dataset`, and a transform from pictures to triples.
+"""DCT images for other training loops: a `torch.utils.data.Dataset`, and a transform from pictures to triples.
 
 Shapes: B pictures, L triples of a picture, N MCUs.
 """
@@ -38,7 +38,7 @@ class Example(TypedDict):
 
 
 class Examples(TypedDict):
-    """Several of them."""
+    """A batch of pictures of a `DCTImageDataset`."""
 
     coefficients: Tensor
     """int16 ``[B, N, 6, 64]``."""
@@ -88,23 +88,23 @@ class DCTImageDataset(Dataset[Example]):
             info = DatasetInfo.load(source)
             shape = None if size is None else Shape.of(size)
             shape = shape if shape is None or shape.square is None else shape.square
-            for name, wanted, there in (
+            for name, wanted, actual in (
                 ("size", shape, info.size or info.target), ("quality", quality, info.quality),
             ):  # fmt: skip
-                if wanted not in (None, there):
+                if wanted not in (None, actual):
                     raise ValueError(
-                        f"{source} was prepared with {name} {there}, not {wanted}; leave it out or prepare it anew"
+                        f"{source} was prepared with {name} {actual}, not {wanted}; leave it out or prepare it anew"
                     )
             self.store = TripleStore.open(source, split, progress=False)
         else:
             self.store = TripleStore.from_images(source, Shape.of(size), quality or 20)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of pictures."""
         return len(self.store)
 
     def __getitem__(self, index: int) -> Example:
-        """One picture.
+        """Return one picture.
 
         Raises:
             IndexError: there are fewer.
@@ -118,7 +118,7 @@ class DCTImageDataset(Dataset[Example]):
         }
 
     def sequence(self, index: int) -> Sequence:
-        """One picture as `cut_chunks` takes it; without a label it has the null label, the number of classes."""
+        """Return one picture as a sequence for `cut_chunks`; without a label it gets the number of classes."""
         label = int(self.store.labels[index])
         return Sequence.from_triples(
             self.store.triples(index), self.store.grid(index), label if label >= 0 else len(self.store.info.labels)
@@ -147,7 +147,7 @@ def collate(examples: list[Example]) -> Examples:
 
 
 def by_grid(store: TripleStore, batch: int, seed: int = 0) -> list[list[int]]:
-    """Shuffled batches of pictures of one size, each picture once, for a DataLoader's ``batch_sampler``.
+    """Return shuffled batches of pictures of one size, each picture once, for a DataLoader's ``batch_sampler``.
 
     Args:
         store: the pictures.
@@ -163,7 +163,7 @@ def by_grid(store: TripleStore, batch: int, seed: int = 0) -> list[list[int]]:
 
 
 class ToTriples:
-    """A transform for anyone's data set: a Pillow image, or a uint8 array ``[H, W, 3]``, to its triples.
+    """A transform for any data set: from a Pillow image, or a uint8 array ``[H, W, 3]``, to its triples.
 
     Example:
         >>> ToTriples(quality=20)(np.zeros((32, 48, 3), np.uint8)).shape  # black: the DC of 24 luma blocks
@@ -175,7 +175,7 @@ class ToTriples:
 
         Args:
             quality: JPEG quality, 1 to 100.
-            size: crop to a square and resize to so many pixels a side first (or to another `Shape`), exactly as
+            size: crop to a square and resize to so many pixels per side first (or to another `Shape`), exactly as
                 `prepare` does; None leaves pictures as they are.
 
         Raises:
@@ -187,11 +187,11 @@ class ToTriples:
         self.codec = Codec(quality)
 
     def __repr__(self) -> str:
-        """``ToTriples(quality=20, size=64)``."""
+        """Return ``ToTriples(quality=20, size=64)`` and the like."""
         return f"ToTriples(quality={self.quality}, size={self.size})"
 
     def __call__(self, picture: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """The triples: int32 ``[L, 3]`` (channel, position, value) in generation order, those of its JPEG file.
+        """Return the triples of a picture's JPEG file: int32 ``[L, 3]`` (channel, position, value) in generation order.
 
         Raises:
             ValueError: it is no picture, or no uint8 array of one.

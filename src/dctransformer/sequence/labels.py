@@ -29,7 +29,7 @@ class Labelled(Protocol):
 
 
 def label_number(config: Labelled, label: str) -> int:
-    """The class called ``label`` (a name, in any case, or a number).
+    """Return the class called ``label`` (a name, in any case, or a number).
 
     Raises:
         ValueError: the model has no such class; near names are listed.
@@ -49,14 +49,14 @@ def label_number(config: Labelled, label: str) -> int:
 
 
 def label_name(config: Labelled, number: int) -> str:
-    """The name of a class; its number if the classes have no names, "" for the null label."""
+    """Return the name of a class; its number if the classes have no names, "" for the null label."""
     if number >= config.num_labels:
         return ""
     return config.label_names[number] if config.label_names else str(number)
 
 
 def drawn_labels(config: Labelled, count: int, seed: int) -> list[int]:
-    """A class for each of some pictures, drawn from (seed, its number); the null label if there are no classes."""
+    """Draw a class for each of ``count`` pictures from (seed, its number); the null label if there are no classes."""
     if not config.num_labels:
         return [config.null_label] * count
     return [int(np.random.default_rng([seed, i, 1]).integers(config.num_labels)) for i in range(count)]

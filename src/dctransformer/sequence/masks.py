@@ -15,7 +15,7 @@ from dctransformer.codec.grid import Grid
 
 
 def low(corner: int, grid: Grid) -> Tensor:
-    """The low-frequency ``corner`` × ``corner`` of every block, luma and chroma.
+    """Return a mask of the low-frequency ``corner`` × ``corner`` of every block, luma and chroma.
 
     Raises:
         ValueError: the corner is not 1, 2 or 4.
@@ -28,19 +28,19 @@ def low(corner: int, grid: Grid) -> Tensor:
 
 
 def luma(grid: Grid) -> Tensor:
-    """All of luma (Y)."""
+    """Return a mask of all luma (Y) coefficients."""
     given = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.bool)
     given[:, :4] = True
     return given
 
 
 def outside(hole: Tensor) -> Tensor:
-    """Every MCU outside a hole, as a mask."""
+    """Return every MCU outside a hole, as a mask."""
     return ~hole.flatten()[:, None, None].expand(-1, order.BLOCKS_PER_MCU, 64)
 
 
 def centre_hole(grid: Grid) -> Tensor:
-    """The middle half of the rows and columns: the hole of ``--given region``."""
+    """Return the hole of ``--given region``: the middle half of the rows and columns."""
     hole = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
     rows, cols = ((n // 4, max(n // 4 + 1, n - n // 4)) for n in (grid.rows, grid.cols))
     hole[slice(*rows), slice(*cols)] = True
@@ -48,7 +48,7 @@ def centre_hole(grid: Grid) -> Tensor:
 
 
 def random_hole(grid: Grid, noise: np.random.Generator) -> Tensor:
-    """A random box (at an edge it is a tile with finished neighbours); one time in four, scattered MCUs."""
+    """Draw a random box (at an edge it is a tile with finished neighbours); one time in four, scattered MCUs."""
     hole = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
     if noise.random() < 0.25:
         hole = torch.from_numpy(noise.random((grid.rows, grid.cols)) < noise.random())

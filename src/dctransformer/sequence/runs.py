@@ -34,7 +34,7 @@ class Runs:
 
     @classmethod
     def find(cls, ranks: Tensor) -> Runs:
-        """Runs of the triples' ranks, int64 ``[B, L]``; the host reads how many there are."""
+        """Find the runs in the triples' ranks, int64 ``[B, L]``; the host reads how many there are."""
         fresh = torch.ones_like(ranks, dtype=torch.bool)
         fresh[:, 1:] = ranks[:, 1:] != ranks[:, :-1]
         of_triple = fresh.flatten().cumsum(0).view_as(ranks) - 1
@@ -44,19 +44,19 @@ class Runs:
         return cls(of_triple, row, index, rank, int(index.max()) + 1)
 
     def padded(self) -> Runs:
-        """The same with runs of no triples added, so that shapes take few values and kernels can be captured."""
+        """Add runs of no triples, so that shapes take few values and kernels can be captured."""
         spare = rounded_up(len(self.row), least=64) - len(self.row)
         row, index, rank = (F.pad(x, (0, spare)) for x in (self.row, self.index, self.rank))
         return Runs(self.of_triple, row, index, rank, rounded_up(self.most, least=8))
 
     def to(self, device: torch.device | str) -> Runs:
-        """The runs on another device."""
+        """Return the runs on another device."""
         tensors = (self.of_triple, self.row, self.index, self.rank)
         of_triple, row, index, rank = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return Runs(of_triple, row, index, rank, self.most)
 
 
 def rounded_up(count: int, least: int) -> int:
-    """A number at most an eighth larger, one of eight per power of two; ``least`` (a power of two) for small ones."""
+    """Round up by at most an eighth, to one of eight numbers per power of 2; small ones to ``least``, a power of 2."""
     step = max(least, 1 << max(0, (count - 1).bit_length() - 4)) if count > least else least
     return -(-count // step) * step

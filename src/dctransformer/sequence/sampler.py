@@ -38,20 +38,26 @@ FLOOR = 0.1
 """Least weight of a late chunk with early starts (second-hand from the paper's supplement)."""
 
 
-SOME = 512
+ESTIMATE_PICTURES = 512
 """Pictures from which the mean number of chunks in a window is estimated."""
 
 
 class Visits:
-    """Which items a step sees: each epoch visits every one once, shuffled by a key and the epoch's number."""
+    """The order of items over the steps: each epoch visits every item once, shuffled by a key and its number."""
 
     def __init__(self, count: int, batch: int, *key: int):
-        """Args: count: of items; batch: items per step; key: a seed and what tells this order from others."""
+        """Set the order.
+
+        Args:
+            count: number of items.
+            batch: items per step.
+            key: a seed, and numbers that distinguish this order from others.
+        """
         self.count, self.batch, self.key = count, batch, key
         self._epoch: int | None = None
 
     def __call__(self, step: int, rows: range | None = None) -> np.ndarray:
-        """Numbers of the items that some rows (None for all) of a step see, int64 ``[rows]``."""
+        """Return the numbers of the items that some rows (None for all) of a step see, int64 ``[rows]``."""
         rows = range(self.batch) if rows is None else rows
         epochs, places = np.divmod(step * self.batch + np.array(rows, np.int64), self.count)
         return np.array([self._shuffled(int(e))[p] for e, p in zip(epochs, places, strict=True)])
@@ -65,12 +71,12 @@ class Visits:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a row of a batch sees.
+    """The chunk that a row of a batch gets.
 
     Attributes:
         picture: its number in the store.
         chunk: which of the window's chunks.
-        chunks: how many the window has.
+        chunks: number of the window's chunks.
         grid: of the window.
         top: the window's first row of MCUs in the picture.
         left: its first column.
@@ -88,7 +94,15 @@ class _Bucket:
     """Pictures whose windows have one grid, their chunks one after another, and the order in which these come."""
 
     def __init__(self, number: int, grid: Grid, pictures: np.ndarray, chunks: np.ndarray, sampler: ChunkSampler):
-        """Args: number: of the bucket; pictures: int64 ``[n]``; chunks: of each, int64 ``[n]``."""
+        """Lay out the chunks.
+
+        Args:
+            number: of the bucket.
+            grid: of its windows.
+            pictures: int64 ``[n]``, numbers in the store.
+            chunks: int64 ``[n]``, of each picture.
+            sampler: whose batch, seed, shuffle and starts are used.
+        """
         self.grid, self.pictures, self.chunks = grid, pictures, chunks
         self.ends = np.cumsum(chunks)
         self.total = int(self.ends[-1])
@@ -110,18 +124,18 @@ class _Bucket:
             self.weights = np.cumsum(np.maximum(FLOOR, (1 - chunk / counts) ** 3))
 
     def pairs(self, places: np.ndarray) -> np.ndarray:
-        """(picture, chunk) at places of the list of the bucket's chunks: int64 ``[n, 2]``."""
+        """Return the (picture, chunk) pairs at places in the list of the bucket's chunks: int64 ``[n, 2]``."""
         member = np.searchsorted(self.ends, places, side="right")
         return np.stack([self.pictures[member], places - self.ends[member] + self.chunks[member]], axis=1)
 
     def visited(self, step: int, rows: range) -> np.ndarray:
-        """Places that some rows of the bucket's step of this number see, int64 ``[rows]``."""
+        """Return the places that some rows of the bucket's step of this number see, int64 ``[rows]``."""
         if len(self._visits) == 1:
             return self._visits[0](step, rows)
         return np.array([self._stretches[row][0] + self._visits[row](step)[0] for row in rows])
 
     def any_place(self, row: int, noise: np.random.Generator) -> int:
-        """A place that a row may see, drawn independently of all others."""
+        """Return a place that a row may see, drawn independently of all others."""
         return int(noise.integers(*self._stretches[row]))
 
 
@@ -132,8 +146,8 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     paper.
 
     With ``shuffle="all"`` a step's chunks come from anywhere. With ``"stretches"`` every row of the batch has a stretch
-    of the data set to itself, as long as the others', and shuffles that: whoever makes some of the rows reads only
-    their stretches, and what a step sees still does not depend on who makes which rows.
+    of the data set to itself, as long as the others', and shuffles that: a process that makes some of the rows reads
+    only their stretches, and a step's chunks still do not depend on which process makes which rows.
     """
 
     def __init__(
@@ -206,11 +220,11 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
 
     def chosen(self, step: int, rows: range | None = None) -> np.ndarray:
-        """The (picture, chunk) pairs of some rows (None for all) of a step: int64 ``[rows, 2]``."""
+        """Return the (picture, chunk) pairs of some rows (None for all) of a step: int64 ``[rows, 2]``."""
         return np.array([(draw.picture, draw.chunk) for draw in self.draws(step, rows)], np.int64)
 
     def draws(self, step: int, rows: range | None = None) -> list[Draw]:
-        """What some rows (None for all) of a step see; their grids are one."""
+        """Return the chunks of some rows (None for all) of a step; they have one grid."""
         rows = range(self.batch) if rows is None else rows
         number, turn = self._bucket_of(step)
         bucket = self.buckets[number]
@@ -225,7 +239,7 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         return [Draw(int(p), int(c), int(self.chunks[p]), bucket.grid) for p, c in pairs]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Step after step, the (picture, chunk) pairs of the sampler's rows."""
+        """Yield the (picture, chunk) pairs of the sampler's rows, step after step."""
         step = 0
         while True:
             yield [(int(picture), int(chunk)) for picture, chunk in self.chosen(step, self.rows)]
@@ -241,16 +255,16 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     def _mean_chunks(self, grids: np.ndarray) -> float:
         if not self.windowed:
             return self.total / max(len(self.chunks), 1)
-        some = np.random.default_rng([self.seed, 14]).permutation(len(self.chunks))[:SOME]
-        means = [self._chunks_by_window(int(i), Grid.shared(*grids[i].tolist())).mean() for i in some]
+        chosen = np.random.default_rng([self.seed, 14]).permutation(len(self.chunks))[:ESTIMATE_PICTURES]
+        means = [self._chunks_by_window(int(i), Grid.shared(*grids[i].tolist())).mean() for i in chosen]
         return float(np.mean(means))
 
     def _accepts(self, picture: int, chunks: np.ndarray, noise: np.random.Generator) -> bool:
-        """Whether a candidate stays: with probability K̄ / M."""
+        """Return whether a candidate stays: with probability K̄ / M."""
         return noise.random() * chunks.size * int(self.chunks[picture]) < int(chunks.sum())
 
     def _window(self, bucket: _Bucket, step: int, row: int, picture: int, chunk: int) -> Draw:
-        """One of the chunks in the windows of the first candidate that is accepted."""
+        """Draw one of the chunks in the windows of the first candidate that is accepted."""
         noise = np.random.default_rng([self.seed, 11, step, row])
         while True:
             if self.store.grid(picture) == bucket.grid:
@@ -269,11 +283,11 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
     # Buckets ----------------------------------------------------------------------------------------------------------
 
     def grid(self, step: int) -> Grid:
-        """The grid of a step's chunks."""
+        """Return the grid of a step's chunks."""
         return self.buckets[self._bucket_of(step)[0]].grid
 
     def _bucket_of(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and how many of the bucket's steps came before (or a number that will do)."""
+        """Return the bucket of a step, and how many of its steps came before (the step itself if draws are random)."""
         if len(self.buckets) == 1:
             return 0, step
         if self.starts == "early":
@@ -297,11 +311,11 @@ class ChunkSampler(Sampler[list[tuple[int, int]]]):
         return number, int(begun[number] + self._turns[place])
 
     def _begun(self, epoch: int) -> np.ndarray:
-        """Steps that each bucket has had before an epoch, int64 ``[buckets]``."""
+        """Return the steps that each bucket has had before an epoch, int64 ``[buckets]``."""
         return epoch * self._sizes // self.batch
 
     def _accepted_bucket(self, noise: np.random.Generator) -> int:
-        """The bucket of the first picture that is accepted."""
+        """Return the bucket of the first picture that is accepted."""
         ends = np.cumsum(self._sizes)
         while True:
             place = int(noise.integers(ends[-1]))

@@ -1,4 +1,4 @@
-"""What a model reads of a picture's texture: the channels that are decided as a whole, after the triples.
+"""The model's input for texture: the channels that are decided as a whole, after the triples.
 
 Shapes: B pictures, K channels of each, N MCUs, C = 192 ranks, P positions.
 """
@@ -18,7 +18,7 @@ from dctransformer.sequence.chunks import Sequence
 
 @dataclasses.dataclass
 class TextureBatch:
-    """The texture of B pictures, and for some channels of each how much they count.
+    """The texture of B pictures, and the weights of some channels of each.
 
     Attributes:
         coefficients: int16 ``[B, N, 6, 64]``, the whole pictures; 0 where hidden.
@@ -45,11 +45,11 @@ class TextureBatch:
     first: int = 0
 
     def to(self, device: torch.device | str) -> TextureBatch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, index: Tensor | slice) -> TextureBatch:
-        """Some of the pictures."""
+        """Return some of the pictures."""
         return self._each(lambda tensor: tensor[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextureBatch:
@@ -59,7 +59,7 @@ class TextureBatch:
 
 
 def channels_in_use(sequence: Sequence, first: int) -> Tensor:
-    """Texture channels with a coefficient that is to be generated.
+    """Return the texture channels with a coefficient that is to be generated.
 
     Args:
         sequence: a picture, made by `Sequence.from_triples`.
@@ -86,7 +86,7 @@ def texture_batch(
         ranks: int64, the channels of each that are scored.
         weights: how often each of them counts.
         use: whether the decisions about which channels are in use count, too.
-        channels: K, if the batch is to have a shape of its own; else the most channels of a picture.
+        channels: K, for a batch of a fixed shape; 0 for the most channels of a picture.
     """
     count = max(channels, 1, *(len(r) for r in ranks))
     rank = torch.full((len(sequences), count), order.NUM_CHANNELS - 1)
@@ -109,7 +109,7 @@ def texture_batch(
 
 
 def sampled_texture(sequences: list[Sequence], uniform: Tensor, channels: int, first: int) -> TextureBatch:
-    """A training batch: some channels of each picture, weighted so that they stand for all that are in use.
+    """Build a training batch: some channels of each picture, weighted so that they stand for all that are in use.
 
     The channels are equally spaced among those in use, from a random start, so that low and high ones both occur and
     each is as likely as the others.

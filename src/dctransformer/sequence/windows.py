@@ -1,6 +1,6 @@
 """Windows: rectangles of whole MCUs out of larger pictures, cropped in the DCT domain, without loss.
 
-A window is what training sees of a picture that is larger than the window's grid. Along a side where a picture is
+Training gets a window of each picture that is larger than the window's grid. Along a side where a picture is
 smaller than that grid, the window is as long as the picture.
 
 Shapes: L triples, P positions; R × C windows that a picture has (one for each place of the top-left MCU).
@@ -19,7 +19,7 @@ from dctransformer.data.store import TripleStore
 
 
 def parse_window(text: str) -> Grid:
-    """The grid of a window from ``"128"`` or ``"128x96"`` (width by height, in pixels).
+    """Return the grid of a window from ``"128"`` or ``"128x96"`` (width by height, in pixels).
 
     Raises:
         ValueError: it is not a size of whole MCUs.
@@ -29,7 +29,7 @@ def parse_window(text: str) -> Grid:
 
 
 def chunks_by_window(positions: np.ndarray, picture: Grid, window: Grid, stride: int) -> np.ndarray:
-    """Chunks that predict each window of a picture, the stop included.
+    """Return the chunks that predict each window of a picture, the stop included.
 
     Args:
         positions: of the picture's triples, int ``[L]``.
@@ -49,7 +49,7 @@ def chunks_by_window(positions: np.ndarray, picture: Grid, window: Grid, stride:
 
 
 def most_chunks(triples: np.ndarray, pictures: np.ndarray, windows: np.ndarray, stride: int) -> np.ndarray:
-    """A bound on the mean number of chunks in a picture's windows that needs only its number of triples.
+    """Return a bound on the mean number of chunks in a picture's windows that needs only its number of triples.
 
     No window has more chunks than the picture. And an MCU lies in at most a share q of the windows (along one side of
     n MCUs, a window of w covers an MCU from at most min(w, n − w + 1) of n − w + 1 places), so that a window has at
@@ -70,7 +70,7 @@ def most_chunks(triples: np.ndarray, pictures: np.ndarray, windows: np.ndarray, 
 
 
 def centred(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
-    """The window at the centre of a picture (half an MCU up and left where there is no centre), and its grid."""
+    """Return the window at the centre of a picture (half an MCU up and left where there is no centre), and its grid."""
     grid = picture.within(window)
     if grid == picture:
         return triples, picture
@@ -79,7 +79,7 @@ def centred(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor
 
 
 def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
-    """What libjpeg's optimised Huffman code needs for the window at a picture's centre, less a blank picture's file."""
+    """Return the bytes of libjpeg's optimised Huffman code for the window at a picture's centre, headers left out."""
     triples, grid = centred(store.triples(index), store.grid(index), window)
     if grid == store.grid(index):
         return int(store.huffman_bytes[index])
@@ -88,7 +88,7 @@ def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
 
 
 def window_grids(store: TripleStore, window: Grid | None) -> np.ndarray:
-    """Rows and columns of each picture's windows: int64 ``[n, 2]``.
+    """Return the rows and columns of each picture's windows: int64 ``[n, 2]``.
 
     Raises:
         ValueError: the window is larger than every picture.

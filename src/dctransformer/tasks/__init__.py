@@ -1,1 +1,1 @@
-"""What users ask for, one function each: generate, edit, score and describe."""
+"""The tasks for users, one function each: generate, edit, score and describe."""

@@ -36,12 +36,12 @@ from dctransformer.tasks.dct_file import (
 from dctransformer.tasks.models import Model, loaded
 
 Progress = Callable[[int, int], None]
-"""Called with how many pictures are done, of how many."""
+"""Called with the number of pictures done, and their total."""
 
 
 @dataclasses.dataclass
 class Compressed:
-    """What `compress` wrote.
+    """The result of `compress`.
 
     Attributes:
         files: one per picture, those of an earlier run included.
@@ -141,7 +141,7 @@ def compress(
 
 
 def _largest(network: DCTransformer) -> int:
-    """Most MCUs along a side."""
+    """Return the largest number of MCUs along a side that a model and the file format allow."""
     return min(network.config.max_grid // 2, MAX_SIDE)
 
 
@@ -155,7 +155,7 @@ def _check_grid(network: DCTransformer, grid: Grid) -> None:
 
 
 def _stored_name(model: Model) -> str:
-    """The name of a model as a file holds it: empty if it comes with the package, or is known in memory only."""
+    """Return the name of a model as a file holds it: empty if it comes with the package, or is known in memory only."""
     if isinstance(model, DCTransformer):
         return ""
     if str(model) in shipped_names() and model_folder(model).parent == SHIPPED:
@@ -168,7 +168,7 @@ _MOST_WAITING = 16 * MAX_BATCH
 
 
 class _Compression:
-    """Pictures on their way to files: those of one grid are coded together as soon as they fill a batch."""
+    """Pictures that are being compressed: those of one grid are coded together as soon as they fill a batch."""
 
     def __init__(self, network: DCTransformer, name: str, folder: Path, batch: int, verify: bool):
         self.network, self.name, self.folder, self.batch, self.verify = network, name, folder, batch, verify
@@ -178,11 +178,11 @@ class _Compression:
 
     @property
     def waiting(self) -> int:
-        """How many pictures are not yet written."""
+        """Number of pictures that are not yet written."""
         return sum(map(len, self.groups.values()))
 
     def add(self, item: _Waiting) -> None:
-        """Take a picture, unless its file is there."""
+        """Add a picture, unless its file is written already."""
         if self._is_written(item):
             return
         grid = item.picture.grid
@@ -193,7 +193,7 @@ class _Compression:
             self._write(self.groups.pop(grid))
 
     def finish(self) -> None:
-        """Write what is waiting."""
+        """Write the pictures that are waiting."""
         while self.groups:
             self._write(self.groups.popitem()[1])
 
@@ -211,13 +211,13 @@ class _Compression:
 
     def _write(self, group: list[_Waiting]) -> None:
         grid = group[0].picture.grid
-        there = self.coder.run([Task(item.label, item.picture.mcus) for item in group], grid)
-        back = there
+        encoded = self.coder.run([Task(item.label, item.picture.mcus) for item in group], grid)
+        decoded = encoded
         if self.verify:
-            bits = [b"" if coded is None else coded.data for coded in there]
-            back = self.coder.run([Task(i.label, data=data) for i, data in zip(group, bits, strict=True)], grid)
+            bits = [b"" if coded is None else coded.data for coded in encoded]
+            decoded = self.coder.run([Task(i.label, data=data) for i, data in zip(group, bits, strict=True)], grid)
         make_folder(self.folder)
-        for row, (item, coded, again) in enumerate(zip(group, there, back, strict=True)):
+        for row, (item, coded, again) in enumerate(zip(group, encoded, decoded, strict=True)):
             if coded is None or again is None or not torch.equal(again.coefficients, item.picture.mcus):
                 raise ValueError(
                     f"{item.name} can't be compressed: what was coded does not decode to the same picture, so this "
@@ -227,12 +227,12 @@ class _Compression:
                 temporary.write_bytes(self._header(item, (len(group), row)).pack() + coded.data)
 
 
-# Back -----------------------------------------------------------------------------------------------------------------
+# Decompression --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class _File:
-    """A compressed picture: its file, what it says, its bits, and where it goes."""
+    """A compressed picture: its file, header and bits, and the path of the JPEG file to write."""
 
     path: Path
     header: Header
@@ -255,7 +255,7 @@ def decompress(
     Args:
         source: a folder that `compress` wrote, or one of its files.
         out: folder for the pictures, ``NAME.jpg``; made if needed.
-        model: where the weights are; None to find them by what the files say.
+        model: where the weights are; None for the models that the files name.
         device: cpu, cuda, …, as when they were compressed.
         progress: called after each batch.
 
@@ -281,7 +281,7 @@ def decompress(
 
 
 class _Decompression:
-    """Files on their way to pictures."""
+    """Files that are being decompressed."""
 
     def __init__(self, source: str | Path, out: str | Path, device: str, progress: Progress | None):
         if not str(source).strip():
@@ -306,7 +306,7 @@ class _Decompression:
         self.networks: dict[tuple[bytes, str], tuple[DCTransformer, bytes]] = {}
 
     def by_model(self, network: DCTransformer | None, place: str) -> dict[tuple[bytes, str], list[_File]]:
-        """The files by their model, which is loaded."""
+        """Return the files by their model, which is loaded."""
         groups: dict[tuple[bytes, str], list[_File]] = {}
         given = None if network is None else (network, fingerprint(network))
         for file in self.files:
@@ -388,7 +388,7 @@ _DIVERGED = (
 
 
 def _label(file: _File, network: DCTransformer) -> int:
-    """The class of a file's picture; −1 if the model has none of this number."""
+    """Return the class of a file's picture; −1 if the model has none of this number."""
     label = file.header.label
     if label is None:
         return network.config.null_label
@@ -396,7 +396,7 @@ def _label(file: _File, network: DCTransformer) -> int:
 
 
 def _in_rows(files: list[_File]) -> Iterator[dict[int, _File]]:
-    """Batches in which each file has its own row."""
+    """Yield batches in which each file has its own row."""
     batches: list[dict[int, _File]] = []
     used = [0] * MAX_BATCH  # batches in which a row is taken already
     for file in files:
@@ -409,9 +409,9 @@ def _in_rows(files: list[_File]) -> Iterator[dict[int, _File]]:
 
 
 def _find(number: bytes, name: str, device: str) -> tuple[DCTransformer, bytes]:
-    """The model that a file names, and its fingerprint.
+    """Load the model that a file names; returns it with its fingerprint.
 
-    Nothing is downloaded because a file says so: models of the hub are looked for in its cache.
+    Nothing is downloaded because a file names it: models of the hub are looked for in the local cache.
 
     Raises:
         ValueError: it is not here; the sentence goes on after the file's name.
@@ -427,4 +427,4 @@ def _find(number: bytes, name: str, device: str) -> tuple[DCTransformer, bytes]:
         if full[:ID] == number:
             return network, full
     called = f"the model {name}" if name else "a model of which it holds no name"
-    raise ValueError(f"was compressed with {called}, whose weights are not here; say with --model where they are")
+    raise ValueError(f"was compressed with {called}, whose weights are not here; name them with --model")

@@ -44,7 +44,7 @@ ID, CHECKSUM = 2, 4
 
 
 def fingerprint(model: DCTransformer) -> bytes:
-    """SHA-256 of a model's weights and its quality."""
+    """Return a SHA-256 of a model's weights and its quality."""
     digest = hashlib.sha256(f"quality {model.config.quality}".encode())
     for name, weights in sorted(model.state_dict().items()):
         data = weights.detach().cpu().contiguous().numpy()
@@ -53,7 +53,7 @@ def fingerprint(model: DCTransformer) -> bytes:
 
 
 def checksum(mcus: Tensor, grid: Grid, label: int, model: bytes) -> bytes:
-    """The checksum of a picture (int16 ``[N, 6, 64]``) under a model's `fingerprint`."""
+    """Return the checksum of a picture (int16 ``[N, 6, 64]``) under a model's `fingerprint`."""
     digest = hashlib.blake2b(struct.pack("<3q", grid.rows, grid.cols, label), digest_size=CHECKSUM, key=model)
     digest.update(mcus.numpy().astype("<i2").tobytes())
     return digest.digest()
@@ -61,7 +61,7 @@ def checksum(mcus: Tensor, grid: Grid, label: int, model: bytes) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says about its picture.
+    """The header of a compressed picture.
 
     Attributes:
         model: the first bytes of the model's fingerprint.
@@ -85,7 +85,7 @@ class Header:
     def of(
         cls, mcus: Tensor, grid: Grid, label: int, place: tuple[int, int], config: ModelConfig, model: bytes, name: str
     ) -> Header:
-        """The header of a picture: its coefficients, grid and class, its (batch, row), and its model."""
+        """Return the header of a picture: its coefficients, grid and class, its (batch, row), and its model."""
         return cls(
             model[:ID],
             checksum(mcus, grid, label, model),
@@ -96,11 +96,11 @@ class Header:
         )
 
     def same_picture(self, other: Header) -> bool:
-        """Whether another header is of the same picture and model, whatever its place in a batch."""
+        """Return whether another header is of the same picture and model, whatever its place in a batch."""
         return dataclasses.replace(self, batch=other.batch, row=other.row) == other
 
     def pack(self) -> bytes:
-        """The header as bytes."""
+        """Return the header as bytes."""
         name = self.name.encode()
         sized, labelled = self.grid is not None, self.label is not None
         flags = bool(name) * _NAMED + sized * _SIZED + labelled * _LABELLED
@@ -161,7 +161,7 @@ def read_file(path: Path) -> tuple[Header, bytes]:
 
 
 def can_be_named(name: str) -> bool:
-    """Whether a file can hold a model's name: it is Unicode of at most 255 bytes."""
+    """Return whether a file can hold a model's name: it is Unicode of at most 255 bytes."""
     try:
         return len(name.encode()) < 256
     except UnicodeEncodeError:

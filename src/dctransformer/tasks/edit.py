@@ -46,12 +46,12 @@ Source = str | Path | bytes | np.ndarray
 
 @dataclasses.dataclass
 class Options:
-    """What all tasks have in common."""
+    """Options of all editing tasks."""
 
     num: int = 1
     """Alternatives of each picture."""
     label: str | None = None
-    """Class name or number; none if not given."""
+    """Class name or number; None for no class."""
     sampling: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     """Seed, temperature and so on; alternative k of a picture and seed is the same whatever else is asked for."""
     device: str = "auto"
@@ -62,12 +62,12 @@ class Options:
     """Folder into which results are written as they are finished; those that are there already, made by the same task
     from the same picture, model and settings, are not made again. `save_edits` adds the sheet."""
     pool: Pool | None = None
-    """The loaded model's, in which others generate pictures; None for one of the task's own."""
+    """The loaded model's pool, shared with other callers; None for a new one."""
 
 
 @dataclasses.dataclass
 class Edited:
-    """What became of one picture.
+    """The results for one picture.
 
     Attributes:
         name: of its file, without the ending.
@@ -82,7 +82,7 @@ class Edited:
     metadata: Metadata = dataclasses.field(default_factory=Metadata)
 
     def pixels(self) -> list[np.ndarray]:
-        """The alternatives as uint8 ``[H, W, 3]``."""
+        """Return the alternatives as uint8 ``[H, W, 3]``."""
         return [Codec().decode(dct)[0].numpy() for dct in self.results]
 
 
@@ -99,10 +99,10 @@ class _Canvas:
     file: DCTImage | None = None
     """The JPEG file's own coefficients, where it is one that the model's grid fits (4:2:0)."""
     metadata: Metadata = dataclasses.field(default_factory=Metadata)
-    """What results keep of that file: the profile belongs to its coefficients, which are not converted to sRGB."""
+    """That file's metadata for the results: the profile goes with its coefficients, which are not converted to sRGB."""
 
     def picture(self, mcus: Tensor, codec: Codec) -> DCTImage:
-        """MCUs as a DCT image of the canvas's true size."""
+        """Return the MCUs as a DCT image of the canvas's true size."""
         return cropped(mcus, self.grid, self.height, self.width, codec)
 
 
@@ -119,7 +119,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
         options: alternatives, label, sampling.
 
     Returns:
-        One `Edited` a picture, ``factor`` times as large.
+        One `Edited` per picture, ``factor`` times as large.
 
     Raises:
         ValueError: a picture can't be read, or the model was not trained for the factor.
@@ -243,7 +243,7 @@ def continue_(
     return _run(network, canvases, masks, before, options)
 
 
-# What they share ------------------------------------------------------------------------------------------------------
+# Steps of all tasks ---------------------------------------------------------------------------------------------------
 
 
 def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTransformer, Options]:
@@ -256,7 +256,7 @@ def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTran
 
 
 def _names(images: Sequence[Source]) -> list[str]:
-    """A name for each picture's results, no two alike."""
+    """Return a name for each picture's results, no two alike."""
     if not len(images):
         raise ValueError("there are no pictures; give one or more")
     names: list[str] = []
@@ -279,16 +279,16 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 def _pixels(image: Source) -> np.ndarray:
-    """uint8 RGB ``[H, W, 3]``."""
+    """Return the pixels of a picture, uint8 RGB ``[H, W, 3]``."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"pictures are uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            raise ValueError(f"pictures are uint8 [H, W, 3], not {image.dtype} {list(image.shape)}; convert yours")
         return image
     return np.asarray(load_image(image))
 
 
 def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
-    """A picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
+    """Return a picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
     if isinstance(image, (str, Path)):
         check_regular(image)
     file = None if isinstance(image, np.ndarray) else own_coefficients(image)
@@ -301,7 +301,7 @@ def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
 
 
 def _hole(canvas: _Canvas, bright: np.ndarray | None, box: tuple[int, int, int, int] | None) -> Tensor:
-    """MCUs that the mask or the box touches: bool ``[rows, cols]``."""
+    """Return the MCUs that the mask or the box touches: bool ``[rows, cols]``."""
     height, width = canvas.height, canvas.width
     if bright is None:
         assert box is not None
@@ -373,10 +373,10 @@ def _run(
                 if options.progress is not None:
                     options.progress((ready + done * size) / total)
 
-            made = complete(
+            completed = complete(
                 network, [job for _, _, job in part], grid, options.sampling, progress=share, pool=options.pool
             )
-            for (name, canvas, job), mcus in zip(part, made, strict=True):
+            for (name, canvas, job), mcus in zip(part, completed, strict=True):
                 results[name] = _into_file(canvas, mcus, job.given, codec)
                 if outputs is not None:
                     outputs.save(name, results[name], canvas.metadata)
@@ -387,12 +387,12 @@ def _run(
 
 
 def _file_parts(file: DCTImage | None) -> list[Tensor]:
-    """The coefficients and tables of a JPEG file, which decide on a result that keeps them."""
+    """Return the coefficients and tables of a JPEG file, which decide on a result that keeps them."""
     return [] if file is None else [*file.components, *file.tables]
 
 
 def _into_file(canvas: _Canvas, mcus: Tensor, given: Tensor, codec: Codec) -> DCTImage:
-    """The result; in a JPEG file, the given coefficients stay the file's own and the new ones get its tables."""
+    """Return the result; in a JPEG file, the given coefficients stay the file's own and the new ones get its tables."""
     result = canvas.picture(mcus, codec)
     if canvas.file is None:
         return result

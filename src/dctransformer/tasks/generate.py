@@ -54,7 +54,7 @@ def generate(
             model, seed and settings, are not made again. `save_samples` adds the sheets.
         progress: called with (triples so far, pictures finished).
         watch: called with every picture on its way, chunk after chunk, before ``progress``; not with tiles.
-        pool: the loaded model's, in which others generate pictures; not with ``out``.
+        pool: the loaded model's pool, shared with other callers; not with ``out``.
 
     Returns:
         The samples and the name of each one's class ("" for an unconditional model).
@@ -101,7 +101,7 @@ def _by_tiles(
     progress: Callable[[int, int], None] | None,
     pool: Pool | None = None,
 ) -> Samples:
-    """Samples that are larger than the model knows."""
+    """Generate pictures that are larger than the model knows, by tiles."""
     nothing = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
     jobs = [Job(i, label, nothing, nothing.bool()) for i, label in zip(numbers, labels, strict=True)]
 
@@ -127,7 +127,7 @@ def _continued(
     progress: Callable[[int, int], None] | None,
     watch: Callable[[Snapshot], None] | None,
 ) -> Samples:
-    """Make the pictures that a folder does not hold yet, writing each when it is finished."""
+    """Generate the pictures that a folder does not hold yet, writing each when it is finished."""
     codec = Codec(network.config.quality)
     pictures = {i: dct for i, name in enumerate(outputs.names) if (dct := outputs.load(name)) is not None}
     ready = len(pictures)

@@ -1,4 +1,4 @@
-"""What a model, a data set or an image holds, in plain figures."""
+"""Descriptions of a model, a data set or an image in plain figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dctransformer.model.dctransformer import DCTransformer
 
 
 def describe(thing: str | Path) -> dict[str, Any]:
-    """Tell what something holds.
+    """Describe an image file, a data set or a model.
 
     Args:
         thing: an image file, a prepared data set, or a model (run folder, saved model, hf:owner/name, shipped weights).
@@ -47,7 +47,7 @@ def describe(thing: str | Path) -> dict[str, Any]:
 
 
 def describe_image(path: Path) -> dict[str, Any]:
-    """Facts of an image file; for a JPEG its tables, sampling and triples."""
+    """Return the facts of an image file; for a JPEG its tables, sampling and triples."""
     try:
         register_optional_readers()
         with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def describe_image(path: Path) -> dict[str, Any]:
 
 
 def describe_coefficients(dct: DCTImage) -> dict[str, Any]:
-    """Facts of a DCT image of batch 1: sampling, triples by band and by component, tables."""
+    """Return the facts of a DCT image of batch 1: sampling, triples by band and by component, tables."""
     triples = dct.to_triples()[0]
     band = torch.from_numpy(order.BAND_OF_CHANNEL)[triples[:, 0].long()]
     component = triples[:, 0] // 64
@@ -82,7 +82,7 @@ def describe_coefficients(dct: DCTImage) -> dict[str, Any]:
 
 
 def describe_data(folder: Path) -> dict[str, Any]:
-    """Facts of a prepared data set."""
+    """Return the facts of a prepared data set."""
     info = DatasetInfo.load(folder)
     return {
         "kind": "data set",
@@ -98,7 +98,7 @@ def describe_data(folder: Path) -> dict[str, Any]:
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    """Facts of a saved model: its config, its parameters by part, the size of its file."""
+    """Return the facts of a saved model: its config, its parameters by part, the size of its file."""
     config = read_config(folder)
     with torch.device("meta"):
         check_header(folder, DCTransformer(config).state_dict())
@@ -120,7 +120,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters of each top-level part of a model, without making its weights."""
+    """Return the number of parameters of each top-level part of a model, without making its weights."""
     with torch.device("meta"):
         model = DCTransformer(config)
     return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

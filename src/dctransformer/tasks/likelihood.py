@@ -32,7 +32,7 @@ def likelihood(
     progress: Callable[[int], None] | None = None,
     show: bool = False,
 ) -> dict[str, Any]:
-    """Exact bits of pictures under a model.
+    """Count the exact bits of pictures under a model.
 
     Args:
         model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
@@ -41,7 +41,7 @@ def likelihood(
             and columns, the window at the centre that it knows.
         split: which part of a prepared data set.
         num: score the first so many pictures only.
-        use_labels: give the model the pictures' labels where it has a class of the same name.
+        use_labels: condition on the pictures' labels where the model has a class of the same name.
         given: a condition (`dctransformer.sequence.conditions.NAMES`) under which the pictures are scored, too.
         batch: chunks at a time.
         device: cpu, cuda, … or auto.

@@ -1,4 +1,4 @@
-"""Models as the tasks receive them: by name, or loaded already."""
+"""The model argument of the tasks: a name, or a loaded model."""
 
 from __future__ import annotations
 

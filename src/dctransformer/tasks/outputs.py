@@ -21,7 +21,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.config import SampleConfig
 
 INDEX = "pictures.json"
-"""What each picture of a folder was made from: its name and the digest of everything that decides on it."""
+"""File that maps each picture of a folder to the digest of everything that decides on it."""
 
 _SPEED = ("batch", "workers", "compile", "graphs")
 """Settings that decide how fast pictures are made, not which."""
@@ -80,11 +80,11 @@ class Outputs:
         return index if isinstance(index, dict) else {}
 
     def files(self, name: str) -> tuple[Path, Path]:
-        """The JPEG and the PNG file of a picture."""
+        """Return the JPEG and the PNG file of a picture."""
         return self.folder / f"{name}.jpg", self.folder / f"{name}.png"
 
     def load(self, name: str) -> DCTImage | None:
-        """A picture that an earlier run of the same command finished; None if there is none."""
+        """Return a picture that an earlier run of the same command finished; None if there is none."""
         jpeg, png = self.files(name)
         try:
             return read_jpeg(jpeg) if png.is_file() and jpeg.is_file() else None
@@ -97,7 +97,7 @@ class Outputs:
         Args:
             name: of the picture.
             dct: the picture.
-            metadata: what both files keep of the file that it was made from; the PNG file gets the profile only.
+            metadata: of the source file, for the JPEG file; the PNG file gets the profile only.
 
         Raises:
             ValueError: the file can't be written.
@@ -110,7 +110,7 @@ class Outputs:
 
 
 def listed(folder: str | Path, names: Iterable[str]) -> dict[str, list[str]]:
-    """``files`` and ``pngs``: the paths of pictures as strings."""
+    """Return the paths of pictures as strings: ``files`` (JPEG) and ``pngs``."""
     names = list(names)
     return {
         ending: [str(Path(folder) / f"{name}.{kind}") for name in names]

@@ -1,4 +1,4 @@
-"""Losses by band: structure (DC and 1–3) and texture (4–15 and 16–63) apart, so that nobody tunes by their sum alone.
+"""Losses by band: structure (DC and 1–3) and texture (4–15 and 16–63) are reported apart, not only their sum.
 
 Shapes: B batch, L triples, F fields, K = 5 bands, the stop last.
 """
@@ -22,7 +22,7 @@ PARTS = {"structure": slice(0, 2), "texture": slice(2, 4)}
 
 @functools.cache
 def _band_of_rank(device: torch.device) -> Tensor:
-    """The band of each rank, and of the stop, int64 ``[193]``: kept on the device, since copying waits for it."""
+    """Return the band of each rank and of the stop, int64 ``[193]``, copied to the device once: a copy waits for it."""
     return BAND_OF_RANK.to(device)
 
 
@@ -44,7 +44,7 @@ def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
 
 
 def count_by_band(batch: Any) -> list[float]:
-    """How many triples and texture coefficients the nats of a batch are about, and how many stops.
+    """Count the triples, texture coefficients and stops that the nats of a batch are about, by band.
 
     Args:
         batch: on the CPU, since it is read; one without ``ranks`` has no bands, and everything counts as the first.
@@ -70,7 +70,7 @@ def _bands(ranks: Tensor) -> Tensor:
 
 
 def bits_per_triple(bits: Tensor, counts: list[float]) -> dict[str, float]:
-    """Means over the triples of each band and of structure and texture, for the metrics; absent where nothing is.
+    """Return mean bits per triple of each band and of structure and texture; bands without triples are absent.
 
     Args:
         bits: ``[K, F]``, sums.

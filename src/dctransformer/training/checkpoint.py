@@ -21,7 +21,7 @@ from dctransformer.training.distributed import full_alike, placed_like
 from dctransformer.training.optimizer import Optimizers
 
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
-"""What the optimisers remember of a parameter."""
+"""Names of the optimisers' states of a parameter."""
 
 
 def save_checkpoint(
@@ -31,7 +31,7 @@ def save_checkpoint(
 
     Args:
         path: of the file.
-        model: the weights in training; every process gathers them, where each has a share.
+        model: the weights in training; if they are sharded, every process takes part in gathering them.
         ema: their moving average.
         optimizer: of the model.
         progress: JSON-ready.
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
 
 
 def _current_key(key: str) -> str:
-    """A checkpoint's key with the name that the parameter has now."""
+    """Return a checkpoint's key with the name that the parameter has now."""
     return re.sub(r"^(weights|average|optimizer\.\w+)\.(.+)", lambda m: f"{m[1]}.{current_name(m[2])}", key)
 
 

@@ -33,7 +33,7 @@ class TrainConfig:
     """Seed of the weights, the data order, flips and dropout."""
 
     batch: Count = 16
-    """Chunks a step, over all processes."""
+    """Chunks per step, over all processes."""
     micro_batch: Count | Literal["auto"] | None = "auto"
     """Chunks that go through the model at once in a process (gradients are accumulated); None for all. auto finds
     what a GPU's memory holds, and takes all on a CPU."""
@@ -51,13 +51,13 @@ class TrainConfig:
     warmup: Count = 100
     """Steps of linear warm-up."""
     final_lr: Part = 0.02
-    """Where the cosine ends, as a part of the peak."""
+    """End of the cosine, as a part of the peak."""
     weight_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of matrices."""
     clip: Annotated[float, Gt(0)] = 1.0
     """Largest gradient norm."""
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.998
-    """Decay a step of the weight average that is validated, sampled and saved."""
+    """Decay per step of the EMA of the weights, which is validated, sampled and saved."""
     window: str | None = None
     """Train on random windows of larger pictures: a side in pixels or WIDTHxHEIGHT, multiples of 16. Validation then
     scores the window at the centre of each picture. If not given, on whole pictures, those of one size at a time."""
@@ -75,7 +75,7 @@ class TrainConfig:
     label_dropout: Part = 0.1
     """Part of the chunks whose label is hidden, so that guidance is possible."""
     conditions: Conditions = dataclasses.field(default_factory=Conditions)
-    """Mixture of what is known from the start; the default trains for every task."""
+    """Mixture of conditions, which decide what is given from the start; the default trains for every task."""
     init: str | None = None
     """Model to start from (run folder, saved model, hf:owner/name or shipped weights) instead of random weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -107,7 +107,7 @@ class TrainConfig:
         """Check types, ranges, and what fits together.
 
         Raises:
-            ValueError: a setting can't be what it is.
+            ValueError: a setting has the wrong type or is out of range, or two settings don't fit together.
         """
         check_ranges(self)
         self.conditions.check()
@@ -125,7 +125,7 @@ class TrainConfig:
             raise ValueError(f"micro_batch must be from 1 to batch ({self.batch})")
 
     def resolved(self, *, sharded: bool) -> TrainConfig:
-        """With the optimiser and the learning rate that are left open.
+        """Choose the optimiser and the learning rate where they are left open.
 
         Args:
             sharded: whether each process holds a share of the weights, so that muon can't be used.
@@ -139,7 +139,7 @@ class TrainConfig:
         return dataclasses.replace(self, optimizer=optimizer, lr=self.lr or RATES[optimizer])
 
     def loader_processes(self, device: str, processes: int = 1) -> int:
-        """Processes that cut chunks, per training process.
+        """Return the processes that cut chunks, per training process.
 
         Args:
             device: the kind of device that trains, ``cpu`` or ``cuda``.
@@ -150,13 +150,13 @@ class TrainConfig:
         return 0 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
 
     def done(self, triples: int, seconds: float) -> float:
-        """Part of the budget that is used, 0 to 1 and beyond."""
+        """Return the part of the budget that is used, 0 to 1 and beyond."""
         if self.minutes is not None:
             return seconds / 60 / self.minutes
         return triples / (self.triples or DEFAULT_TRIPLES)
 
 
-# What may differ when a run is resumed: the budget, how often one looks and on what machine, not what is learnt.
+# Settings that may differ when a run is resumed: budget, intervals of reports and machine, not what is learnt.
 MAY_CHANGE = {
     "triples", "minutes", "compile", "init", "device", "loaders", "sample_every", "checkpoint_every", "micro_batch",
     "checkpoint_activations", "parallel",

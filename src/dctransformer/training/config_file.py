@@ -39,7 +39,7 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DataWanted:
-    """What the settings are meant for; None leaves it open."""
+    """The data set that the settings are meant for; None leaves a property open."""
 
     size: int | str | None = None
     """Side of squares in pixels, or ``"192x128"``."""
@@ -103,7 +103,7 @@ class ConfigFile:
     """What the data set must be like."""
 
     def architecture(self, name: str | None = None) -> Architecture:
-        """The model's architecture.
+        """Return the model's architecture.
 
         Args:
             name: a preset to take instead of the file's own.
@@ -114,7 +114,7 @@ class ConfigFile:
         return preset(name or self.preset or "small", **self.model)
 
     def model_config(self) -> ModelConfig:
-        """The whole shape of the model for the data that the file asks for."""
+        """Return the whole shape of the model for the data that the file describes."""
         wanted = {"quality": self.data.quality, "num_labels": self.data.labels}
         known: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         shape = self.data.shape
@@ -132,8 +132,8 @@ def read_config_file(path: str | Path) -> ConfigFile:
     """Read settings from a TOML file.
 
     Raises:
-        ValueError: the file can't be read, a name in it is unknown (the nearest known one is given), or a value can't
-            be what it is.
+        ValueError: the file can't be read, a name in it is unknown (the nearest known one is given), or a value has the
+            wrong type or is out of range.
     """
     check_regular(Path(path).expanduser())
     try:

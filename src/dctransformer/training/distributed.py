@@ -45,13 +45,13 @@ class Processes:
     rank: int = 0
     """Number of this process."""
     count: int = 1
-    """How many there are, on all machines."""
+    """Number of processes on all machines."""
     local_rank: int = 0
     """Number of this process on its machine."""
     joined: bool = False
     """Whether `join` began the process group, so that `leave` ends it."""
     meshes: list[DeviceMesh] = dataclasses.field(default_factory=list, compare=False)
-    """What `shard` laid weights out on."""
+    """Device meshes of the weights that `shard` has sharded."""
 
     @classmethod
     def join(cls) -> Processes:
@@ -81,7 +81,7 @@ class Processes:
         return cls(rank, count, local_rank, joined=True)
 
     def leave(self) -> None:
-        """Part from the others.
+        """Leave the process group.
 
         The group's threads must end here, not with the interpreter: one that lets go of a tensor while Python shuts
         down aborts a job that is done ("terminate called without an active exception"). They end with the last
@@ -97,7 +97,7 @@ class Processes:
 
     @property
     def local_count(self) -> int:
-        """How many processes there are on this machine, as far as the environment says."""
+        """Number of processes on this machine, as far as the environment names it."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
 
     @property
@@ -106,22 +106,22 @@ class Processes:
         return self.rank == 0
 
     def device(self, wanted: torch.device) -> torch.device:
-        """The process's own device of the wanted kind.
+        """Return the process's own device of the wanted kind.
 
         Raises:
             ValueError: there are more processes here than GPUs.
         """
         if self.count == 1 or wanted.type != "cuda":
             return wanted
-        here = torch.cuda.device_count()
-        if self.local_rank >= here:
-            raise ValueError(f"there are more processes on this machine than its {here} GPUs; start {here}")
-        own = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(own)
-        return own
+        gpus = torch.cuda.device_count()
+        if self.local_rank >= gpus:
+            raise ValueError(f"there are more processes on this machine than its {gpus} GPUs; start {gpus}")
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
 
     def rows(self, batch: int) -> range:
-        """The process's rows of a global batch.
+        """Return the process's rows of a global batch.
 
         Raises:
             ValueError: they can't be dealt evenly.
@@ -132,7 +132,7 @@ class Processes:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def all_gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of every process, in order of rank (as many from each)."""
+        """Gather the numbers of every process, in order of rank (as many from each)."""
         if self.count == 1:
             return [list(numbers)]
         sent = torch.tensor(numbers, dtype=torch.float64)
@@ -141,11 +141,11 @@ class Processes:
         return [t.tolist() for t in gathered]
 
     def same_as_first(self, choice: str, choices: Sequence[str]) -> str:
-        """The first process's choice among some, in every process."""
+        """Return the first process's choice among some, in every process."""
         return choices[int(self.all_gather([choices.index(choice)])[0][0])]
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of the processes' tensors (on the CPU, one shape), in every process."""
+        """Sum the processes' tensors (on the CPU, of one shape); every process gets the sum."""
         if self.count > 1:
             x = x.clone()
             dist.all_reduce(x)
@@ -157,7 +157,7 @@ class Processes:
 
     @contextlib.contextmanager
     def one_after_another(self) -> Iterator[None]:
-        """The first process of each machine runs the block before the others do, and they find the files it wrote."""
+        """Run the block in the first process of each machine before the others, which then find the files it wrote."""
         if self.local_rank:
             self.wait()
         try:
@@ -168,7 +168,7 @@ class Processes:
 
     @contextlib.contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Go on only if all processes can: where one raises `ValueError`, all end, and one of them says why.
+        """Go on only if all processes can: where one raises `ValueError`, all end, and one of them reports it.
 
         Raises:
             ValueError: the block's, in the first of the processes that failed.
@@ -217,7 +217,7 @@ def _meet(rank: int, count: int) -> Any:
 
 
 def choose(kind: Literal["auto", "ddp", "fsdp"], model: nn.Module, processes: Processes, device: torch.device) -> str:
-    """``single``, ``ddp`` or ``fsdp``; auto shards where all states would take more than a third of a GPU's memory."""
+    """Choose ``single``, ``ddp`` or ``fsdp``; auto shards if all states would fill over a third of a GPU's memory."""
     if processes.count == 1:
         return "single"
     if kind != "auto":
@@ -229,7 +229,7 @@ def choose(kind: Literal["auto", "ddp", "fsdp"], model: nn.Module, processes: Pr
 
 
 def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """A module whose backward passes average the gradients of ``model`` over the processes."""
+    """Wrap a model so that backward passes average its gradients over the processes."""
     numbers = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
         # Newer versions of PyTorch have another name for it, older ones don't know that name.
@@ -256,7 +256,7 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def last_pass(module: nn.Module, last: bool) -> Iterator[None]:
-    """Backward passes in the block: gradients are averaged over the processes only in the last of a step."""
+    """Average the gradients of the block's backward passes over the processes only if it is the last of a step."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
         yield
@@ -268,17 +268,17 @@ def last_pass(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def local(x: Tensor) -> Tensor:
-    """The process's share of a tensor (all of one that is not sharded)."""
+    """Return the process's shard of a tensor (all of one that is not sharded)."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def full(x: Tensor) -> Tensor:
-    """The whole tensor, gathered from its shares; every process must call it."""
+    """Gather a whole tensor from its shards; every process must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def full_alike(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The whole tensors of one shape that are sharded alike, gathered by one message; every process must call it."""
+    """Gather whole tensors of one shape that are sharded alike, by one message; every process must call it."""
     first = parts[0]
     if not isinstance(first, DTensor):
         return list(parts)
@@ -291,7 +291,7 @@ def full_alike(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def placed_like(whole: Tensor, x: Tensor) -> Tensor:
-    """A whole tensor that every process has, sharded and placed as ``x`` is."""
+    """Shard and place a whole tensor, which every process has, as ``x`` is."""
     whole = whole.to(x.device, x.dtype)
     if isinstance(x, DTensor):
         return distribute_tensor(whole, x.device_mesh, x.placements, src_data_rank=None)
@@ -299,7 +299,7 @@ def placed_like(whole: Tensor, x: Tensor) -> Tensor:
 
 
 def full_model(model: nn.Module) -> DCTransformer:
-    """The model with all its weights in this process; every process must call it."""
+    """Gather the model with all its weights in this process; every process must call it."""
     assert isinstance(model, DCTransformer), "only a DCTransformer is validated and sampled"
     parameters = dict(model.named_parameters())
     if not any(isinstance(p, DTensor) for p in parameters.values()):

@@ -94,10 +94,16 @@ def _over_triples(board: Any, line: dict[str, Any]) -> None:
 
 
 class Log:
-    """What a training reports: sums of a few steps go to the metrics and to a progress bar."""
+    """The reports of a training: sums over a few steps go to the metrics and to a progress bar."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder, show: bool):
-        """Args: trainer; folder: where the metrics go (those of the first process); show: draw a progress bar."""
+        """Open the metrics and the progress bar.
+
+        Args:
+            trainer: the training.
+            folder: of the run; the first process writes the metrics there.
+            show: draw a progress bar.
+        """
         self.trainer = trainer
         config, state = trainer.config, trainer.progress
         model: Any = trainer.ema

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 PASS = 300
-"""What another pass through a model costs on a CPU, as padded triples."""
+"""Cost of another pass through a model on a CPU, in padded triples."""
 
 
 def split(batch: ChunkBatch, size: int | None) -> Iterator[ChunkBatch]:
-    """Rows of a batch in groups of ``size`` (all at once for None)."""
+    """Yield rows of a batch in groups of ``size`` (all at once for None)."""
     rows = len(batch.labels)
     if size is None or size >= rows:
         yield batch
@@ -65,7 +65,7 @@ def by_length(batch: ChunkBatch) -> list[ChunkBatch]:
 
 
 def largest_micro_batch(trainer: Trainer, batch: ChunkBatch) -> int:
-    """How many chunks the GPUs of all processes hold at once.
+    """Return how many chunks the GPUs of all processes hold at once.
 
     Args:
         trainer: whose model and optimiser states take memory, too.
@@ -80,7 +80,7 @@ def largest_micro_batch(trainer: Trainer, batch: ChunkBatch) -> int:
 
 
 def _peak(trainer: Trainer, batch: ChunkBatch, size: int) -> float:
-    """Bytes at the peak of a pass over the first ``size`` rows (0 for none): the most of all processes."""
+    """Return the bytes at the peak of a pass over the first ``size`` rows (0 for none): the most of all processes."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(trainer.device)
     try:
@@ -93,7 +93,7 @@ def _peak(trainer: Trainer, batch: ChunkBatch, size: int) -> float:
 
 
 def too_large(trainer: Trainer, batch: ChunkBatch) -> str:
-    """The sentence for a micro-batch that does not fit, with a size that does."""
+    """Return the error sentence for a micro-batch that does not fit, with a size that does."""
     trainer.optimizer.zero_grad()
     size = min(trainer.micro_batch or len(batch.labels), len(batch.labels))
     what = f"{size} chunks at once do not fit into the memory of {trainer.device}"
@@ -105,13 +105,13 @@ def too_large(trainer: Trainer, batch: ChunkBatch) -> str:
 
 
 def largest_fitting(peak: Callable[[int], float], limit: float, most: int) -> int:
-    """The largest size whose peak memory stays under a limit, found by measuring growing sizes.
+    """Return the largest size whose peak memory stays under a limit, found by measuring growing sizes.
 
     Sizes double as long as the line through the last two peaks predicts that the double fits, so that none is tried
     that does not; the answer is where that line meets the limit.
 
     Args:
-        peak: bytes at the peak of a pass over so many chunks; over 0 chunks, what is used anyway.
+        peak: bytes at the peak of a pass over so many chunks; for 0 chunks, the memory in use without a pass.
         limit: bytes available.
         most: largest size that is of use.
 

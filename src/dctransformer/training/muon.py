@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial x ↦ a·x + b·x³ + c·x⁵ that drives singular values towards 1 (Jordan et al. 2024)."""
+"""Coefficients of the odd polynomial x ↦ a·x + b·x³ + c·x⁵ that drives singular values towards 1 (Jordan et al.)."""
 
 STEPS = 5
 """Iterations; singular values end between about 0.7 and 1.2."""
@@ -57,14 +57,22 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ):
-        """Args: groups: of 2-D parameters, with ``parts``: how many matrices lie one below the other in each (1)."""
+        """Set the options.
+
+        Args:
+            groups: of 2-D parameters; ``parts`` is the number of matrices one below the other in each, 1 by default.
+            lr: learning rate.
+            weight_decay: decoupled, as a multiple of the learning rate.
+            momentum: decay of the gradients' average.
+            dtype: of the orthogonalisation.
+        """
         self.dtype = dtype
-        """Of the orthogonalisation."""
+        """Precision of the orthogonalisation."""
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change the parameters by their gradients."""
+        """Take an optimiser step."""
         assert closure is None
         by_shape: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:

@@ -1,7 +1,7 @@
-"""The optimisers: which parameters get which, and at what rate.
+"""The optimisers, and the learning rate of each group of parameters.
 
-Tables, gains, biases and output heads are always AdamW's. What is left are the matrices of the stacks: AdamW's, too,
-or Muon's (`dctransformer.training.muon`).
+AdamW always trains tables, gains, biases and output heads; AdamW or Muon (`dctransformer.training.muon`) trains the
+matrices of the stacks.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from dctransformer.training.muon import Muon
 
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:
-    """Warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
+    """Return the learning rate: a warm-up over steps, then a cosine over ``done`` (0 to 1, part of the budget)."""
     assert config.lr is not None, "the optimiser and its rate are resolved"
     cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return config.lr * min(1.0, (step + 1) / config.warmup) * (config.final_lr + (1 - config.final_lr) * cosine)
 
 
 class Optimizers:
-    """One optimiser or two behind one face; no parameter belongs to both."""
+    """One optimiser or two behind one interface; no parameter belongs to both."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
-        """Args: parts: the optimisers."""
+        """Join optimisers of different parameters."""
         self.parts = parts
         self._owner = {p: part for part in parts for group in part.param_groups for p in group["params"]}
 
@@ -49,31 +49,31 @@ class Optimizers:
                 part.dtype = dtype
 
     def state_of(self, p: Tensor) -> dict[str, Any]:
-        """What is remembered of a parameter: moments, and AdamW's number of steps (can be changed in place)."""
+        """Return the optimiser state of a parameter: moments, and AdamW's number of steps (can be changed in place)."""
         return self._owner[p].state[p]
 
     def began(self, p: Tensor) -> bool:
-        """Whether anything is remembered of a parameter yet."""
+        """Return whether a parameter has optimiser state yet."""
         return bool(self._owner[p].state.get(p))
 
     def step(self) -> None:
-        """Change the parameters by their gradients."""
+        """Take an optimiser step."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for part in self.parts:
             part.zero_grad()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32) -> Optimizers:
-    """Fused AdamW for all parameters, or Muon for the matrices of the stacks, as `TrainConfig.optimizer` asks.
+    """Create fused AdamW for all parameters, or Muon for the matrices of the stacks, by `TrainConfig.optimizer`.
 
     Args:
         model: its stacks, embedding tables and local context are distinguished from the rest.
         config: resolved.
-        dtype: the precision of products that is fast on the device, for Muon.
+        dtype: precision of Muon's products, one that is fast on the device.
     """
     assert config.lr is not None and config.optimizer != "auto", "the optimiser and its rate are resolved"
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -116,7 +116,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = t
 
 
 def fused_pairs(module: nn.Module) -> Iterator[Tensor]:
-    """Weights of a module that are two matrices one below the other: keys and values, or gate and up."""
+    """Yield weights of a module that are two matrices one below the other: keys and values, or gate and up."""
     if isinstance(module, Attention):
         yield module.key_value.weight
     elif isinstance(module, GatedMLP) or (isinstance(module, FeedForward) and module.modern):

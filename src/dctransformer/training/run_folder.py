@@ -54,7 +54,7 @@ class RunFolder:
         return self.path / TENSORBOARD
 
     def sheet(self, step: int) -> Path:
-        """The sheet of samples drawn after a step."""
+        """Return the sheet of samples drawn after a step."""
         return self.path / SAMPLES / f"step-{step:07d}.png"
 
     @property
@@ -83,7 +83,8 @@ class RunFolder:
         write_text(self.settings, json.dumps(now, indent=2) + "\n")
 
     def _other_files(self) -> bool:
-        return any(not path.name.startswith(".dctransformer") for path in self.path.iterdir())  # our lock, our litter
+        # Names that start with .dctransformer are the lock and temporary files.
+        return any(not path.name.startswith(".dctransformer") for path in self.path.iterdir())
 
     def _compare(self, model: ModelConfig, now: dict[str, object]) -> None:
         try:

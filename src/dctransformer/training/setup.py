@@ -1,4 +1,4 @@
-"""What a training starts with: a network for a data set, and its batches."""
+"""The setup of a training: a network for a data set, and its batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dctransformer.training.config import TrainConfig
 
 
 def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> ModelConfig:
-    """The shape with the quality, sizes and labels of the training pictures, and the conditions that are trained on.
+    """Complete a shape by the quality, sizes and labels of the training pictures, and the conditions of the training.
 
     Raises:
         ValueError: the window is larger than every picture, or pictures are larger than the model's position tables.
@@ -49,21 +49,21 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
 
 
 def window_of(config: TrainConfig) -> Grid | None:
-    """The grid of the windows that training sees; None for whole pictures."""
+    """Return the grid of the windows to train on; None for whole pictures."""
     return None if config.window is None else parse_window(config.window)
 
 
 def new_model(shape: ModelConfig, seed: int) -> DCTransformer:
-    """A model with random weights that the seed decides."""
+    """Return a model with random weights that the seed decides."""
     torch.manual_seed(seed)
     return DCTransformer(shape)
 
 
 class Steps(ChunkBatches):
-    """The batches of a training: `ChunkBatches` as a model and the loop's settings ask for them."""
+    """The batches of a training: `ChunkBatches` by the settings of a model and of the loop."""
 
     def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig, rows: range | None = None):
-        """Args: rows: those of each batch that are made (a process's share); None for all."""
+        """Set up the batches; ``rows`` are those of each batch that are made (a process's share), None for all."""
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,

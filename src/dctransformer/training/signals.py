@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop."""
+"""Signals that stop a training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StopSignal:
     """Remembers a SIGINT or SIGTERM, so that the step in progress is finished and saved."""
 
     number = 0
-    """Of the last signal; 0 for none."""
+    """Number of the last signal; 0 for none."""
 
     def __enter__(self) -> StopSignal:
         self._before: dict[int, Any] = {}

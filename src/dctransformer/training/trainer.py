@@ -34,7 +34,7 @@ class Diverged(ValueError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     step: int = 0
     triples: int = 0
@@ -46,12 +46,12 @@ class Progress:
     """Whether the last validation and sample sheet are done, too."""
 
     def done(self, config: TrainConfig) -> float:
-        """Part of the budget used, 0 to 1 and beyond."""
+        """Return the part of the budget used, 0 to 1 and beyond."""
         return config.done(self.triples, self.seconds)
 
 
 def texture_count(batch: ChunkBatch) -> float:
-    """What the nats of a step's textures are divided by: about their number of coefficients, eight per place.
+    """Return the divisor of the nats of a step's textures: about their number of coefficients, eight per place.
 
     Structure and texture have no weights in common, so that their proportion is a matter of the gradient's norm alone.
     """
@@ -67,7 +67,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, processes: Processes | None = None):
-        """Take a model over: it is moved to the device, and sharded or replicated if there are several processes.
+        """Set a model up for training: move it to the device, and shard or replicate it for several processes.
 
         Args:
             model: on the CPU, with the weights to start from.
@@ -75,7 +75,7 @@ class Trainer:
             processes: those that train together; None for this one alone.
 
         Raises:
-            ValueError: the device, the precision or the optimiser can't be what the settings ask for.
+            ValueError: the device, the precision or the optimiser of the settings can't be used.
         """
         self.processes = processes = processes or Processes()
         self.device = processes.device(resolve_device(config.device))
@@ -183,8 +183,10 @@ class Trainer:
         return total
 
     def _by_length(self, batch: ChunkBatch) -> bool:
-        """Whether to leave padding out: not where the kernels of another shape would have to be compiled, nor where all
-        processes have to make equally many passes, since each has other chunks.
+        """Return whether to leave padding out.
+
+        Not where kernels of another shape would have to be compiled, nor where all processes must make equally many
+        passes, since each has other chunks.
         """
         is_plain = self.device.type == "cpu" and self.config.compile != "on" and self.parallel != "fsdp"
         return is_plain and self.config.micro_batch == "auto" and isinstance(batch, ChunkBatch)
@@ -201,7 +203,7 @@ class Trainer:
         torch._foreach_lerp_(means, weights, 1 - decay)  # pyright: ignore
 
     def _dropout_seed(self) -> int:
-        """A seed that depends on the run's seed, the step and the process."""
+        """Return a seed that depends on the run's seed, the step and the process."""
         seed, step, rank = self.config.seed, self.progress.step, self.processes.rank
         if not rank:
             return (seed << 32) + step

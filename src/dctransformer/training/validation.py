@@ -1,4 +1,4 @@
-"""Looking at a model in training: exact code lengths of held-out pictures, and sheets of samples."""
+"""Validation of a model in training: exact code lengths of held-out pictures, and sheets of samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dctransformer.training.trainer import Trainer
 def validation_sequences(
     store: TripleStore, model: ModelConfig, pictures: Iterable[int], window: Grid | None = None
 ) -> Iterator[Sequence]:
-    """Some pictures of a store as the model's sequences, with their labels; of larger ones the window at the centre."""
+    """Yield pictures of a store as labelled sequences; of pictures larger than the window, the window at the centre."""
     for i in pictures:
         label = int(store.labels[i])
         if not 0 <= label < model.num_labels:
@@ -40,7 +40,7 @@ def validation_sequences(
 
 
 def what_is_scored(store: TripleStore, config: TrainConfig) -> str:
-    """A sentence for the log on what validation sees of the held-out pictures."""
+    """Return a sentence for the log on the part of the held-out pictures that validation scores."""
     if not len(store):
         return "there are no validation pictures"
     window = window_of(config)
@@ -52,7 +52,7 @@ def what_is_scored(store: TripleStore, config: TrainConfig) -> str:
 
 
 def is_due(every: int, now: int, last: int) -> bool:
-    """Whether a multiple of ``every`` (0 for never) lies in the last ``last`` of ``now`` triples."""
+    """Return whether a multiple of ``every`` (0 for never) lies in the last ``last`` of ``now`` triples."""
     return every > 0 and now // every > (now - last) // every
 
 
@@ -97,7 +97,7 @@ def score_kept(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: 
 def score(
     model: DCTransformer, store: TripleStore, limit: int | None, processes: Processes, window: Grid | None = None
 ) -> dict[str, Any]:
-    """Exact code lengths of the first ``limit`` pictures (None for all), of which each process scores its share.
+    """Count the exact bits of the first ``limit`` pictures (None for all); each process scores its share.
 
     Args:
         model: in eval mode.
@@ -113,9 +113,9 @@ def score(
     share = range(processes.rank, images, processes.count)
     if share:
         part = code_lengths(model, validation_sequences(store, model.config, share, window))
-        own = slice(share.start, None, share.step)
-        bits[own], triples[own], pixels[own] = part.bits, part.triples, part.pixels
-        huffman[own] = torch.tensor([huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
+        rows = slice(share.start, None, share.step)
+        bits[rows], triples[rows], pixels[rows] = part.bits, part.triples, part.pixels
+        huffman[rows] = torch.tensor([huffman_bytes(store, i, window) for i in share], dtype=torch.float64)
     bits, triples, pixels = (processes.all_reduce(sums) for sums in (bits, triples, pixels))
     summary = CodeLengths(bits, triples, pixels).summary()
     return {

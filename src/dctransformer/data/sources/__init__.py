@@ -1,4 +1,4 @@
-"""Where pictures come from: image files, Parquet, archives, `datasets`; here or at a URL.
+"""Sources of pictures: image files, Parquet, archives, `datasets`; here or at a URL.
 
 A source lists its pictures first (`Source.items`, cheap, in a fixed order) and reads them later, one at a time and in
 any process (`Source.read`).

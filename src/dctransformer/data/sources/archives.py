@@ -25,7 +25,7 @@ _DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether a file is taken for an archive, by its name."""
+    """Return whether a file is taken for an archive, by its name."""
     return str(path).lower().endswith(SUFFIXES)
 
 
@@ -43,7 +43,7 @@ class ArchiveSource(FileSource):
         several = len(self.paths) > 1
         stems = [_stem(path) for path in self.paths]
         splits = [split_of(stem) for stem in stems]
-        # Numbered pieces of one set say nothing about classes; cat.zip and dog.zip do.
+        # Numbered pieces of one set are no classes; cat.zip and dog.zip are.
         numbered = all(re.search(r"\d", stem) for stem in stems) or all(splits)
         where: dict[str, int] = {}
         for number, path in enumerate(self.paths):
@@ -66,7 +66,7 @@ class ArchiveSource(FileSource):
         self._places = {item.key: where[item.key] for item in self.items}
 
     def _list(self, number: int, path: Path):
-        """Yield an archive's files; each is the last of ``_members`` then."""
+        """Yield an archive's files; while it is yielded, each is the last of ``_members``."""
         stamp = f"{path.stat().st_size}:{path.stat().st_mtime_ns}"
         try:
             if path.suffix.lower() == ".zip":
@@ -96,7 +96,7 @@ class ArchiveSource(FileSource):
             raise ValueError(f"{path} is not a readable archive ({error}); fetch it again or unpack it") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay behind when the source goes to another process."""
+        """Leave open files behind when the source is sent to another process."""
         return {**self.__dict__, "_open": None}
 
     def _bytes(self, place: int) -> bytes:
@@ -113,19 +113,19 @@ class ArchiveSource(FileSource):
                 data = archive.read(size)
         except _DAMAGE as error:
             self._open = None
-            raise ValueError(f"{self.paths[number]} is damaged ({error})") from error
+            raise ValueError(f"{self.paths[number]} is damaged ({error}); fetch it again") from error
         if len(data) != size:
-            raise ValueError(f"{self.paths[number]} is cut off")
+            raise ValueError(f"{self.paths[number]} is cut off; fetch it again")
         return data
 
     def read(self, index: int) -> bytes:
-        """Bytes of a picture."""
+        """Return the bytes of a picture."""
         self._check(index)
         return self._bytes(self._places[self.items[index].key])
 
 
 def _reader(path: Path) -> zipfile.ZipFile | IO[bytes]:
-    """A zip file, or the unpacked stream of a tar file."""
+    """Return a zip file, or the unpacked stream of a tar file."""
     if path.suffix.lower() == ".zip":
         return zipfile.ZipFile(path)
     fileobj = tarfile.open(path).fileobj  # noqa: SIM115 (kept open)
@@ -143,12 +143,12 @@ def _stem(path: Path) -> str:
 
 
 def _clean(name: str) -> str:
-    """A member's name as a relative path."""
+    """Return a member's name as a relative path."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def _sample(name: str) -> str:
-    """What members of one sample have in common: the name up to its first dot."""
+    """Return the common name of a sample's members: the name up to its first dot."""
     path = PurePosixPath(name)
     return (path.parent / path.name.split(".")[0]).as_posix()
 

@@ -1,4 +1,4 @@
-"""What the names of files say: which are pictures, which folders are splits, which are classes, which are neither."""
+"""Labels and splits from file names: which files are pictures, and which folders are splits, classes or neither."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LEFT_OUT = {
 """Folders that systems fill with thumbnails and rubbish (in lower case; hidden ones are left out anyway)."""
 
 _PLAIN = {"images", "image", "imgs", "img", "jpegimages", "jpg", "pictures", "photos", "data"}
-"""Folders that say nothing about what their pictures show (in lower case)."""
+"""Folders whose names carry no information about their pictures (in lower case)."""
 
 _ANNOTATIONS = {
     "annotations", "annotation", "labels", "masks", "mask", "trimaps", "segmentation", "segmentations",
@@ -46,7 +46,7 @@ class File(NamedTuple):
     problem: str = ""
     split: str | None = None
     label: str | None = None
-    """What stands next to it as its label, in archives of samples."""
+    """The label from a file next to it, in archives of samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +68,17 @@ def _picture_suffixes() -> set[str]:
 
 
 def is_picture(path: str) -> bool:
-    """Whether a file is taken for a picture, by its name."""
+    """Return whether a file is taken for a picture, by its name."""
     return PurePath(path).suffix.lower() in _picture_suffixes()
 
 
 def is_left_out(folder: str) -> bool:
-    """Whether a folder is hidden, or one that systems fill with thumbnails and rubbish."""
+    """Return whether a folder is hidden, or one that systems fill with thumbnails and rubbish."""
     return folder.startswith(".") or folder.casefold() in _LEFT_OUT
 
 
 def shown(paths: list[File]) -> tuple[list[File], list[str]]:
-    """Files that are neither hidden nor in folders left out, sorted; and notes."""
+    """Return the files that are neither hidden nor in folders left out, sorted; and notes."""
     kept, left_out = [], collections.Counter()
     for file in paths:
         *folders, name = file.path.split("/")
@@ -101,9 +101,9 @@ def arrange(files: list[File], read: Callable[[str], bytes], labels: str | None,
 
     Args:
         files: all files, none of them hidden.
-        read: gives the contents of one, by its path.
+        read: returns the contents of a file, by its path.
         labels: ``none``, ``folders``, the path of a table here, or a column of a metadata file; None as above.
-        skip: levels of folders at the top that say nothing.
+        skip: levels of folders at the top that are neither splits nor classes.
 
     Raises:
         ValueError: the labels that were chosen are not there.
@@ -138,14 +138,14 @@ def _raw(path: str) -> str:
 
 
 def _tops(parts: list[list[str]], level: int) -> set[str | None]:
-    """Names of the folders at a level; None for pictures that lie there themselves."""
+    """Return the names of the folders at a level; None for pictures that lie there themselves."""
     return {p[level] if len(p) > level + 1 else None for p in parts}
 
 
 def _enter(
     places: list[int], parts: list[list[str]], level: int, notes: list[str]
 ) -> tuple[list[int], list[list[str]], int]:
-    """Go into folders that hold everything and say nothing, and past annotations."""
+    """Go into folders that hold everything and are no classes, and past annotations."""
     while parts:
         tops = _tops(parts, level)
         images = [top for top in tops if top is not None and top.casefold() in _PLAIN]
@@ -167,7 +167,7 @@ def _enter(
 def _splits(
     files: list[File], places: list[int], parts: list[list[str]], level: int, notes: list[str]
 ) -> tuple[list[tuple[str | None, str]], int]:
-    """Each picture's split, and why it can't be read if it is in none; and the level below the splits."""
+    """Return each picture's split, and why it can't be read if it is in none; and the level below the splits."""
     given = [files[i].split for i in places]
     if "train" in given:
         return [(split, "") for split in given], level
@@ -206,7 +206,7 @@ def _labels(
     labels: str | None,
     notes: list[str],
 ) -> tuple[list[Any], str]:
-    """Each picture's label, and where they come from."""
+    """Return each picture's label, and where they come from."""
     nothing: list[Any] = [None] * len(places)
     if labels == "none":
         return nothing, "none"
@@ -236,7 +236,7 @@ def _labels(
 def _metadata(
     files: list[File], paths: list[str], read: Callable[[str], bytes], column: str | None, notes: list[str]
 ) -> tuple[list[Any], str] | None:
-    """Labels from the metadata files among the pictures; None if there are none."""
+    """Return the labels from the metadata files among the pictures; None if there are none."""
     of_path: dict[str, Any] = {}
     sources: list[str] = []
     for file in files:
@@ -269,7 +269,7 @@ def _joined(folder: PurePosixPath, name: str) -> str:
 
 
 def _look_up(table: dict[str, Any], paths: list[str], name: str) -> list[Any]:
-    """Labels of pictures by their paths, by the ends of their paths, or by their names without suffix."""
+    """Return the labels of pictures by their paths, by the ends of their paths, or by their names without suffix."""
     table = {_joined(PurePosixPath(), key): value for key, value in table.items()}
     values = []
     for path in paths:

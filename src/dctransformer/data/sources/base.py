@@ -1,4 +1,4 @@
-"""What every source offers: a list of pictures, how labels are numbered, and what is said about both."""
+"""The interface of all sources, the numbering of labels, and notes for users about both."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Source(Protocol):
     """What a user should know about the listing, a sentence each."""
 
     def read(self, index: int) -> str | Path | bytes:
-        """The file of ``items[index]``, or its bytes.
+        """Return the file of ``items[index]``, or its bytes.
 
         Raises:
             ValueError: there is no picture in that place.
@@ -68,17 +68,17 @@ class Source(Protocol):
 
 
 def text(key: str) -> str:
-    """The key as valid Unicode (file names may hold any bytes)."""
+    """Return the key as valid Unicode (file names may hold any bytes)."""
     return os.fsencode(key).decode("utf-8", "replace")
 
 
 def split_of(name: str) -> str | None:
-    """The split that the first word of a name stands for, as in ``train-00000-of-00002.parquet``."""
+    """Return the split that the first word of a name stands for, as in ``train-00000-of-00002.parquet``."""
     return SPLIT_NAMES.get(re.split(r"[-._ ]", name)[0].casefold())
 
 
 def number_labels(values: Iterable[Any]) -> tuple[list[str], list[int | None]]:
-    """Number labels by what occurs: numbers in numeric order, everything else by name.
+    """Number labels by the values that occur: numbers in numeric order, everything else by name.
 
     None, NaN, empty strings and negative numbers are no label. Names that are equal as people read them (after NFC) are
     one.
@@ -129,15 +129,15 @@ def counted(count: int, noun: str) -> str:
 def column_labels(
     values: list[Any], names: list[str], column: str | None, rows: int, chosen: bool, notes: list[str]
 ) -> tuple[list[str], list[int | None], str]:
-    """Names of the classes of a column, each row's number, and where they come from in words.
+    """Return the names of the classes of a column, each row's number, and where they come from in words.
 
     Args:
         values: of the column.
-        names: of the classes, if the data set knows them: then the values are numbers already.
+        names: of the classes, if the data set has them: then the values are numbers already.
         column: its name; None for no labels.
-        rows: how many there are.
+        rows: number of rows.
         chosen: whether a user asked for the column, so that values that are no labels are an error.
-        notes: what a user should know is added to them.
+        notes: for the user; added to.
 
     Raises:
         ValueError: the column was asked for and can't be used.
@@ -159,7 +159,7 @@ def column_labels(
 
 
 def label_notes(labels: Sequence[str], pictures: int, where: str) -> list[str]:
-    """Warnings about labels that are alike, or so many that they may be something else."""
+    """Return the warnings about labels that are alike, or so many that they may be something else."""
     notes = []
     alike = collections.defaultdict(list)
     for name in labels:

@@ -38,7 +38,7 @@ class FolderSource(FileSource):
         super().__init__(files, lambda path: Path(root, path).read_bytes(), labels, notes or [])
 
     def read(self, index: int) -> str:
-        """Path of a picture."""
+        """Return the path of a picture."""
         self._check(index)
         return os.path.join(self.root, self.items[index].key)  # pathlib is slow enough to be felt here
 
@@ -63,7 +63,7 @@ class UrlSource(FileSource):
             return file.read()
 
     def read(self, index: int) -> bytes:
-        """Bytes of a picture; after a failure of the network it is tried again."""
+        """Return the bytes of a picture; after a failure of the network it is tried again."""
         self._check(index)
         for patience in (1, 4, None):
             try:
@@ -78,7 +78,7 @@ class UrlSource(FileSource):
 
 
 def walk(root: Path, exclude: Path | None) -> tuple[list[File], list[str]]:
-    """All files, sorted, without hidden ones and rubbish; links are followed, but not in circles.
+    """Return all files, sorted, without hidden ones and rubbish; links are followed, but not in circles.
 
     Args:
         root: where to look.
@@ -132,7 +132,7 @@ def walk(root: Path, exclude: Path | None) -> tuple[list[File], list[str]]:
 
 
 def _facts(path: str) -> tuple[str, str]:
-    """Size and time of a file, and why it can't be read."""
+    """Return the size and time of a file, and why it can't be read."""
     try:
         facts = os.stat(path)
     except OSError:

@@ -51,14 +51,14 @@ class DatasetsSource:
         self.items = [item._replace(label=number) for item, number in zip(self.items, numbers, strict=True)]
 
     def read(self, index: int) -> str | Path | bytes:
-        """Bytes (or path) of a picture."""
+        """Return the bytes (or path) of a picture."""
         split, row = self._places[index]
         (cell,) = self._data[split][row].values()
         return picture_of(cell, self._root or Path(), self._root)
 
 
 def _label_column(library: Any, features: Any, labels: str | None, name: str) -> tuple[str | None, list[str]]:
-    """The column of labels, and the names of its classes."""
+    """Return the column of labels, and the names of its classes."""
     if labels == "none":
         return None, []
     if labels is not None and labels not in features:
@@ -73,7 +73,7 @@ def _label_column(library: Any, features: Any, labels: str | None, name: str) ->
 
 
 def loaded_source(data: Any, labels: str | None = None) -> DatasetsSource:
-    """What the `datasets` library has loaded: a ``Dataset`` or a ``DatasetDict``.
+    """Open a data set that the `datasets` library has loaded: a ``Dataset`` or a ``DatasetDict``.
 
     Raises:
         ValueError: it is neither, or has no pictures.
@@ -98,7 +98,7 @@ def _import_datasets(what: str = "this source") -> Any:
 
 
 def saved_source(path: Path, labels: str | None = None) -> DatasetsSource:
-    """A folder that `datasets` wrote with ``save_to_disk``; pictures outside of it are not read.
+    """Open a folder that `datasets` wrote with ``save_to_disk``; pictures outside of it are not read.
 
     Raises:
         ValueError: it can't be read, or has no pictures.
@@ -112,7 +112,7 @@ def saved_source(path: Path, labels: str | None = None) -> DatasetsSource:
 
 
 def hub_source(name: str, labels: str | None = None) -> DatasetsSource:
-    """A data set by its id, downloaded by the `datasets` library (into that library's own cache).
+    """Open a data set by its id; the `datasets` library downloads it into its own cache.
 
     Args:
         name: ``name``, ``owner/name`` or ``owner/name:config``.

@@ -21,7 +21,7 @@ class NoLabels(ValueError):
 
 
 def read_labels(name: str, data: bytes, column: str | None = None) -> tuple[dict[str, Any], str]:
-    """Labels by file name.
+    """Return the labels by file name.
 
     Args:
         name: of the file; ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` (a list of [name, label] under ``"labels"``, as

@@ -98,11 +98,11 @@ class ParquetSource:
         return f"{facts.size}:{facts.mtime_ns or 0}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay behind when the source goes to another process."""
+        """Leave open files behind when the source is sent to another process."""
         return {**self.__dict__, "_open": None, "_group": None}
 
     def read(self, index: int) -> str | Path | bytes:
-        """Bytes of a picture; its row group stays in memory for its neighbours."""
+        """Return the bytes of a picture; its row group stays in memory for its neighbours."""
         file, group, row = self._places[index]
         if self._group is None or self._group[0] != (file, group):
             if self._open is None or self._open[0] != file:
@@ -123,7 +123,7 @@ class ParquetSource:
 
 
 def picture_of(cell: Any, folder: PurePath | None, root: PurePath | None) -> str | bytes:
-    """What a cell of the picture column holds: bytes, or where the file is.
+    """Return the picture in a cell of the picture column: its bytes, or the path of its file.
 
     Args:
         cell: bytes, a path, or both in a struct.
@@ -157,7 +157,7 @@ def _split_of_path(path: PurePath) -> str | None:
 
 
 def _columns(schema: pa.Schema, path: PurePath, labels: str | None) -> tuple[str, str | None, list[str], list[str]]:
-    """Names of the picture and the label column and of the classes, and notes."""
+    """Return the names of the picture and the label column and of the classes, and notes."""
     features: dict[str, Any] = {}
     with contextlib.suppress(KeyError, TypeError, json.JSONDecodeError):
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -196,7 +196,7 @@ def _feature(features: Any, name: str | None) -> Mapping[str, Any]:
 
 
 def _is_any(kind: pa.DataType, *names: str) -> bool:
-    """Whether a type is one of those called so by pyarrow, as far as this version knows them."""
+    """Return whether a type is one of those called so by pyarrow, as far as this version knows them."""
     return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in names)
 
 

@@ -30,7 +30,7 @@ def open_source(source: Any, exclude: Path | None = None, labels: str | None = N
             set on the Hugging Face hub (``name``, ``owner/name`` or ``owner/name:config``), or what the `datasets`
             library has loaded.
         exclude: a folder to leave out of the listing (where the output goes).
-        labels: ``none``, ``folders``, a table of labels, or a column; None for what is found.
+        labels: ``none``, ``folders``, a table of labels, or a column; None to recognise them.
 
     Raises:
         ValueError: there is no such thing, no picture in it, or no such labels.
@@ -73,7 +73,7 @@ def _source_of(
     filesystem: pafs.FileSystem | None,
     labels: str | None,
 ) -> Source:
-    """What a folder of files is: Parquet, pictures, or archives."""
+    """Open a folder of files as Parquet, pictures, or archives."""
     pictures = sum(is_picture(file.path) for file in files)
     tables = [f.path for f in files if f.path.endswith(".parquet") and not f.problem]
     tables = [path for path in tables if PurePath(path).name != _METADATA_TABLE]
@@ -113,17 +113,17 @@ def _with_pictures(source: ArchiveSource, path: str | Path) -> ArchiveSource:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether it is the address of an object store or of another machine's files."""
+    """Return whether a source is the address of an object store or of another machine's files."""
     return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]+://", source) is not None
 
 
 def is_single_picture(path: str | Path) -> bool:
-    """Whether it is a file that is neither a table nor an archive."""
+    """Return whether a path is a file that is neither a table nor an archive."""
     return Path(path).is_file() and Path(path).suffix != ".parquet" and not is_archive(path)
 
 
 def _url_source(url: str, labels: str | None) -> Source:
-    """Pictures or Parquet files at a URL, through pyarrow's file systems or else those of `fsspec`.
+    """Return the pictures or Parquet files at a URL, through pyarrow's file systems or else those of `fsspec`.
 
     Raises:
         ValueError: it can't be reached, or there are no pictures.
