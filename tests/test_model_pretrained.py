@@ -21,6 +21,7 @@ from dctransformer.model.config import preset
 from dctransformer.training.checkpoint import load_checkpoint
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.optimizer import make_optimizer
+from tiny_model import save_tiny_model
 
 
 @pytest.fixture
@@ -52,16 +53,25 @@ def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(sav
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
-def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
-    """Weights of older versions, with other names of the heads' layers, load."""
+@pytest.mark.parametrize("block", ["modern", "paper"])
+def test_weights_of_older_versions_load(block: str, tmp_path: Path) -> None:
+    """The heads' layers were the network's, gates were scalars, and some parameters did not exist."""
+    saved = save_tiny_model(tmp_path / "model", block=block)
     model = DCTransformer.from_pretrained(saved)
+    for name in ADDED:
+        model.get_parameter(name).detach().zero_()
     older = {now: before for before, now in RENAMED.items()}
 
     def old_name(name: str) -> str:
         module, _, rest = name.rpartition(".")
         return next((f"{older[now]}{module[len(now) :]}.{rest}" for now in older if module.startswith(now)), name)
 
-    tensors = {old_name(name): p.detach() for name, p in model.named_parameters() if name not in ADDED}
+    tensors = {
+        old_name(name): p[0].clone() if name.endswith(".gate") else p
+        for name, p in model.state_dict().items()
+        if name not in ADDED
+    }
+    assert any(p.ndim == 0 for p in tensors.values()) == (block == "paper")
     assert {"channel_out.weight", "place_readout.weight", "value_context.2.bias"} <= tensors.keys()
     save_file(tensors, saved / "model.safetensors")
     loaded = DCTransformer.from_pretrained(saved).state_dict()
@@ -69,6 +79,7 @@ def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
 
     state = {f"{kind}.{name}": p.clone() for kind in ("weights", "average") for name, p in tensors.items()}
     state |= {f"optimizer.exp_avg.{name}": p + 1 for name, p in tensors.items()}
+    state |= {f"optimizer.step.{name}": torch.tensor(7.0) for name in tensors}
     save_file(state, tmp_path / "checkpoint.safetensors", {"progress": "{}"})
     fresh, ema = DCTransformer(model.config), DCTransformer(model.config).requires_grad_(False)
     optimizer = make_optimizer(fresh, TrainConfig(optimizer="adamw", lr=1e-3))
@@ -78,6 +89,7 @@ def test_weights_with_names_of_before_load(saved: Path, tmp_path: Path) -> None:
     for (name, p), a, b in zip(model.named_parameters(), fresh.parameters(), ema.parameters(), strict=True):
         assert torch.equal(a, p) and torch.equal(b, p)
         assert name in ADDED or torch.equal(optimizer.state_of(a)["exp_avg"], p + 1)
+        assert name in ADDED or optimizer.state_of(a)["step"].shape == ()
 
 
 def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ def by_two(folder: Path, jobs: list[dict]) -> list[list[dict]]:
     return [[json.loads(line) for line in lines if line.startswith("{")] for lines in printed]
 
 
-def job(data: Path, run: Path, triples: int, **changes) -> dict:
+def job(data: Path, run: Path, triples: int, block: str = "modern", **changes) -> dict:
     """The description of a training for `by_two`."""
     config = {**SETTINGS, "triples": triples, **changes}
-    return {"data": str(data), "run": str(run), "preset": SHAPE, "config": config}
+    return {"data": str(data), "run": str(run), "preset": {**SHAPE, "block": block}, "config": config}
 
 
 def curve(run: Path) -> list[dict]:
@@ -93,6 +93,7 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
             job(data, runs["from-one"], THEN, parallel="fsdp"),
             job(data, tmp_path / "muon", FIRST, parallel="ddp", optimizer="auto"),
             job(data, tmp_path / "uneven", FIRST, batch=5),
+            *(job(data, tmp_path / f"paper-{way}", 600, parallel=way, block="paper") for way in ("ddp", "fsdp")),
         ],
     )
     assert said[0][:4] == said[1][:4]
@@ -102,6 +103,7 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     assert sum("train/position" in line for line in first) >= 1
     for name in ("ddp", "fsdp"):
         assert curve(runs[name]) == [pytest.approx(line, rel=1e-5) for line in first]
+    assert curve(tmp_path / "paper-fsdp") == [pytest.approx(line, rel=1e-5) for line in curve(tmp_path / "paper-ddp")]
     alone(data, tmp_path / "muon-alone", FIRST, optimizer="muon")
     lines = curve(tmp_path / "muon-alone")
     assert lines != first

@@ -63,3 +63,8 @@ def current_name(parameter: str) -> str:
     """Return the name that a parameter of a file has in the network now."""
     module, _, rest = parameter.partition(".")
     return f"{RENAMED.get(module, module)}.{rest}"
+
+
+def current_shape(parameter: str, shape: list[int]) -> list[int]:
+    """The shape that a parameter of a file has in the network now, by its present name."""
+    return [1] if parameter.endswith(".gate") and not shape else shape  # scalars can't be sharded

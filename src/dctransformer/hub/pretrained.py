@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dctransformer.files import first_line, write_tensors, write_text
-from dctransformer.hub.compatibility import ADDED, current_name, without_retired
+from dctransformer.hub.compatibility import ADDED, current_name, current_shape, without_retired
 from dctransformer.hub.storage import SCALE, check_type, restored, stored
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
@@ -198,7 +198,7 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
                 "copy or download it again"
             )
     added = {name: torch.zeros(expected[name].shape) for name in ADDED if name in expected}
-    return added | tensors
+    return added | {name: tensor.reshape(current_shape(name, [*tensor.shape])) for name, tensor in tensors.items()}
 
 
 def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
@@ -217,7 +217,7 @@ def check_header(folder: str | Path, expected: dict[str, Tensor]) -> None:
             names = {current_name(name): name for name in file.keys()}  # noqa: SIM118 (not a dict)
             known = expected.keys() | {name + SCALE for name in expected}
             slices = {name: file.get_slice(names[name]) for name in names.keys() & known}
-            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+            shapes = {name: current_shape(name, part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error

@@ -211,7 +211,7 @@ class Branch(nn.Module):
         self.norm = make_norm(config, config.width)
         self.inner = inner
         self.dropout = config.dropout
-        self.gate = nn.Parameter(torch.zeros(())) if config.block == "paper" else None
+        self.gate = nn.Parameter(torch.zeros(1)) if config.block == "paper" else None
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
         """Compute ``x + gate · inner(norm(x))``, ``[B, L, D]``."""

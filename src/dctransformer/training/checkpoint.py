@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dctransformer.files import write_tensors
-from dctransformer.hub.compatibility import ADDED, current_name
+from dctransformer.hub.compatibility import ADDED, current_name, current_shape
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.labels import model_labels
@@ -65,6 +65,9 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
         with safetensors.safe_open(path, framework="pt") as file:
             progress = json.loads((file.metadata() or {})["progress"])
             tensors = {_current_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        for key, tensor in tensors.items():
+            if not key.startswith("optimizer.step."):  # a scalar
+                tensors[key] = tensor.reshape(current_shape(key, [*tensor.shape]))
         for (name, p), mean in zip(model.named_parameters(), ema.parameters(), strict=True):
             if name in ADDED and f"weights.{name}" not in tensors:
                 p.data.zero_()

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.layers import Layer
+from dctransformer.model.layers import Attention, Layer
 
 TIMEOUT = datetime.timedelta(hours=2)
 """How long processes wait for each other: a sample sheet of large pictures takes the first one a while."""
@@ -247,9 +247,10 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     for layer in (m for m in model.modules() if isinstance(m, Layer)):
         if layer.cross is not None:
             attention = layer.cross.inner
-            for part in ("key_value", "key_norm"):
-                if hasattr(attention, part):
-                    fully_shard(getattr(attention, part), mesh=mesh)
+            assert isinstance(attention, Attention)
+            for part in (attention.key_value, attention.key_norm):
+                if part is not None:
+                    fully_shard(part, mesh=mesh)
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
