@@ -20,13 +20,13 @@ from dctransformer.app.limits import Limits
 @contextlib.contextmanager
 def running(folder: Path, limits: Limits, **options: Any) -> Iterator[tuple[str, Studio]]:
     """Run a server in a thread, and yield its address and its `Studio`."""
-    with server.prepared(folder, limits, port=0, device="cpu", **options) as (uvicorn_server, taken, studio):
-        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [taken]})
+    with server.prepared(folder, limits, port=0, device="cpu", **options) as (uvicorn_server, sockets, studio):
+        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [sockets]})
         thread.start()
         try:
             while not uvicorn_server.started:
                 time.sleep(0.01)
-            yield server.address(taken), studio
+            yield server.address(sockets), studio
         finally:
             uvicorn_server.should_exit = True
             thread.join()

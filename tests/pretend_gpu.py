@@ -98,18 +98,18 @@ def _inner(x: Any) -> Any:
 
 def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     """All tensors among the arguments."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def collect(parts: Any) -> None:
         for x in parts:
             if isinstance(x, Tensor):
-                found.append(x)
+                tensors.append(x)
             elif type(x) in (list, tuple):
                 collect(x)
 
     collect(args)
     collect(kwargs.values())
-    return found
+    return tensors
 
 
 def _each(change: Callable[[Any], Any], x: Any) -> Any:
@@ -183,13 +183,13 @@ class PretendDevice:
         """Run an operation on tensors that may be on the simulated device."""
         name = func._schema.name
         tensors = _tensors(args, kwargs)
-        here = [x for x in tensors if isinstance(x, DeviceTensor)]
-        if not here and not self.busy:
+        device_tensors = [x for x in tensors if isinstance(x, DeviceTensor)]
+        if not device_tensors and not self.busy:
             return func(*args, **kwargs)
         elsewhere = [x for x in tensors if not isinstance(x, DeviceTensor) and x.ndim > 0]
-        if here and elsewhere:
+        if device_tensors and elsewhere:
             self._meet(name, args, elsewhere)
-        if here and (name in READS or f"{name}.{func._schema.overload_name}" in READS):
+        if device_tensors and (name in READS or f"{name}.{func._schema.overload_name}" in READS):
             self.read(name)
         if name in INDEXING and isinstance(args[0], DeviceTensor):
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
@@ -197,7 +197,7 @@ class PretendDevice:
             if masks and not fills:
                 self.read(f"{name} by a mask")
         result = func(*_each(_inner, args), **_each(_inner, kwargs))
-        wrapped = {id(x.inner): x for x in here}
+        wrapped = {id(x.inner): x for x in device_tensors}
         return _each(lambda x: wrapped[id(x)] if id(x) in wrapped else self.place(x), result)
 
     def _meet(self, name: str, args: Any, elsewhere: list[Tensor]) -> None:
@@ -259,14 +259,14 @@ class _Functions(TorchFunctionMode):
                 return values.to(kwargs.get("dtype") or values.dtype)
             return pretended.place(torch.tensor(values, dtype=kwargs.get("dtype")))
         if name in FACTORIES and device is not None and not (args and isinstance(args[0], Tensor)):
-            here = pretended.is_device(device)
+            on_device = pretended.is_device(device)
             result = func(*args, **{**kwargs, "device": "cpu"})
-            return pretended.place(result) if here else result
+            return pretended.place(result) if on_device else result
         if name in FACTORIES and args and isinstance(args[0], Tensor):
-            here = isinstance(args[0], DeviceTensor) if device is None else pretended.is_device(device)
+            on_device = isinstance(args[0], DeviceTensor) if device is None else pretended.is_device(device)
             kwargs.pop("device", None)
             result = func(_inner(args[0]), *args[1:], **kwargs)
-            return pretended.place(result) if here else result
+            return pretended.place(result) if on_device else result
         before = pretended.busy
         pretended.busy = any(isinstance(x, DeviceTensor) for x in _tensors(args, kwargs))
         try:
@@ -330,14 +330,14 @@ def pretend_device(kind: str = "cuda") -> Iterator[PretendDevice]:
         kind: ``cuda``, or ``mps``, which has no fp64.
     """
     pretended = PretendDevice(kind)
-    here: dict[Any, dict[str, Callable]] = {
+    patches: dict[Any, dict[str, Callable]] = {
         torch.inference_mode: {"__enter__": _NoInference.enter, "__exit__": _NoInference.exit},
         torch: {"autocast": _Autocast},
         torch.amp: {"autocast": _Autocast},
         torch.nn.utils.clip_grad: {"_group_tensors_by_device_and_dtype": pretended.group},
     }
     if kind == "cuda":
-        here[torch.cuda] = {
+        patches[torch.cuda] = {
             "is_available": lambda: True,
             "is_bf16_supported": lambda *args, **kwargs: True,
             "synchronize": lambda *args: None,
@@ -346,7 +346,7 @@ def pretend_device(kind: str = "cuda") -> Iterator[PretendDevice]:
             "get_device_capability": lambda device=None: (9, 0),
         }
     with contextlib.ExitStack() as stack:
-        for module, replaced in here.items():
+        for module, replaced in patches.items():
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         swap = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -74,8 +74,8 @@ def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command
     samples, names = generate(
         studio.model, 2, sampling=SampleConfig(seed=3, top_p=0.9, temperature=0.9, texture_temperature=1)
     )
-    for made, expected in zip(downloads(last), samples.dct(), strict=True):
-        assert made.equal(expected)
+    for file, expected in zip(downloads(last), samples.dct(), strict=True):
+        assert file.equal(expected)
     assert all(name in last for name in names) and "seed 3" in last
     assert (
         "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --texture-temperature 1 --top-p 0.9"
@@ -121,8 +121,8 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
     ):
         *stages, last = run
         assert stages and "seed 3" in last
-        for made, wanted in zip(downloads(last), expected[0].results, strict=True):
-            assert made.equal(wanted)
+        for file, result in zip(downloads(last), expected[0].results, strict=True):
+            assert file.equal(result)
 
 
 def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
@@ -136,9 +136,9 @@ def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
     assert last.count("<table") == 3 and "heat-map of bits" in last
 
     samples, _ = generate(studio.model, 1)
-    own = read_for_inspection(write_jpeg_bytes(samples.dct()), studio.limits, *SHAPE)
-    assert own.own
-    last = list(studio.inspect(own))[-1]
+    reading = read_for_inspection(write_jpeg_bytes(samples.dct()), studio.limits, *SHAPE)
+    assert reading.own
+    last = list(studio.inspect(reading))[-1]
     sequence = Sequence.from_triples(samples.triples[0], samples.grid, studio.config.null_label)
     total = float(code_lengths(studio.model, [sequence]).bits.sum()) / 8
     assert f"needs {total:.0f} bytes" in last and "it is shown this one" not in last
@@ -181,7 +181,7 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         (Settings(num=0), "0 pictures at a time"),
         (Settings(num=5), "from 1 to 4"),
@@ -198,16 +198,16 @@ def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.Mo
         (Settings(label="tulip"), "no label 'tulip'"),
     ],
 )
-def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings, says: str) -> None:
+def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings, message: str) -> None:
     """Invalid settings of every task are refused before any work."""
     upload = read_upload(png(photo(16, 16)), studio.limits)
     for run in (studio.generate(settings), studio.colorize(upload, settings), studio.upscale(upload, 2, settings)):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             list(run)
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (["", None, 1, 1, 1, 1], "the seed must be a number"),
         (["", 1, "2", 1, 1, 1], "the number of pictures must be a number"),
@@ -216,9 +216,9 @@ def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings
         (["", 1, 1, 1, 1, float("inf")], "the guidance must be a number"),
     ],
 )
-def test_forms_may_hold_anything(values: list, says: str) -> None:
+def test_forms_may_hold_anything(values: list, message: str) -> None:
     """Invalid values in forms are refused in one sentence; an unknown class is refused later."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         Settings.of(*values)
     assert Settings.of(None, 1, 1, 1, 1, 1).label == ANY and Settings.of(5, 1, 1, 1, 1, 1).label == "5"
 
@@ -226,7 +226,7 @@ def test_forms_may_hold_anything(values: list, says: str) -> None:
 def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
     """Invalid bands and factors and a missing picture are refused."""
     upload = read_upload(png(photo(32, 32)), studio.limits)
-    for run, says in (
+    for run, message in (
         (studio.upscale(None, 2, QUICK), "choose a picture first"),
         (studio.inspect(None), "choose a picture first"),
         (studio.upscale(upload, 3, QUICK), "choose one of 2, 4, 8"),
@@ -234,7 +234,7 @@ def test_missing_pictures_and_impossible_numbers(studio: Studio) -> None:
         (studio.continue_(upload, 4, QUICK), "from 1 to 3"),
         (studio.inpaint(upload, "0,1,2,3", QUICK), "nothing would stay"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             list(run)
 
 
@@ -290,11 +290,11 @@ BAD_UPLOADS = {
 @pytest.mark.parametrize("name", list(BAD_UPLOADS))
 def test_bad_uploads_are_one_sentence(studio: Studio, name: str) -> None:
     """Bad uploads are refused in one sentence in every tab."""
-    data, says = BAD_UPLOADS[name]
+    data, message = BAD_UPLOADS[name]
     limits = Limits(max_megabytes=1)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         read_upload(data, limits)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         read_for_inspection(data, limits, *SHAPE)
 
 
@@ -393,12 +393,12 @@ def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
         port = other.getsockname()[1]
         with pytest.raises(SystemExit) as stop:
             main(["app", "no-such-model", "--port", str(port)])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and f"port {port} on 127.0.0.1 is in use" in said and "--port" in said
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"port {port} on 127.0.0.1 is in use" in error and "--port" in error
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--port", "70000"], "from 0 to 65535"),
         (["--port", "0", "--host", "203.0.113.9"], "not an address to listen on"),
@@ -406,12 +406,12 @@ def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
         (["no-such-model", "--port", "0"], "there is no model 'no-such-model'"),
     ],
 )
-def test_what_the_command_refuses(capsys: pytest.CaptureFixture, options: list[str], says: str) -> None:
+def test_what_the_command_refuses(capsys: pytest.CaptureFixture, options: list[str], message: str) -> None:
     """The command refuses invalid options with exit status 2 and one sentence."""
     pytest.importorskip("gradio")
     with pytest.raises(SystemExit) as stop:
         main(["app", *options])
-    assert stop.value.code == 2 and says in capsys.readouterr().err.replace("\n", " ")
+    assert stop.value.code == 2 and message in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -479,12 +479,12 @@ def test_pictures_of_other_sizes(studio: Studio) -> None:
     samples, _ = generate(studio.model, 1, size=(32, 16), sampling=SampleConfig(seed=3))
     assert downloads(last)[0].equal(samples.dct()) and "--size 16x32" in last
     assert "--size" not in list(studio.generate(QUICK, "32x32"))[-1]
-    for size, says in (
+    for size, message in (
         ("17x32", "not a positive multiple of 16"),
         ("big", "choose 64"),
         ("96x32", "at most 64 pixels"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             list(studio.generate(QUICK, size))
 
 

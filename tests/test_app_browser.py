@@ -64,14 +64,14 @@ class Page:
         WebDriverWait(self.driver, SECONDS, 0.1, [Exception]).until(lambda _: true())
 
     def shown(self, css: str) -> list[WebElement]:
-        found: list[WebElement] = []
+        elements: list[WebElement] = []
 
         def look() -> bool:  # again, if the page has been redrawn in the meantime
-            found[:] = [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
+            elements[:] = [e for e in self.driver.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
             return True
 
         self.until(look)
-        return found
+        return elements
 
     def tab(self, name: str) -> None:
         task = name.lower()
@@ -91,8 +91,8 @@ class Page:
     def text(self, css: str) -> str:
         return self.driver.find_element(By.CSS_SELECTOR, css).get_property("innerText")
 
-    def says(self, css: str, words: str) -> None:
-        self.until(lambda: words in self.text(css))
+    def wait_for_text(self, css: str, text: str) -> None:
+        self.until(lambda: text in self.text(css))
 
     def upload(self, task: str, path: Path) -> None:
         self.driver.find_element(By.CSS_SELECTOR, f"#{task}-file input[type=file]").send_keys(str(path))
@@ -108,14 +108,14 @@ class Page:
 
     def results(self, task: str, other_than: list[str] | None = None) -> list[bytes]:
         """Wait for download links other than ``other_than``, and return the files."""
-        found: list[str] = []
+        links: list[str] = []
 
         def look() -> bool:  # links are read once, as a page that is being redrawn may briefly have none
-            found[:] = self.links(task)
-            return found not in ([], other_than)
+            links[:] = self.links(task)
+            return links not in ([], other_than)
 
         self.until(look)
-        return [base64.b64decode(link.split(",", 1)[1]) for link in found]
+        return [base64.b64decode(link.split(",", 1)[1]) for link in links]
 
     def wait_for_new(self, task: str, do: Callable[[], None]) -> list[bytes]:
         """Perform an action, and return the files once their links differ from before."""
@@ -168,8 +168,8 @@ def test_generate(page: Page) -> None:
     field = page.driver.find_element(By.CSS_SELECTOR, "#generate-seed input")
     field.clear()
     field.send_keys(seed)
-    (again,) = page.wait_for_new("generate", lambda: page.click("#generate-go"))
-    assert again == first
+    (repeated,) = page.wait_for_new("generate", lambda: page.click("#generate-go"))
+    assert repeated == first
 
 
 def test_one_click_examples(page: Page) -> None:
@@ -199,7 +199,7 @@ def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
     page.upload("inpaint", file)
     page.until(lambda: page.held("inpaint") not in ("", before))
     page.click("#inpaint-go")
-    page.says("#inpaint-out", "Brush over what is to be replaced first")
+    page.wait_for_text("#inpaint-out", "Brush over what is to be replaced first")
     canvas = page.shown("#inpaint-shown canvas")[0]
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     left, top = -canvas.size["width"] // 2, -canvas.size["height"] // 2
@@ -207,12 +207,12 @@ def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
     brush.move_by_offset(20, 0).move_by_offset(0, 20).release().perform()
     page.shoot("brush")
     (data,) = page.wait_for_new("inpaint", lambda: page.click("#inpaint-go"))
-    own, made = read_jpeg_bytes(file.read_bytes()), read_jpeg_bytes(data)
-    changed = (own.luma != made.luma).any(-1)[0]
+    original, result = read_jpeg_bytes(file.read_bytes()), read_jpeg_bytes(data)
+    changed = (original.luma != result.luma).any(-1)[0]
     assert bool(changed[:2, :2].any()) and not bool(changed[2:].any()) and not bool(changed[:, 2:].any())
     page.click("#inpaint-clear")
     page.click("#inpaint-go")
-    page.says("#inpaint-out", "nothing is painted yet")
+    page.wait_for_text("#inpaint-out", "nothing is painted yet")
 
 
 def test_bands_and_uploads(page: Page, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_bands_and_uploads(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "mine.png"
     Image.fromarray(photo(100, 80)).save(file)
     page.upload("continue", file)
-    page.says("#continue-shown", "shrunk to 51 × 64")
+    page.wait_for_text("#continue-shown", "shrunk to 51 × 64")
     slider = page.driver.find_element(By.CSS_SELECTOR, "#continue-bands input[type=range]")
     slider.send_keys("\ue012")  # arrow left
     page.wait_for_new("continue", lambda: page.click("#continue-go"))
@@ -236,7 +236,7 @@ def test_inspect(page: Page, tmp_path: Path) -> None:
     page.upload("inspect", file)
     page.until(lambda: page.held("inspect"))
     page.click("#inspect-go")
-    page.says("#inspect-out", "What surprised it most")
+    page.wait_for_text("#inspect-out", "What surprised it most")
     count = len(read_jpeg_bytes(file.read_bytes()).to_triples()[0])
     assert f"{count:,} coefficients" in page.text("#inspect-out")
     assert len(page.shown("#inspect-out table")) == 3
@@ -252,13 +252,13 @@ def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path
         frames = [Image.fromarray(photo(20, 30, i)) for i in range(3)]
         file = tmp_path / "moving.gif"
         frames[0].save(file, save_all=True, append_images=frames[1:])
-        says = "its first frame is used"
+        message = "its first frame is used"
     else:
-        data, says = BAD_UPLOADS[name]
+        data, message = BAD_UPLOADS[name]
         file = tmp_path / f"{name}.jpg"
         file.write_bytes(data)
     page.upload("colorize", file)
-    page.says("#colorize-shown", says)
+    page.wait_for_text("#colorize-shown", message)
     page.shoot(f"upload-{name}")
     page.click("#colorize-example-0")
     assert len(page.results("colorize")) == 1
@@ -306,8 +306,8 @@ def test_nothing_is_asked_of_other_machines(page: Page) -> None:
         if '"Network.requestWillBeSent"' in entry["message"]
     ]
     web = [url for url in asked if re.match("(http|ws)s?:", url)]
-    here = (page.url, page.url.replace("127.0.0.1", "localhost"))
-    assert web and all(url.startswith(here) for url in web)
+    own_urls = (page.url, page.url.replace("127.0.0.1", "localhost"))
+    assert web and all(url.startswith(own_urls) for url in web)
     refused = [entry["message"] for entry in page.driver.get_log("browser") if "Content Security" in entry["message"]]
     assert not refused
 
@@ -320,7 +320,7 @@ def test_a_model_that_lacks_tasks(page: Page, tmp_path: Path) -> None:
         for name in ("Upscale", "Colorize", "Inpaint"):
             page.tab(name)
             task = name.lower()
-            page.says(f"#{task}-why-not", f"was not trained to {task}")
+            page.wait_for_text(f"#{task}-why-not", f"was not trained to {task}")
             assert not page.shown(f"#{task}-go")[0].is_enabled()
         page.shoot("lacking")
         page.tab("Generate")

@@ -29,10 +29,10 @@ LIMITS = Limits(max_megabytes=1)
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Reader]:
     """A reader for a model of 32 × 32 pixels."""
-    made = Reader(LIMITS, 64, (32, 32), 30)
-    made.start()
-    yield made
-    made.close()
+    reader = Reader(LIMITS, 64, (32, 32), 30)
+    reader.start()
+    yield reader
+    reader.close()
 
 
 def slow_file() -> bytes:
@@ -63,9 +63,9 @@ def test_a_file_is_read_as_in_this_process(reading: Reader, data: bytes) -> None
 @pytest.mark.parametrize("name", list(BAD_UPLOADS))
 def test_bad_files_are_the_same_sentence(reading: Reader, name: str) -> None:
     """Bad files are refused with the same sentence as in this process."""
-    data, says = BAD_UPLOADS[name]
+    data, message = BAD_UPLOADS[name]
     for kind in ("work", "inspect"):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             reading.read(data, kind)
 
 

@@ -238,12 +238,12 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def line(command: str, word: str, value: str) -> list[str]:
     """The valid command line with one argument replaced or added."""
-    words = {key: held for key, held in LINES[command].items() if key != INSTEAD.get((command, word))}
-    words[word] = value
-    named = [[f"{k}={v}"] if v or k == word else [k] for k, v in words.items() if k.startswith("-")]
+    arguments = {key: default for key, default in LINES[command].items() if key != INSTEAD.get((command, word))}
+    arguments[word] = value
+    named = [[f"{k}={v}"] if v or k == word else [k] for k, v in arguments.items() if k.startswith("-")]
     return [
         command,
-        *(v for k, v in words.items() if not k.startswith("-")),
+        *(v for k, v in arguments.items() if not k.startswith("-")),
         *(part for pair in named for part in pair),
     ]
 

@@ -78,8 +78,8 @@ def test_sample_writes_real_jpeg_files(model: Path, tmp_path: Path, capsys: pyte
         assert Image.open(jpg).format == "JPEG"
         assert read_jpeg(jpg).sampling == "4:2:0"
     assert Image.open(out["sheet"]).width > 100 and Image.open(out["heat_map"]).width > 100
-    again = json.loads(run(capsys, "sample", model, "--num", "2", "--out", tmp_path / "b", "--seed", "5", "--json"))
-    for a, b in zip(out["files"], again["files"], strict=False):
+    repeated = json.loads(run(capsys, "sample", model, "--num", "2", "--out", tmp_path / "b", "--seed", "5", "--json"))
+    for a, b in zip(out["files"], repeated["files"], strict=False):
         assert Path(a).read_bytes() == Path(b).read_bytes()
     text = run(capsys, "sample", model, "--num", "1", "--out", tmp_path / "c", "--label", "Tulip", "--top-p", "0.9")
     assert "sample-0000.jpg" in text
@@ -170,8 +170,8 @@ def test_wrong_arguments_are_refused(
         (("info", empty), "neither a model nor a prepared data set"),
         (("info", tmp_path / "nowhere.jpg"), "no file or folder"),
     ]
-    for argv, says in cases:
-        assert says in refused(capsys, *argv), argv
+    for argv, message in cases:
+        assert message in refused(capsys, *argv), argv
         assert not out.exists(), argv
 
 

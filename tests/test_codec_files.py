@@ -20,12 +20,12 @@ from pictures import photo, pillow_jpeg, pillow_pixels
 
 def cut(data: bytes) -> tuple[list[bytes], bytes]:
     """Split a file after the header of its first scan; the first part comes as segments."""
-    found = []
+    parts = []
     for segment in segments(data):
-        found.append(data[segment.start - 4 : segment.start + len(segment.body)])
+        parts.append(data[segment.start - 4 : segment.start + len(segment.body)])
         if segment.marker == SOS:
             break
-    return found, data[2 + sum(map(len, found)) :]
+    return parts, data[2 + sum(map(len, parts)) :]
 
 
 def joined(parts: list[bytes], rest: bytes) -> bytes:
@@ -70,13 +70,13 @@ def test_what_costs_no_coefficient_is_read(name, capfd):
 def test_what_costs_coefficients_is_refused(capfd):
     data = pillow_jpeg(photo(64, 64), 75)
     parts, rest = cut(data)
-    for damaged, words in [
+    for damaged, message in [
         (data[:-2] + b"\x55" * 300 + data[-2:], "extraneous bytes"),
         (joined(parts, rest[:200] + b"\xff\xd9"), "premature end"),
         (joined(parts, rest[:-2]), "cut off"),
         (joined([*parts[:-1], parts[-1][:2] + b"\x00\x08\x01" + parts[-1][5:7] + parts[-1][-3:]], rest), "once"),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             read_jpeg_bytes(damaged)
     assert capfd.readouterr() == ("", "")
 
@@ -95,11 +95,11 @@ def test_info_of_files_with_several_pictures(tmp_path):
     first.save(file, "MPO", save_all=True, append_images=[second], quality=75)
     (tmp_path / "several.jpg").write_bytes(file.getvalue())
     (tmp_path / "one.jpg").write_bytes(pillow_jpeg(photo(64, 64), 75))
-    several, one = describe(tmp_path / "several.jpg"), describe(tmp_path / "one.jpg")
-    assert several["format"] == "MPO" and several["sampling"] == "4:2:0"
-    assert several["file_bytes"] == len(file.getvalue())
+    multiple, single = describe(tmp_path / "several.jpg"), describe(tmp_path / "one.jpg")
+    assert multiple["format"] == "MPO" and multiple["sampling"] == "4:2:0"
+    assert multiple["file_bytes"] == len(file.getvalue())
     for fact in ("triples", "triples_by_band", "luma_table", "chroma_table"):
-        assert several[fact] == one[fact]
+        assert multiple[fact] == single[fact]
 
 
 def coarse(top: int) -> DCTImage:

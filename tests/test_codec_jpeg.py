@@ -71,8 +71,8 @@ def test_kinds_of_files(options, sampling):
     data = pillow_file(**options)
     dct = read_jpeg_bytes(data)
     assert dct.sampling == sampling and (dct.height, dct.width) == (70, 45) and len(dct) == 1
-    again = read_jpeg_bytes(write_jpeg_bytes(dct))
-    assert again.equal(dct)
+    rewritten = read_jpeg_bytes(write_jpeg_bytes(dct))
+    assert rewritten.equal(dct)
     if not options.get("progressive"):  # Decoders smooth the blocks of progressive files.
         assert np.array_equal(Codec().decode(dct)[0].numpy(), pillow_pixels(data))
     assert np.array_equal(pillow_pixels(write_jpeg_bytes(dct)), Codec().decode(dct)[0].numpy())
@@ -194,7 +194,7 @@ def png() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: b"", "not a JPEG"),
         (lambda: b"hello", "not a JPEG"),
@@ -212,10 +212,10 @@ def png() -> bytes:
         (lambda: pillow_file().replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c", 1), "not 8-bit"),
     ],
 )
-def test_refused_for_reading(tmp_path, make, words):
+def test_refused_for_reading(tmp_path, make, message):
     path = tmp_path / "picture.jpg"
     path.write_bytes(make())
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_jpeg(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 

@@ -167,8 +167,8 @@ def test_results_keep_the_profile_and_exif_of_the_file(model: Path, profile: byt
     assert read_jpeg(jpeg).equal(edit.results[0])
     with Image.open(png) as image:
         assert image.info["icc_profile"] == profile
-    again = TASKS[task](model, [source], options=Options(out=tmp_path / "out"))[0]
-    assert again.results[0].equal(edit.results[0])
+    second = TASKS[task](model, [source], options=Options(out=tmp_path / "out"))[0]
+    assert second.results[0].equal(edit.results[0])
 
 
 def test_results_of_pixels_are_srgb_and_have_no_profile(model: Path, profile: bytes, tmp_path: Path) -> None:

@@ -38,15 +38,15 @@ def differing(dct: DCTImage, reference: tuple[list[np.ndarray], list[np.ndarray]
     """Number of coefficients that differ from jpeglib's; a different shape counts as an error."""
     parts, tables = reference
     assert len(parts) == len(dct.components)
-    for ours, reference in zip(dct.tables, tables, strict=True):
-        assert np.array_equal(ours.numpy(), reference)
-    for ours, reference in zip(dct.components, parts, strict=True):
-        assert ours[0].shape == reference.shape
+    for part, reference in zip(dct.tables, tables, strict=True):
+        assert np.array_equal(part.numpy(), reference)
+    for part, reference in zip(dct.components, parts, strict=True):
+        assert part[0].shape == reference.shape
     return sum(int((m[0].numpy() != t).sum()) for m, t in zip(dct.components, parts, strict=True))
 
 
-def as_grey(picture: np.ndarray, wanted: bool) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).convert("L")) if wanted else picture
+def as_grey(picture: np.ndarray, grey: bool) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).convert("L")) if grey else picture
 
 
 @pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
@@ -87,9 +87,9 @@ def test_real_photographs(quality, coefficients):
         image = Image.open(path).convert("RGB")
         picture = np.asarray(image)[: image.height - k % 3, : image.width - k % 5]
         for grey in (False, True):
-            mine = as_grey(picture, grey)
-            jpeg = pillow_jpeg(mine, quality)
-            dct = codec.encode(mine)
+            pixels = as_grey(picture, grey)
+            jpeg = pillow_jpeg(pixels, quality)
+            dct = codec.encode(pixels)
             assert differing(dct, coefficients(jpeg)) == 0, path
             assert np.array_equal(codec.decode(dct)[0].numpy(), pillow_pixels(jpeg)), path
 
@@ -119,8 +119,8 @@ def test_decode_of_every_subsampling(step, size):
         with pytest.raises(ValueError, match="4×2"):
             read_jpeg_bytes(jpeg)
     else:
-        again = read_jpeg_bytes(jpeg)
-        assert again.equal(dct) and again.chroma_step == step
+        reread = read_jpeg_bytes(jpeg)
+        assert reread.equal(dct) and reread.chroma_step == step
     assert np.array_equal(codec.decode(dct)[0].numpy(), pillow_pixels(jpeg))
 
 

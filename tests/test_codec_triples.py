@@ -60,9 +60,9 @@ def test_triples_are_lossless(dct, seed):
         # Generation order: ranks never go down, positions rise inside a channel.
         key = torch.from_numpy(order.RANK)[one[:, 0].long()] * 10_000 + one[:, 1]
         assert (key.diff() > 0).all()
-    again = restored(triples, dct)
-    assert again.equal(dct)
-    assert all(torch.equal(a, b) for a, b in zip(again.to_triples(), triples, strict=True))
+    decoded = restored(triples, dct)
+    assert decoded.equal(dct)
+    assert all(torch.equal(a, b) for a, b in zip(decoded.to_triples(), triples, strict=True))
     # The order does not matter on the way back.
     rng = np.random.default_rng(seed)
     shuffled = [one[torch.from_numpy(rng.permutation(len(one)))] for one in triples]
@@ -101,7 +101,7 @@ def test_mcu_blocks():
 
 
 @pytest.mark.parametrize(
-    ("triples", "words"),
+    ("triples", "message"),
     [
         ([(192, 0, 1)], "channel 192"),
         ([(-1, 0, 1)], "channel -1"),
@@ -115,8 +115,8 @@ def test_mcu_blocks():
         ([(1, 2)], "integers"),
     ],
 )
-def test_illegal_triples_are_refused(triples, words):
-    with pytest.raises(ValueError, match=words):
+def test_illegal_triples_are_refused(triples, message):
+    with pytest.raises(ValueError, match=message):
         Codec().from_triples(torch.tensor(triples), 32, 64)
 
 

@@ -82,9 +82,9 @@ def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int
     for rows in ([0, 1], [1]):
         chosen = [row for row in rows if row < count]
         tasks = [Task(labels[row], data=data[row]) if row in chosen else None for row in range(count)]
-        for row, back in enumerate(coder.run(tasks, GRID)):
-            assert (back is not None) == (row in chosen)
-            assert back is None or torch.equal(back.coefficients, pictures[row])
+        for row, decoded in enumerate(coder.run(tasks, GRID)):
+            assert (decoded is not None) == (row in chosen)
+            assert decoded is None or torch.equal(decoded.coefficients, pictures[row])
 
 
 def test_other_rows_change_no_bit_of_a_row() -> None:
@@ -118,16 +118,16 @@ def test_bits_are_few_and_damage_ends_early() -> None:
         data = coder.finish()
         assert len(data) <= information * 1.001 / 8 + 1.1
         for end in (b"", b"\0", b"\1"):
-            back = SymbolCoder(data + end)
+            decoder = SymbolCoder(data + end)
             for p, symbols, flag in steps:
-                assert back.symbol(np.log(p[0])) == symbols[0]
-                assert (back.symbols(np.log(p[1:])) == symbols[1:]).all()
-                assert (back.flags(np.array([0.3, 0.3])) == flag).all()
+                assert decoder.symbol(np.log(p[0])) == symbols[0]
+                assert (decoder.symbols(np.log(p[1:])) == symbols[1:]).all()
+                assert (decoder.flags(np.array([0.3, 0.3])) == flag).all()
             if end:
                 with pytest.raises(DamagedBits):
-                    back.finish()
+                    decoder.finish()
             else:
-                assert back.finish() == data
+                assert decoder.finish() == data
     endless = SymbolCoder(b"\x12")
     with pytest.raises(DamagedBits):
         for _ in range(200):
@@ -217,11 +217,11 @@ def test_there_and_back(
         "rose/a.dct", "rose/b.v2.dct", "Lily/a.dct", "Lily/tall.dct", "Lily/other.dct",
     }  # fmt: skip
     assert facts["bytes"] == sum(Path(f).stat().st_size for f in facts["files"]) and facts["skipped"] == 0
-    back = run(capsys, "decompress", packed, "--out", tmp_path / "back")
-    assert len(back["files"]) == 5
-    tall, wanted = read_jpeg(tmp_path / "back/Lily/tall.jpg"), read_jpeg(photos / "Lily/tall.jpg")
+    output = run(capsys, "decompress", packed, "--out", tmp_path / "back")
+    assert len(output["files"]) == 5
+    tall, original = read_jpeg(tmp_path / "back/Lily/tall.jpg"), read_jpeg(photos / "Lily/tall.jpg")
     assert (tall.height, tall.width) == (32, 16)
-    for part, other in zip((*tall.components, *tall.tables), (*wanted.components, *wanted.tables), strict=True):
+    for part, other in zip((*tall.components, *tall.tables), (*original.components, *original.tables), strict=True):
         assert torch.equal(part, other)
     other = read_jpeg(tmp_path / "back/Lily/other.jpg")
     assert (other.height, other.width) == (16, 32)

@@ -37,12 +37,12 @@ def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
         'preset = "tiny"\n[model]\nwidth = 48\nvalue = [1, 2]\n'
         "[train]\ntriples = 500\nlr = 1\nmicro_batch = 2\nconditions.low = 0.0\n",
     )
-    found = train_defaults(["train", "--config", str(path), "--model.width", "64"])
-    assert found.preset == "tiny" and found.model.width == 48 and found.model.value == (1, 2)
-    assert found.model.hidden == preset("tiny").hidden and found.model.chunk == preset("tiny").chunk
-    assert found.options.triples == 500 and found.options.lr == 1.0 and found.options.micro_batch == 2
-    assert found.options.conditions.low == 0 and found.options.conditions.luma == TrainConfig().conditions.luma
-    assert found.options.batch == TrainConfig().batch
+    defaults = train_defaults(["train", "--config", str(path), "--model.width", "64"])
+    assert defaults.preset == "tiny" and defaults.model.width == 48 and defaults.model.value == (1, 2)
+    assert defaults.model.hidden == preset("tiny").hidden and defaults.model.chunk == preset("tiny").chunk
+    assert defaults.options.triples == 500 and defaults.options.lr == 1.0 and defaults.options.micro_batch == 2
+    assert defaults.options.conditions.low == 0 and defaults.options.conditions.luma == TrainConfig().conditions.luma
+    assert defaults.options.batch == TrainConfig().batch
     other = train_defaults(["train", f"--config={path}", "--preset=small", "--minutes", "1"])
     assert other.preset == "small" and other.model.width == 48 and other.model.hidden == preset("small").hidden
     assert other.options.triples is None
@@ -67,7 +67,7 @@ def test_train_reads_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[train]\nbatsh = 4", "train has no field 'batsh'; did you mean 'batch'?"),
         ("[train]\nconditions.lov = 1", "did you mean 'low'?"),
@@ -98,12 +98,12 @@ def test_train_reads_a_file(tmp_path: Path) -> None:
         ("preset =", "is not TOML"),
     ],
 )
-def test_mistakes_are_refused(text: str, says: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused(text: str, message: str, tmp_path: Path) -> None:
     """Mistakes are refused with one sentence that names the file and the problem."""
     path = written(tmp_path, text)
     with pytest.raises(ValueError) as caught:
         read_config_file(path)
-    assert says in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,17 +111,17 @@ def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytes
     data, run = tmp_path / "data", tmp_path / "run"
     photos = photo_folder(tmp_path / "photos", 2, ("a",))
     main(["prepare", str(photos), str(data), "--size", "32", "--quality", "30", "--val-fraction", "0"])
-    for path, says in (
+    for path, message in (
         (tmp_path / "none.toml", "can't be read (No such file"),
         (written(tmp_path, "[data]\nquality = 50"), f"a data set of quality 50, but {data} has 30"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["train", "--config", str(path), "--data", str(data), "--run", str(run)])
-        assert caught.value.code == 2 and says in capsys.readouterr().err.replace("\n", " ") and not run.exists()
+        assert caught.value.code == 2 and message in capsys.readouterr().err.replace("\n", " ") and not run.exists()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "says"),
+    ("options", "message"),
     [
         ("size = 64", None),
         ('size = "64x64"', None),
@@ -129,14 +129,14 @@ def test_a_missing_file_and_other_data_are_refused(tmp_path: Path, capsys: pytes
         ('size = "64x48"', "of size 64x48, but data has 64"),
     ],
 )
-def test_the_shape_of_the_data_is_checked(wanted: str, says: str | None, tmp_path: Path) -> None:
+def test_the_shape_of_the_data_is_checked(options: str, message: str | None, tmp_path: Path) -> None:
     """The shape of the data is checked, however it is specified."""
-    file = read_config_file(written(tmp_path, f"[data]\n{wanted}"))
+    file = read_config_file(written(tmp_path, f"[data]\n{options}"))
     info = DatasetInfo.of_shape(Shape.of(64), quality=20, splits={})
-    if says is None:
+    if message is None:
         file.data.check(info, "data")
     else:
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             file.data.check(info, "data")
 
 

@@ -107,14 +107,14 @@ def test_the_table(tmp_path: Path, coders, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as stop:
         coders([str(data), "--model", str(model), "--num", "2"])
     printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
-    assert stop.value.code == 1 and found["ratio"] > 1 and found["images"] == 2
-    names = [one["coder"] for one in found["rows"]]
+    result = json.loads(printed.splitlines()[-1])
+    assert stop.value.code == 1 and result["ratio"] > 1 and result["images"] == 2
+    names = [one["coder"] for one in result["rows"]]
     assert names[:4] == [
         "model, with labels", "model, without labels", "counted tables", "static histogram of each channel",
     ]  # fmt: skip
     assert "libjpeg, optimised Huffman" in names and "| coder | bytes per image |" in printed
-    for one in found["rows"]:
+    for one in result["rows"]:
         if one["bytes_per_image"] is not None:
             assert one["bytes_per_image"] == pytest.approx(one["structure_bytes"] + one["texture_bytes"])
             assert one["structure_bytes"] > 0 and one["texture_bytes"] > 0

@@ -23,10 +23,10 @@ def test_curves_come_with_the_package() -> None:
     assert {path.stem for path in CURVES.glob("*.jsonl")} >= {"cats128", "flowers64", "photos"}
     assert all(path.stat().st_size < 60_000 for path in CURVES.glob("*.jsonl"))
     (curve,) = shipped_curves(FLOWERS)
-    found = curve.validations()
-    assert curve.name == "flowers64" and len(found) > 5 and len(curve.lines) > len(found)
-    assert found[-1]["validation/bytes_per_image"] < 0.95 * found[0]["validation/bytes_per_image"]
-    assert all({"validation/structure", "validation/texture"} <= line.keys() for line in found)
+    validations = curve.validations()
+    assert curve.name == "flowers64" and len(validations) > 5 and len(curve.lines) > len(validations)
+    assert validations[-1]["validation/bytes_per_image"] < 0.95 * validations[0]["validation/bytes_per_image"]
+    assert all({"validation/structure", "validation/texture"} <= line.keys() for line in validations)
 
 
 @pytest.mark.parametrize("change", [{"size": 128}, {"quality": 30}, {"texture_from": 1}])
@@ -58,15 +58,15 @@ def test_tensorboard_has_curves_by_triples_and_sheets(tmp_path: Path) -> None:
         log.close()
 
     def events(place: Path):
-        found = accumulator.EventAccumulator(str(place))
-        found.Reload()
-        return found
+        events = accumulator.EventAccumulator(str(place))
+        events.Reload()
+        return events
 
-    own, run, shipped = (events(folder.tensorboard / name) for name in ("", "this run", "shipped flowers64"))
+    root, run, shipped = (events(folder.tensorboard / name) for name in ("", "this run", "shipped flowers64"))
     tag = "over triples/bytes_per_image"
     assert [event.step for event in run.Scalars(tag)] == [3000, 7000]
-    assert [event.step for event in own.Scalars("validation/structure")] == [3, 7]
-    assert [(image.width, image.height) for image in own.Images("samples")] == [(12, 8)] * 2
+    assert [event.step for event in root.Scalars("validation/structure")] == [3, 7]
+    assert [(image.width, image.height) for image in root.Images("samples")] == [(12, 8)] * 2
     (curve,) = shipped_curves(FLOWERS)
     assert [event.step for event in shipped.Scalars(tag)] == [line["triples"] for line in curve.validations()]
     assert len(list((folder.tensorboard / "shipped flowers64").iterdir())) == 1

@@ -93,7 +93,7 @@ def test_names_say_what_is_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixture", "said"),
+    ("mixture", "message"),
     [
         (Conditions(none=-1), "shares"),
         (Conditions(none=0, low=0, luma=0, region=0), "shares"),
@@ -102,9 +102,9 @@ def test_names_say_what_is_drawn() -> None:
         (Conditions(factors=()), "factors"),
     ],
 )
-def test_impossible_mixtures_are_refused(mixture: Conditions, said: str) -> None:
+def test_impossible_mixtures_are_refused(mixture: Conditions, message: str) -> None:
     """Invalid mixtures are refused in one sentence."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         mixture.check()
 
 

@@ -60,12 +60,12 @@ def test_examples_are_the_stored_jpeg_files(data):
 
 def test_a_folder_of_pictures_is_what_prepare_makes_of_it(photos, data):
     """A folder of pictures gives the same examples without preparation, in the folder's order."""
-    found = DCTImageDataset(photos, size=32, quality=30)
+    dataset = DCTImageDataset(photos, size=32, quality=30)
     files = {row["image"]["path"]: row for row in stored(data)}
     names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
     for i, name in enumerate(names):
-        assert torch.equal(found[i]["coefficients"], read_jpeg_bytes(files[name]["image"]["bytes"]).to_mcus()[0])
-        assert found[i]["label"] == files[name]["label"]
+        assert torch.equal(dataset[i]["coefficients"], read_jpeg_bytes(files[name]["image"]["bytes"]).to_mcus()[0])
+        assert dataset[i]["label"] == files[name]["label"]
 
 
 def test_to_triples_is_what_prepare_stores(photos, data):
@@ -115,10 +115,10 @@ def test_the_chunks_of_conditioned_pictures_are_drawn_uniformly(data, monkeypatc
     batches = ChunkBatches(store, stride, 0, 64, flip=False, conditions=conditioned)
     for step in range(60):
         batches[step]
-    several = np.array([(k, count) for k, count in drawn if count > 1])
-    assert len(several) > 2000 and several[:, 0].min() >= 0
-    for end in (several[:, 0] == 0, several[:, 0] == several[:, 1] - 1):
-        expected = (1 / several[:, 1]).sum()
+    multiple = np.array([(k, count) for k, count in drawn if count > 1])
+    assert len(multiple) > 2000 and multiple[:, 0].min() >= 0
+    for end in (multiple[:, 0] == 0, multiple[:, 0] == multiple[:, 1] - 1):
+        expected = (1 / multiple[:, 1]).sum()
         assert abs(end.sum() / expected - 1) < 0.08
     drawn.clear()
     plain = ChunkBatches(store, stride, 0, 64, flip=False)
@@ -151,15 +151,15 @@ def test_stretches_keep_each_process_to_its_share(data, batch):
     assert len(everything) == sum(-(-(len(store.triples(i)) + 1) // 24) for i in range(len(store)))
     for row in range(batch):
         first, end = (whole.total * r // batch for r in (row, row + 1))
-        own = everything[first:end]
-        epochs = [[tuple(whole.chosen(e * len(own) + k)[row]) for k in range(len(own))] for e in range(2)]
-        assert sorted(epochs[0]) == sorted(epochs[1]) == own and epochs[0] != epochs[1]
+        stretch = everything[first:end]
+        epochs = [[tuple(whole.chosen(e * len(stretch) + k)[row]) for k in range(len(stretch))] for e in range(2)]
+        assert sorted(epochs[0]) == sorted(epochs[1]) == stretch and epochs[0] != epochs[1]
     for count in (1, 2):
         share = batch // count
         for rank in range(count):
             rows = range(rank * share, (rank + 1) * share)
-            mine = ChunkSampler(store, 24, batch, seed=1, rows=rows, shuffle="stretches")
-            for step, pairs in enumerate(islice(mine, 9)):
+            sampler_of_rows = ChunkSampler(store, 24, batch, seed=1, rows=rows, shuffle="stretches")
+            for step, pairs in enumerate(islice(sampler_of_rows, 9)):
                 assert pairs == list(map(tuple, whole.chosen(step)[rows.start : rows.stop]))
     with pytest.raises(ValueError, match="smaller batch"):
         ChunkSampler(store, 24, 10**6, shuffle="stretches")

@@ -63,8 +63,8 @@ def test_srgb_profiles_and_broken_ones_change_no_pixel():
     for profile in (srgb, lab, b"no profile at all", srgb[:300], b""):
         assert np.array_equal(np.asarray(load_image(file_of(picture, icc_profile=profile))), picture)
     grey = np.asarray(Image.fromarray(picture).convert("L"))
-    found = np.asarray(load_image(file_of(grey, icc_profile=swapped_profile())))  # a profile of another kind
-    assert np.array_equal(found[..., 0], grey)
+    pixels = np.asarray(load_image(file_of(grey, icc_profile=swapped_profile())))  # a profile of another kind
+    assert np.array_equal(pixels[..., 0], grey)
 
 
 # What is stored -------------------------------------------------------------------------------------------------------
@@ -94,15 +94,15 @@ def test_nothing_of_the_source_but_pixels_is_stored(kind):
 # PNG files with long texts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["text", "profile", "many"])
-def test_long_texts_in_png_files_are_passed_over(what, tmp_path):
+@pytest.mark.parametrize("kind", ["text", "profile", "many"])
+def test_long_texts_in_png_files_are_passed_over(kind, tmp_path):
     picture = photo(80, 80)
     info = PngImagePlugin.PngInfo()
-    if what == "profile":
+    if kind == "profile":
         data = file_of(picture, icc_profile=os.urandom(1_200_000))
     else:
-        for _ in range(1 if what == "text" else 70):
-            info.add_text("workflow", "x" * (3_000_000 if what == "text" else 1_000_000), zip=True)
+        for _ in range(1 if kind == "text" else 70):
+            info.add_text("workflow", "x" * (3_000_000 if kind == "text" else 1_000_000), zip=True)
         data = file_of(picture, pnginfo=info)
     (tmp_path / "a.png").write_bytes(data)
     for source in (data, tmp_path / "a.png"):

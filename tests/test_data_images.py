@@ -95,13 +95,13 @@ def test_sixteen_bit_colour_png():
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0), (-3.0, 9.0)])
 def test_float_and_integer_grey(low, high):
     ramp = np.linspace(low, high, 256).reshape(16, 16)
-    wanted = np.linspace(0, 255, 256).reshape(16, 16)
+    expected = np.linspace(0, 255, 256).reshape(16, 16)
     result = pixels(file_of(Image.fromarray(ramp.astype(np.float32)), "TIFF"))
-    assert np.abs(result[..., 0].astype(float) - wanted).max() <= 0.51
+    assert np.abs(result[..., 0].astype(float) - expected).max() <= 0.51
     if high > 1 and low == 0:
         whole = np.rint(ramp).astype(np.int32)
         result = pixels(file_of(Image.fromarray(whole), "TIFF"))
-        assert np.abs(result[..., 0].astype(float) - wanted).max() <= 0.51
+        assert np.abs(result[..., 0].astype(float) - expected).max() <= 0.51
 
 
 def test_float_that_is_not_a_number_is_refused():
@@ -134,8 +134,8 @@ def test_transparent_places_become_white(mode):
 
 def test_half_transparent_is_blended_with_white():
     picture = np.full((8, 8, 4), [100, 0, 200, 128], np.uint8)
-    wanted = np.array([100, 0, 200]) * 128 / 255 + 255 * 127 / 255
-    assert np.abs(pixels(file_of(Image.fromarray(picture), "PNG")) - wanted).max() <= 1
+    expected = np.array([100, 0, 200]) * 128 / 255 + 255 * 127 / 255
+    assert np.abs(pixels(file_of(Image.fromarray(picture), "PNG")) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -221,9 +221,9 @@ def test_crop_is_centred_and_square():
 @pytest.mark.parametrize("size", [(61, 44), (44, 61), (100, 101)])
 def test_flip_before_or_after_is_the_same(size):
     picture = photo(*size)
-    there = np.asarray(crop_resize(Image.fromarray(picture), 32))[:, ::-1]
-    back = np.asarray(crop_resize(Image.fromarray(np.ascontiguousarray(picture[:, ::-1])), 32))
-    assert np.abs(there.astype(int) - back).max() <= 1
+    flipped_after = np.asarray(crop_resize(Image.fromarray(picture), 32))[:, ::-1]
+    flipped_before = np.asarray(crop_resize(Image.fromarray(np.ascontiguousarray(picture[:, ::-1])), 32))
+    assert np.abs(flipped_after.astype(int) - flipped_before).max() <= 1
 
 
 def test_a_picture_of_the_right_size_is_left_alone():

@@ -255,8 +255,8 @@ def test_parquet_keeps_its_splits(tmp_path):
 
 def test_a_prepared_data_set_can_be_prepared_again(tmp_path):
     first = run(make_folder(tmp_path / "photos"), tmp_path / "first", size=32)
-    again = run(tmp_path / "first", tmp_path / "again")
-    assert again.splits == first.splits and again.labels == first.labels
+    second = run(tmp_path / "first", tmp_path / "again")
+    assert second.splits == first.splits and second.labels == first.labels
 
 
 def test_parquet_that_is_no_use(tmp_path):
@@ -498,9 +498,9 @@ def test_other_settings_for_the_same_folder_are_refused(tmp_path, monkeypatch, f
     before = contents(out)
     if not change:
         (photos / "ant" / "new.png").write_bytes(png(77))
-    what = next(iter(change), "other pictures")
+    name = next(iter(change), "other pictures")
     kind = "a data set" if finished else "an unfinished data set"
-    with pytest.raises(ValueError, match=f"{kind} (with|made from) {what}.*choose another folder or delete it"):
+    with pytest.raises(ValueError, match=f"{kind} (with|made from) {name}.*choose another folder or delete it"):
         run(photos, out, **change)
     assert contents(out) == before
 
@@ -512,15 +512,15 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("what", ["piece", "shard", "settings"])
-def test_full_disk(tmp_path, monkeypatch, small_units, what):
+@pytest.mark.parametrize("stage", ["piece", "shard", "settings"])
+def test_full_disk(tmp_path, monkeypatch, small_units, stage):
     photos, out = make_folder(tmp_path / "photos", 30), tmp_path / "out"
     run(photos, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        if what == "piece":
+        if stage == "piece":
             write, count = Path.write_bytes, iter(range(100))
             patch.setattr(Path, "write_bytes", lambda path, data: full() if next(count) == 3 else write(path, data))
-        elif what == "shard":
+        elif stage == "shard":
             write, count = pq.write_table, iter(range(100))
             patch.setattr(pq, "write_table", lambda *a, **k: full() if next(count) == 1 else write(*a, **k))
         else:
@@ -659,8 +659,8 @@ def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
 
 def names(count: int, held_out: bool, fraction: float = 0.2) -> list[str]:
     """File names whose hash selects them for the held-out split, or for training."""
-    found = (f"{i}.png" for i in range(10_000))
-    ranks = ((name, sources.Item(name, None, None).rank < fraction * 2**64) for name in found)
+    candidates = (f"{i}.png" for i in range(10_000))
+    ranks = ((name, sources.Item(name, None, None).rank < fraction * 2**64) for name in candidates)
     return [name for name, is_held_out in ranks if is_held_out == held_out][:count]
 
 

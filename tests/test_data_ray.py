@@ -111,10 +111,10 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
         patch.setattr(shards.Job, "keep", stop_half_way)
         run(photos.as_uri(), tmp_path / "out", workers=1, engine="ray")
     assert not (tmp_path / "out" / "dctransformer.json").exists()
-    again = []
-    monkeypatch.setattr(shards.Job, "keep", lambda *args: again.append(args[1].piece) or keep(*args))
+    second = []
+    monkeypatch.setattr(shards.Job, "keep", lambda *args: second.append(args[1].piece) or keep(*args))
     run(photos.as_uri(), tmp_path / "out", workers=1)
-    assert again and not set(again) & set(kept)
+    assert second and not set(second) & set(kept)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -151,7 +151,7 @@ def test_an_instance_started_here_is_for_this_process_alone(photos, tmp_path, mo
     for _ in range(2):
         with pytest.raises(ValueError, match=r"Ray can't start \(enough\); use --engine local"):
             run(photos, tmp_path / "out", engine="ray")
-    assert [found["RAY_AUTH_MODE"] for found in seen] == ["token"] * 2
+    assert [environment["RAY_AUTH_MODE"] for environment in seen] == ["token"] * 2
     assert seen[0]["RAY_AUTH_TOKEN"] != seen[1]["RAY_AUTH_TOKEN"] and len(seen[0]["RAY_AUTH_TOKEN"]) == 64
     assert seen[0]["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert {**os.environ, "RAY_USAGE_STATS_ENABLED": ""} == {**before, "RAY_USAGE_STATS_ENABLED": ""}

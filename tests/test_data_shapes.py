@@ -76,10 +76,10 @@ def test_the_size_that_pictures_get(shape, source, size):
 def test_the_crop_is_centred_and_keeps_the_aspect_ratio(shape, source):
     """Flipping commutes with the crop, and a circle stays a circle."""
     picture = photo(*source, seed=4)
-    there = np.asarray(crop_resize(Image.fromarray(picture), shape)).astype(int)
+    cropped = np.asarray(crop_resize(Image.fromarray(picture), shape)).astype(int)
     for axis in (0, 1):
-        back = np.asarray(crop_resize(Image.fromarray(np.ascontiguousarray(np.flip(picture, axis))), shape))
-        assert np.abs(np.flip(there, axis) - back).max() <= 1
+        flipped = np.asarray(crop_resize(Image.fromarray(np.ascontiguousarray(np.flip(picture, axis))), shape))
+        assert np.abs(np.flip(cropped, axis) - flipped).max() <= 1
     slope = np.add.outer(np.arange(source[0]), np.arange(source[1]))[..., None].repeat(3, 2).astype(np.uint8)
     inside = np.asarray(crop_resize(Image.fromarray(slope), shape)).astype(float)[4:-4, 4:-4, 0]
     down, across = np.diff(inside, axis=0).mean(), np.diff(inside, axis=1).mean()
@@ -197,16 +197,16 @@ def test_texts_that_are_no_size(text):
 
 def test_a_data_set_of_several_sizes(photos, data):
     """`DCTImageDataset` returns each picture's grid; `by_grid` gives batches of one grid."""
-    found = DCTImageDataset(data, "train")
+    dataset = DCTImageDataset(data, "train")
     whole = DCTImageDataset(photos, size=Shape.of(long_side=96), quality=30)
     assert len(whole) == 20 and whole.store.grids == {Grid(4, 6): 8, Grid(6, 2): 4, Grid(6, 4): 4, Grid(6, 6): 4}
     codec = Codec(30)
-    for i in range(len(found)):
-        rows, cols = found[i]["grid"]
-        mcus = found[i]["coefficients"][None]
+    for i in range(len(dataset)):
+        rows, cols = dataset[i]["grid"]
+        mcus = dataset[i]["coefficients"][None]
         dct = DCTImage.from_mcus(mcus, rows, cols, codec.luma_table, codec.chroma_table)
-        assert torch.equal(dct.to_triples()[0], found[i]["triples"])
-        assert found.sequence(i).grid == Grid(rows, cols)
+        assert torch.equal(dct.to_triples()[0], dataset[i]["triples"])
+        assert dataset.sequence(i).grid == Grid(rows, cols)
     with pytest.raises(ValueError, match=r"pictures of several sizes .*by_grid"):
         collate([whole[i] for i in range(3)])
     with pytest.raises(ValueError, match="prepared with size long side 96, not 64"):

@@ -60,7 +60,7 @@ def cells(count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("paths", "labels", "found"),
+    ("paths", "labels", "expected"),
     [
         (["Train/cat/1.png", "Train/dog/2.png", "Val/cat/3.png", "Test/dog/4.png"], ["cat", "dog"], "test train val"),
         (["train/cat/1.png", "train/dog/2.png", "eval/cat/3.png"], ["cat", "dog"], "train val"),
@@ -72,10 +72,10 @@ def cells(count: int) -> list[dict]:
         (["train/cat/1.png", "bus/2.png", "car/3.png"], ["bus", "car", "train"], "None"),
     ],
 )
-def test_folders_that_are_splits(paths, labels, found, tmp_path):
+def test_folders_that_are_splits(paths, labels, expected, tmp_path):
     source = open_source(tree(tmp_path, *paths))
     assert source.labels == labels
-    assert " ".join(sorted(str(s) for s in set(splits(source).values()))).replace("validation", "val") == found
+    assert " ".join(sorted(str(s) for s in set(splits(source).values()))).replace("validation", "val") == expected
 
 
 def test_a_stray_file_next_to_splits_is_listed_as_skipped(tmp_path):
@@ -343,8 +343,8 @@ def test_archives_with_metadata_and_odd_members(tmp_path):
     }  # fmt: skip
     for suffix in (".zip", ".tar"):
         source = open_source(packed(tmp_path / f"a{suffix}", odd))
-        found = labelled(source)
-        assert found["00000/a.png"] == "1" and found["00000/b.png"] == "0" and len(found) == 2
+        labels = labelled(source)
+        assert labels["00000/a.png"] == "1" and labels["00000/b.png"] == "0" and len(labels) == 2
     with tarfile.open(tmp_path / "links.tar", "w") as archive:
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

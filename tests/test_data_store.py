@@ -105,10 +105,11 @@ def test_types_and_lengths(data):
 def test_the_second_time_nothing_is_derived(data, monkeypatch):
     first = open_quietly(data)
     monkeypatch.setattr(store_module, "read_jpeg_bytes", None)
-    again = open_quietly(data)
-    assert not any(getattr(again, name).flags.owndata for name in ("channels", "values", "offsets", "labels"))  # mapped
-    assert not again.values.flags.writeable
-    assert np.array_equal(first.values, again.values) and np.array_equal(first.offsets, again.offsets)
+    second = open_quietly(data)
+    arrays = ("channels", "values", "offsets", "labels")
+    assert not any(getattr(second, name).flags.owndata for name in arrays)  # memory-mapped
+    assert not second.values.flags.writeable
+    assert np.array_equal(first.values, second.values) and np.array_equal(first.offsets, second.offsets)
 
 
 def test_several_processes_give_the_same(photos, tmp_path, monkeypatch):
@@ -226,7 +227,7 @@ def arrow_file(data: Path) -> Path:
 def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
     expected = open_quietly(data)
     file = arrow_file(data)
-    wanted = [np.array(getattr(expected, name)) for name in ("values", "offsets")]
+    arrays = [np.array(getattr(expected, name)) for name in ("values", "offsets")]
     message = "does not hold what the shards give; the triples are derived anew"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-7])
@@ -235,7 +236,7 @@ def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
     elif damage == "bit":
         change(file, file.stat().st_size // 2, 1)
     elif damage == "offsets":
-        place = file.read_bytes().index(wanted[1][1:4].tobytes())
+        place = file.read_bytes().index(arrays[1][1:4].tobytes())
         change(file, place + 6, 0x40)  # huge in the middle
     elif damage == "missing":
         file.unlink()
@@ -250,7 +251,7 @@ def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
         warnings.simplefilter("always")
         store = open_quietly(data)
     assert [message in str(warning.message) for warning in caught] == [True] * (damage != "missing")
-    assert np.array_equal(store.values, wanted[0]) and np.array_equal(store.offsets, wanted[1])
+    assert np.array_equal(store.values, arrays[0]) and np.array_equal(store.offsets, arrays[1])
     if message == "can't be used":  # left alone; the triples lie elsewhere
         assert file.is_symlink() or file.is_dir()
         assert (tmp_path / "user cache" / "triples" / file.name).is_file()
@@ -262,23 +263,23 @@ def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
 
 def test_a_cache_that_came_with_a_data_set_is_checked(data, tmp_path, monkeypatch):
     """An intact foreign cache is kept; one whose triples differ from the shards is never used."""
-    wanted = np.array(open_quietly(data).values)
+    expected = np.array(open_quietly(data).values)
     file = arrow_file(data)
     before = file.read_bytes()
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "another user"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(open_quietly(data).values, wanted)
+        assert np.array_equal(open_quietly(data).values, expected)
     assert file.read_bytes() == before
 
     change(file, len(before) // 2, 0x10)
     monkeypatch.setenv("DCTRANSFORMER_CACHE", str(tmp_path / "a third"))
     with pytest.warns(UserWarning, match="does not hold what the shards give"):
         store = open_quietly(data)
-    assert np.array_equal(store.values, wanted) and file.read_bytes() == before
+    assert np.array_equal(store.values, expected) and file.read_bytes() == before
 
     monkeypatch.setattr(store_module, "read_jpeg_bytes", None)  # once checked, it is trusted
-    assert np.array_equal(open_quietly(data).values, wanted)
+    assert np.array_equal(open_quietly(data).values, expected)
 
 
 def test_a_cache_is_not_read_before_it_is_checked(data, tmp_path, monkeypatch):
@@ -419,10 +420,10 @@ def test_plain_pictures_give_what_prepare_gives(photos, data):
     for split in ("train", "validation"):
         other = open_quietly(data, split)
         for i, row in enumerate(stored(data, split)):
-            mine = place[row["image"]["path"]]
-            assert torch.equal(store.triples(mine), other.triples(i))
-            assert store.labels[mine] == other.labels[i]
-            assert store.huffman_bytes[mine] == other.huffman_bytes[i]
+            index = place[row["image"]["path"]]
+            assert torch.equal(store.triples(index), other.triples(i))
+            assert store.labels[index] == other.labels[i]
+            assert store.huffman_bytes[index] == other.huffman_bytes[i]
 
 
 def test_one_picture_and_lists(photos, tmp_path):

@@ -103,17 +103,17 @@ def test_a_device_samples_what_a_cpu_does(kind: str, texture_from: int, settings
     model, config = network(texture_from, overlap=1), dataclasses.replace(CONFIG, **settings)
     expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
     with pretend_device(kind) as pretended:
-        found = sample(on_device(model, pretended), 2, config, labels=[0, 1], size=(16, 32))
-    assert torch.equal(found.mcus, expected.mcus)
-    assert int(found.mcus.count_nonzero()) > 4
+        samples = sample(on_device(model, pretended), 2, config, labels=[0, 1], size=(16, 32))
+    assert torch.equal(samples.mcus, expected.mcus)
+    assert int(samples.mcus.count_nonzero()) > 4
 
 
 def test_bf16_samples_on_a_device() -> None:
     """Precision ``auto`` is bf16 on a GPU."""
     with pretend_device() as pretended:
         config = dataclasses.replace(CONFIG, precision="auto")
-        found = sample(on_device(network(), pretended), 1, config, size=(16, 32))
-    assert int(found.mcus.count_nonzero()) > 2
+        samples = sample(on_device(network(), pretended), 1, config, size=(16, 32))
+    assert int(samples.mcus.count_nonzero()) > 2
 
 
 @pytest.mark.parametrize("channels", [-2.0, 0.3])
@@ -128,12 +128,12 @@ def test_the_host_does_not_wait_for_texture(channels: float) -> None:
         device = pretended.device
         picture = Picture(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
         model = on_device(model, pretended)
-        found, decided = fill_texture(model, picture, keys, configs)
+        filled, decided = fill_texture(model, picture, keys, configs)
         turns = rounded_up_to(max(decided) + 1, texture_sampling.TURNS_PER_READ)
         assert pretended.reads.total() == turns // texture_sampling.TURNS_PER_READ + 1, pretended.reads
         assert pretended.copies.total() <= 6, pretended.copies  # tables, once
     assert decided == counted and (max(decided) >= texture_sampling.TURNS_PER_READ) == (channels > 0), decided
-    assert torch.equal(on_host(found), expected)
+    assert torch.equal(on_host(filled), expected)
 
 
 def rounded_up_to(count: int, step: int) -> int:
@@ -175,8 +175,8 @@ def test_tasks_do_on_a_device_what_they_do_on_a_cpu(task: str) -> None:
     model, picture = network(channels=-3.0), photo(16, 32, seed=1)
     expected = TASKS[task](model, picture)[0].results[0]
     with pretend_device() as pretended:
-        found = TASKS[task](on_device(model, pretended), picture)[0].results[0]
-    assert found.equal(expected)
+        result = TASKS[task](on_device(model, pretended), picture)[0].results[0]
+    assert result.equal(expected)
 
 
 def test_tiles_on_a_device() -> None:
@@ -187,8 +187,8 @@ def test_tiles_on_a_device() -> None:
     jobs = [Job(0, 1, random_picture(1, 0.05, GRID), given)]
     expected = complete(model, jobs, GRID, CONFIG)
     with pretend_device() as pretended:
-        found = complete(on_device(model, pretended), jobs, GRID, CONFIG)
-    assert torch.equal(found, expected)
+        results = complete(on_device(model, pretended), jobs, GRID, CONFIG)
+    assert torch.equal(results, expected)
 
 
 # Likelihood, coding, evaluation ---------------------------------------------------------------------------------------
@@ -210,12 +210,12 @@ def test_likelihood_of_a_part_given_the_other(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.fromarray(photo(16, 16, seed=0)).save(tmp_path / "pictures" / "one.png")
     network().save_pretrained(tmp_path / "model")
-    expected, found = {}, {}
-    for device, into in (("cpu", expected), ("cuda", found)):
+    expected, on_gpu = {}, {}
+    for device, into in (("cpu", expected), ("cuda", on_gpu)):
         with pretend_device() as pretended:
             into.update(likelihood(tmp_path / "model", tmp_path / "pictures", given="luma", device=device))
             assert bool(pretended.reads) == (device == "cuda")
-    assert found["given"]["sum_bytes_per_image"] == pytest.approx(expected["given"]["sum_bytes_per_image"])
+    assert on_gpu["given"]["sum_bytes_per_image"] == pytest.approx(expected["given"]["sum_bytes_per_image"])
 
 
 @pytest.mark.parametrize(("kind", "texture_from"), [("mps", 1), ("cuda", 4)])
@@ -258,9 +258,9 @@ def test_extractors_run_on_a_device(name: str) -> None:
     with pretend_device() as pretended:
         device = pretended.device
         extractor = open_extractor(name, device) if name == "small64" else inception_extractor(plain.to(device))
-        found = extractor(pictures)
+        features = extractor(pictures)
         assert any("to cpu" in read for read in pretended.reads)
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(features, expected, strict=True):
         assert not isinstance(one, DeviceTensor)
         torch.testing.assert_close(one, two)
 
@@ -292,12 +292,12 @@ def test_a_training_step_reads_nothing(kind: str, texture_from: int, optimizer: 
     expected = [trainer.step(batch, 16) for _ in range(2)]
     with pretend_device(kind) as pretended:
         trainer = Trainer(network(texture_from).train(), TrainConfig(device=kind, **settings))
-        found = [trainer.step(batch, 16)]  # the first step of all copies tables, and checks for divergence
+        losses = [trainer.step(batch, 16)]  # the first step of all copies tables, and checks for divergence
         pretended.forget()
-        found.append(trainer.step(batch, 16))
+        losses.append(trainer.step(batch, 16))
         assert not pretended.reads and not pretended.copies
     torch.testing.assert_close(
-        torch.stack(list(map(on_host, found))), torch.stack(expected), rtol=tolerance, atol=tolerance
+        torch.stack(list(map(on_host, losses))), torch.stack(expected), rtol=tolerance, atol=tolerance
     )
 
 

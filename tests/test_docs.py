@@ -29,8 +29,8 @@ def prose(page: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """GitHub's anchors of a page's headings."""
-    found = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
-    plain = (unicodedata.normalize("NFC", re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", h)).lower() for h in found)
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    plain = (unicodedata.normalize("NFC", re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", h)).lower() for h in headings)
     return {re.sub(r"[^\w\- ]", "", h).strip().replace(" ", "-") for h in plain}
 
 
@@ -45,11 +45,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Linked files and headings exist."""
     for target in links(page):
         name, _, anchor = target.partition("#")
-        there = (page.parent / name).resolve() if name else page
-        assert there.exists(), f"{page.name} links to {target}, which is not there"
-        assert there.is_relative_to(ROOT), f"{page.name} links out of the repository: {target}"
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), f"{page.name} links to {target}, which is not there"
+        assert linked.is_relative_to(ROOT), f"{page.name} links out of the repository: {target}"
         if anchor:
-            assert anchor in anchors(there), f"{page.name} links to {target}, but {there.name} has no such heading"
+            assert anchor in anchors(linked), f"{page.name} links to {target}, but {linked.name} has no such heading"
 
 
 def test_every_page_and_picture_is_linked() -> None:
@@ -80,8 +80,8 @@ def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         text = capsys.readouterr().out
-        there = caught.value.code == 0 and re.search(rf"usage: dctransformer {command}\b", text)
-        assert there, f"there is no command {command}, which {', '.join(sorted({page for _, page in options}))} shows"
+        exists = caught.value.code == 0 and re.search(rf"usage: dctransformer {command}\b", text)
+        assert exists, f"there is no command {command}, which {', '.join(sorted({page for _, page in options}))} shows"
         known = set(re.findall(r"--([a-z][\w.-]*)", text))
         for option, page in options:
             assert option in known or option.replace("_", "-") in known, f"{page}: {command} has no --{option}"
@@ -100,14 +100,14 @@ def test_the_citation_is_the_papers() -> None:
 
 def messages() -> list[list[str | None]]:
     """All strings of the code as their literal parts, with None for each value of an f-string."""
-    found: list[list[str | None]] = []
+    strings: list[list[str | None]] = []
     for path in sorted((ROOT / "src/dctransformer").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append([node.value])
+                strings.append([node.value])
             elif isinstance(node, ast.JoinedStr):
-                found.append([str(p.value) if isinstance(p, ast.Constant) else None for p in node.values])
-    return found
+                strings.append([str(p.value) if isinstance(p, ast.Constant) else None for p in node.values])
+    return strings
 
 
 def literal_length(text: str, message: list[str | None]) -> float:
@@ -169,10 +169,10 @@ def defined(dotted: str) -> bool:
             continue
         body = ast.parse(module.read_text(encoding="utf-8")).body
         for name in parts[size:]:
-            found = next((node for node in body if name in names_of(node)), None)
-            if found is None:
+            statement = next((node for node in body if name in names_of(node)), None)
+            if statement is None:
                 return False
-            body = getattr(found, "body", [])
+            body = getattr(statement, "body", [])
         return True
     return False
 

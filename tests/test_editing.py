@@ -86,13 +86,13 @@ def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
     edits = upscale("flowers64", [s[0].numpy() for s in small], 2)
     codec = Codec(DCTransformer.from_pretrained("flowers64").config.quality)
 
-    def decibels(dct: DCTImage, wanted: Tensor) -> float:
-        error = shrink(Codec().decode(dct), 2).double() - wanted.double()
+    def decibels(dct: DCTImage, expected: Tensor) -> float:
+        error = shrink(Codec().decode(dct), 2).double() - expected.double()
         return float(10 * torch.log10(255**2 / error.square().mean()))
 
-    ours = np.mean([decibels(e.results[0], s) for e, s in zip(edits, small, strict=True)])
+    upscaled = np.mean([decibels(e.results[0], s) for e, s in zip(edits, small, strict=True)])
     floor = np.mean([decibels(enlarged_corners(s, 2, codec), s) for s in small])
-    assert ours > floor - 0.5
+    assert upscaled > floor - 0.5
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 64), (37, 51)])
@@ -100,9 +100,9 @@ def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
     """Luma coefficients are preserved at any size, and grey and colour input give the same result."""
     grey = [np.repeat(p[..., :1], 3, axis=2) for p in pictures(2, size)]
     for edit, picture in zip(colorize(model, grey, Options(num=2)), grey, strict=True):
-        own = Codec(QUALITY).encode(picture[..., :1])
+        expected = Codec(QUALITY).encode(picture[..., :1])
         for result in edit.results:
-            assert torch.equal(result.luma, own.luma)
+            assert torch.equal(result.luma, expected.luma)
             assert result.cb is not None and int(result.cb.count_nonzero()) > 0
             assert (result.height, result.width) == size
         assert edit.before.shape == (*size, 3) and int(np.ptp(edit.before, axis=2).max()) == 0
@@ -116,17 +116,17 @@ def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[
     path.write_bytes(pillow_jpeg(picture, 88))
     mask = np.zeros((*size, 3), dtype=np.uint8)
     mask[18:30, 17:20] = 255
-    for source, own in ((picture, Codec(QUALITY).encode(picture.copy())), (path, read_jpeg(path))):
+    for source, original in ((picture, Codec(QUALITY).encode(picture.copy())), (path, read_jpeg(path))):
         edit = inpaint(model, [source], mask=mask, options=Options(num=2))[0]
         for k, result in enumerate(edit.results):
-            for kept, made, side in zip(own.components, result.components, (2, 1, 1), strict=True):
+            for kept, changed, side in zip(original.components, result.components, (2, 1, 1), strict=True):
                 outside = torch.ones(kept.shape[1:3], dtype=torch.bool)
                 outside[side : 2 * side, side : 2 * side] = False
-                assert torch.equal(made[0][outside], kept[0][outside])
-                assert not torch.equal(made, kept) or side == 1
+                assert torch.equal(changed[0][outside], kept[0][outside])
+                assert not torch.equal(changed, kept) or side == 1
             written = save_edits([edit], tmp_path / "out")["files"][k]
             assert read_jpeg(written).equal(result)
-            assert torch.equal(result.luma_table, own.luma_table)
+            assert torch.equal(result.luma_table, original.luma_table)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
@@ -136,23 +136,23 @@ def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, i
     picture = pictures(1, size)[0]
     path = tmp_path / "picture.jpg"
     path.write_bytes(pillow_jpeg(picture, QUALITY))
-    own = read_jpeg(path).to_triples()[0]
+    original = read_jpeg(path).to_triples()[0]
     band = torch.from_numpy(order.BAND_OF_CHANNEL)
-    kept = own[: how["triples"]] if "triples" in how else own[band[own[:, 0].long()] < how["bands"]]
+    kept = original[: how["triples"]] if "triples" in how else original[band[original[:, 0].long()] < how["bands"]]
     for result in continue_(model, [path], **how, options=Options(num=2))[0].results:
-        made = result.to_triples()[0]
-        assert torch.equal(made[: len(kept)], kept)
-        assert len(made) > len(kept)
+        generated = result.to_triples()[0]
+        assert torch.equal(generated[: len(kept)], kept)
+        assert len(generated) > len(kept)
         if "bands" in how:
-            assert int((band[made[:, 0].long()] < how["bands"]).sum()) == len(kept)
+            assert int((band[generated[:, 0].long()] < how["bands"]).sum()) == len(kept)
 
 
 def test_alternatives_depend_on_seed_and_picture_alone(model: Path) -> None:
     """Alternatives do not depend on their number, the batches or other pictures."""
     first, second = pictures(2, (32, 32))
-    several = colorize(model, [first, second], Options(num=3))
+    batch = colorize(model, [first, second], Options(num=3))
     alone = colorize(model, [second], Options(num=2, sampling=SampleConfig(batch=1)))
-    for one, other in zip(several[1].results, alone[0].results, strict=False):
+    for one, other in zip(batch[1].results, alone[0].results, strict=False):
         assert one.equal(other)
     assert (
         not colorize(model, [second], Options(sampling=SampleConfig(seed=1)))[0].results[0].equal(alone[0].results[0])
@@ -185,8 +185,8 @@ def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, size: Grid) -> Non
     seen: list[tuple[int, set[int]]] = []
     groups = waves(grid, size)
     for wave in groups:
-        held = torch.cat([mcus for _, _, mcus in wave])
-        assert len(held.unique()) == len(held)
+        wave_mcus = torch.cat([mcus for _, _, mcus in wave])
+        assert len(wave_mcus.unique()) == len(wave_mcus)
         for number, _, mcus in wave:
             covered = set(mcus.tolist())
             assert all(other < number for other, earlier in seen if covered & earlier)
@@ -227,7 +227,7 @@ def test_names_of_results_never_clash(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "message"),
     [
         (["inpaint", "--mask", "small.png"], "the mask is 16×16, but picture is 48×48"),
         (["inpaint", "--mask", "black.png"], "masks nothing"),
@@ -252,7 +252,7 @@ def test_what_cannot_be_done_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     command: list,
-    says: str,
+    message: str,
 ) -> None:
     """Impossible requests end in exit status 2 with one sentence, and nothing is written."""
     monkeypatch.chdir(tmp_path)
@@ -262,8 +262,8 @@ def test_what_cannot_be_done_is_one_sentence(
     with pytest.raises(SystemExit) as stop:
         main([command[0], str(model), "picture.png", "--out", "out", *command[1:]])
     assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert says in said and said.startswith("dctransformer: ")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and error.startswith("dctransformer: ")
     assert not Path("out").exists()
 
 

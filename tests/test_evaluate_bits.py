@@ -45,8 +45,8 @@ def test_every_coder_holds_the_very_same_coefficients() -> None:
     assert lepton.decompress_bytes(coders.lepton(standard)) == standard
     pytest.importorskip("pillow_jxl")
     # JPEG XL's pixels come from its own inverse transform, so they differ a little from libjpeg's.
-    mine = np.asarray(Image.open(io.BytesIO(coders.jpeg_xl(standard))).convert("RGB")).astype(int)
-    assert np.abs(mine - np.asarray(Image.open(io.BytesIO(standard)).convert("RGB"))).mean() < 4
+    decoded = np.asarray(Image.open(io.BytesIO(coders.jpeg_xl(standard))).convert("RGB")).astype(int)
+    assert np.abs(decoded - np.asarray(Image.open(io.BytesIO(standard)).convert("RGB"))).mean() < 4
 
 
 def test_headers_do_not_count() -> None:

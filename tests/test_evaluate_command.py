@@ -100,8 +100,8 @@ def test_evaluate_says_all_that_the_scores_depend_on(
     for scores in first["scores"].values():
         assert list(scores) == [*names, "small64-kernel-spread"]
     floor = first["scores"]["floor: codec round trip, against the originals"]
-    made = first["scores"]["generated, against the originals"]
-    assert 0 < floor["small64-frechet"] < made["small64-frechet"] and floor["small64-recall"] > 0.9
+    generated = first["scores"]["generated, against the originals"]
+    assert 0 < floor["small64-frechet"] < generated["small64-frechet"] and floor["small64-recall"] > 0.9
     settings = first["settings"]
     counts = json.loads(run(capsys, "info", data, "--json"))["pictures"]
     assert settings["reference"]["pictures"] == counts["train"] and settings["reference"]["split"] == "train"
@@ -140,8 +140,8 @@ def test_pictures_are_generated_with_the_settings_of_the_evaluation(
 
 def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder is cropped and resized as by `prepare`, and a subset of it is a random sample."""
-    found = json.loads(run(capsys, "evaluate", model, "--data", photos, *ALL, "--reference", "8", "--json"))
-    assert found["settings"]["reference"]["pictures"] == 8 and found["bits"]["images"] == 5
+    result = json.loads(run(capsys, "evaluate", model, "--data", photos, *ALL, "--reference", "8", "--json"))
+    assert result["settings"]["reference"]["pictures"] == 8 and result["bits"]["images"] == 5
     config = ModelConfig(size=32, quality=30, num_labels=2, label_names=("rose", "tulip"))
     reference = open_reference(photos, config)
     assert reference.originals is not None and sorted(set(reference.labels[:8])) == [0, 1]
@@ -185,9 +185,9 @@ def test_pictures_made_before(model: Path, data: Path, tmp_path: Path, capsys: p
     for i, picture in enumerate(pictures.read(0, 5)):
         assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "samples" / f"sample-{i:04d}.png")))
     command = ("evaluate", model, "--data", data, *ALL, "--metrics", "precision,kid", "--samples", tmp_path / "samples")
-    found = json.loads(run(capsys, *command, "--json"))
-    assert found["settings"]["generated"] == {"pictures": 5, "folder": str(tmp_path / "samples")}
-    assert found["bits"] is None
+    result = json.loads(run(capsys, *command, "--json"))
+    assert result["settings"]["generated"] == {"pictures": 5, "folder": str(tmp_path / "samples")}
+    assert result["bits"] is None
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -233,8 +233,8 @@ def test_what_cannot_be_evaluated(
         (("report", model, "--evaluation", tmp_path / "deep.json", "--out", tmp_path / "r.html"), "as an evaluation"),
         (("report", tmp_path / "none", "--out", tmp_path / "r.html"), "no model"),
     ]
-    for argv, says in cases:
-        assert says in refused(capsys, *argv), argv
+    for argv, message in cases:
+        assert message in refused(capsys, *argv), argv
         assert not (tmp_path / "r.html").exists(), argv
     mean = ("evaluate", model, "--data", data, "--features", tmp_path / "mean.pt", "--metrics", "fid", "--num", "4")
     assert "mean-frechet" in run(capsys, *mean)
@@ -296,8 +296,8 @@ def test_a_report_of_a_run(data: Path, photos: Path, tmp_path: Path, capsys: pyt
     assert "script" not in page.tags and "link" not in page.tags and "@import" not in text
     assert page.tags.count("svg") == 4 and page.tags.count("img") == 5
     assert "run &lt;1&gt;" in text and "<1>" not in text
-    for says in ("small64-frechet", "Lepton", "seed 0", "Median distance", "validation split"):
-        assert says in text
+    for phrase in ("small64-frechet", "Lepton", "seed 0", "Median distance", "validation split"):
+        assert phrase in text
     run(capsys, "report", rundir, "--data", data, "--out", out, "--num", "6")
     assert out.read_text(encoding="utf-8") == text and "OTHER WEIGHTS" not in text
     DCTransformer.from_pretrained(rundir).save_pretrained(rundir, dtype=torch.float16)
@@ -315,8 +315,8 @@ def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: p
     assert Page(text).titles == SECTIONS and "name them with --data" in text and "No curves" in text
     everything = tmp_path / "set"
     run(capsys, "prepare", photos, everything, "--size", "32", "--quality", "30", "--val-fraction", "0")
-    found = json.loads(run(capsys, "evaluate", model, "--data", everything, "--metrics", "bits", "--json"))
-    assert found["bits"]["split"] == "train" and found["bits"]["images"] == 12
+    result = json.loads(run(capsys, "evaluate", model, "--data", everything, "--metrics", "bits", "--json"))
+    assert result["bits"]["split"] == "train" and result["bits"]["images"] == 12
     run(capsys, "report", model, "--data", everything, "--out", out, "--num", "4")
     text = out.read_text(encoding="utf-8")
     assert "train split" in text and "Median distance" not in text

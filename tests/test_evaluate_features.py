@@ -60,13 +60,13 @@ def listed(pictures: torch.Tensor) -> Pictures:
 def test_small64_ships_and_is_not_mistaken() -> None:
     """It has 160 and 448 features, independent of the batch; its file is small, and figures carry its name."""
     extractor = open_extractor("small64")
-    found, spatial = extractor(photos(3))
-    assert found.shape == (3, 160) and spatial is not None and spatial.shape == (3, 7 * 8 * 8)
-    torch.testing.assert_close(extractor(photos(3)[1:2])[0], found[1:2], rtol=1e-4, atol=1e-4)
+    mean_features, spatial = extractor(photos(3))
+    assert mean_features.shape == (3, 160) and spatial is not None and spatial.shape == (3, 7 * 8 * 8)
+    torch.testing.assert_close(extractor(photos(3)[1:2])[0], mean_features[1:2], rtol=1e-4, atol=1e-4)
     assert extractor(photos(2, 96))[0].shape == (2, 160)
     other = open_extractor("small64-imagenette")
     assert other.fingerprint != extractor.fingerprint and other.metric("fid") == "small64-imagenette-frechet"
-    assert not torch.allclose(other(photos(3))[0], found, rtol=0.1)
+    assert not torch.allclose(other(photos(3))[0], mean_features, rtol=0.1)
     for folder in (Path(features.__file__).parents[1] / "weights" / name for name in (extractor.name, other.name)):
         assert (folder / "features.safetensors").stat().st_size < 1_500_000 and (folder / "README.md").is_file()
     names = [extractor.metric(name) for name in ("fid", "sfid", "precision", "recall", "kid")]
@@ -111,8 +111,8 @@ def test_inceptions_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     network = module.FeatureExtractorInceptionV3("x", ["2048"])
     extractor = features.inception_extractor(network)
     network.Mixed_6d.register_forward_pre_hook(lambda m, x: seen.append(m.branch1x1.bn(m.branch1x1.conv(x[0])).relu()))
-    found, spatial = extractor(photos(1, 32))
-    assert found.shape == (1, 2048) and spatial is not None and spatial.shape == (1, 2023)
+    mean_features, spatial = extractor(photos(1, 32))
+    assert mean_features.shape == (1, 2048) and spatial is not None and spatial.shape == (1, 2023)
     assert seen[0].shape == (1, 192, 17, 17)
     torch.testing.assert_close(spatial[0].view(17, 17, 7), seen[0][0, :7].permute(1, 2, 0))
 
@@ -138,8 +138,8 @@ def test_a_torchscript_file(tmp_path: Path) -> None:
     """A TorchScript network works, figures carry its file name, and outputs that are not vectors are refused."""
     torch.jit.save(torch.jit.script(Mean()), str(tmp_path / "mean.pt"))
     extractor = open_extractor(str(tmp_path / "mean.pt"))
-    found, spatial = extractor(photos(2))
-    torch.testing.assert_close(found, photos(2).float().mean((1, 2)))
+    features, spatial = extractor(photos(2))
+    torch.testing.assert_close(features, photos(2).float().mean((1, 2)))
     assert spatial is not None and spatial.shape == (2, 1)
     assert extractor.metric("fid") == "mean-frechet" and len(extractor.fingerprint) == 16
     (tmp_path / "inception.pt").write_bytes((tmp_path / "mean.pt").read_bytes())
@@ -155,8 +155,8 @@ def test_an_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "mean.onnx").write_bytes(MEAN_ONNX)
     extractor = open_extractor(str(tmp_path / "mean.onnx"))
     assert "16×16" in extractor.resize
-    found, spatial = extractor(photos(2, 16))
-    torch.testing.assert_close(found, photos(2, 16).float().mean((1, 2)))
+    features, spatial = extractor(photos(2, 16))
+    torch.testing.assert_close(features, photos(2, 16).float().mean((1, 2)))
     assert spatial is None and extractor(photos(2))[0].shape == (2, 3)
 
 
@@ -190,13 +190,13 @@ def test_the_cache_is_used_and_follows_the_pixels(tmp_path: Path) -> None:
     pictures = photos(6, 16)
     extractor, batches = counting(pictures)
     first = cached(extractor, listed(pictures), tmp_path)
-    again = cached(extractor, listed(pictures), tmp_path)
+    second = cached(extractor, listed(pictures), tmp_path)
     plain = extract(extractor, listed(pictures))
-    assert batches == [4, 2, 4, 2] and first.digest == again.digest
-    for found in (first, again):
-        assert torch.equal(found.features, plain.features)
-        assert found.spatial is not None and plain.spatial is not None
-        assert torch.equal(found.spatial.covariance, plain.spatial.covariance)
+    assert batches == [4, 2, 4, 2] and first.digest == second.digest
+    for result in (first, second):
+        assert torch.equal(result.features, plain.features)
+        assert result.spatial is not None and plain.spatial is not None
+        assert torch.equal(result.spatial.covariance, plain.spatial.covariance)
     other = pictures.clone()
     other[3, 5, 5, 0] ^= 1
     assert len({listed(x).digest() for x in (pictures, other, pictures.flip(0), pictures[:5])}) == 4
@@ -210,18 +210,18 @@ def test_features_of_the_first_pictures_and_moments_of_all(tmp_path: Path) -> No
     everything = extract(counting(pictures)[0], listed(pictures))
     for keep, runs in ((2, 1), (2, 0), (5, 1), (3, 0), (9, 1), (4, 0), (None, 0)):
         extractor, batches = counting(pictures)
-        found = cached(extractor, listed(pictures), tmp_path, keep=keep)
-        assert bool(batches) == bool(runs) and len(found) == found.moments.count == 9
-        assert len(found.features) >= (9 if keep is None else keep)
-        assert torch.equal(found.features, everything.features[: len(found.features)])
-        torch.testing.assert_close(found.moments.mean, everything.moments.mean)
-        torch.testing.assert_close(found.moments.covariance, everything.moments.covariance, rtol=1e-9, atol=1e-9)
+        features = cached(extractor, listed(pictures), tmp_path, keep=keep)
+        assert bool(batches) == bool(runs) and len(features) == features.moments.count == 9
+        assert len(features.features) >= (9 if keep is None else keep)
+        assert torch.equal(features.features, everything.features[: len(features.features)])
+        torch.testing.assert_close(features.moments.mean, everything.moments.mean)
+        torch.testing.assert_close(features.moments.covariance, everything.moments.covariance, rtol=1e-9, atol=1e-9)
 
 
 def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
     """A damaged cache, or one of another extractor or set, is recomputed with a warning."""
     pictures = photos(6, 16)
-    wanted = cached(counting(pictures)[0], listed(pictures), tmp_path)
+    expected = cached(counting(pictures)[0], listed(pictures), tmp_path)
     (path,) = tmp_path.rglob("*.safetensors")
     whole = path.read_bytes()
     tensors = safetensors.torch.load(whole)
@@ -248,8 +248,8 @@ def test_a_foreign_or_damaged_cache_costs_only_time(tmp_path: Path) -> None:
             safetensors.torch.save_file({**tensors, **changed}, path, metadata=metadata)
         extractor, batches = counting(pictures)
         with pytest.warns(UserWarning, match=message):
-            found = cached(extractor, listed(pictures), tmp_path)
-        assert batches == [4, 2] and torch.equal(found.features, wanted.features)
+            features = cached(extractor, listed(pictures), tmp_path)
+        assert batches == [4, 2] and torch.equal(features.features, expected.features)
         assert path.read_bytes() == whole
 
 
@@ -268,8 +268,8 @@ def test_a_cache_that_cannot_be_written_costs_only_time(where: str, monkeypatch:
     else:
         monkeypatch.setenv("DCTRANSFORMER_CACHE", where)
     with pytest.warns(UserWarning, match="set DCTRANSFORMER_CACHE to a folder that can be written"):
-        found = cached(counting(pictures)[0], listed(pictures))
-    assert torch.equal(found.features, extract(counting(pictures)[0], listed(pictures)).features)
+        features = cached(counting(pictures)[0], listed(pictures))
+    assert torch.equal(features.features, extract(counting(pictures)[0], listed(pictures)).features)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

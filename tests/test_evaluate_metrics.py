@@ -47,12 +47,14 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_frechet_distance_is_torch_fidelitys() -> None:
     """It equals the recorded figure, the NumPy formula and torch-fidelity."""
-    mine = frechet(REAL_T, GENERATED_T)
-    assert mine == pytest.approx(FRECHET, rel=1e-9)
-    assert mine == pytest.approx(numpy_frechet(REAL, GENERATED), rel=1e-9)
+    distance = frechet(REAL_T, GENERATED_T)
+    assert distance == pytest.approx(FRECHET, rel=1e-9)
+    assert distance == pytest.approx(numpy_frechet(REAL, GENERATED), rel=1e-9)
     reference = metric_module("metric_fid")
     statistics = [reference.fid_features_to_statistics(t) for t in (REAL_T, GENERATED_T)]
-    assert mine == pytest.approx(reference.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+    assert distance == pytest.approx(
+        reference.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    )
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -85,8 +87,8 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
     assert recall == pytest.approx(numpy_coverage(REAL, GENERATED, 3))
     assert precision_recall(GENERATED_T, REAL_T) == (recall, precision)
     reference = metric_module("metric_prc")
-    found = reference.prc_features_to_metric(GENERATED_T, REAL_T, verbose=False)
-    assert (precision, recall) == pytest.approx((found["precision"], found["recall"]))
+    metrics = reference.prc_features_to_metric(GENERATED_T, REAL_T, verbose=False)
+    assert (precision, recall) == pytest.approx((metrics["precision"], metrics["recall"]))
 
 
 def test_precision_and_recall_are_not_swapped() -> None:
@@ -103,8 +105,8 @@ def test_precision_and_recall_are_not_swapped() -> None:
 
 def test_kernel_distance_is_torch_fidelitys() -> None:
     """It equals the recorded figures, torch-fidelity with the same seed, and NumPy on whole sets."""
-    mine = kernel_distance(REAL_T, GENERATED_T, subsets=10, subset_size=20, seed=3)
-    assert mine == pytest.approx((KERNEL, KERNEL_SPREAD), rel=1e-9)
+    distance = kernel_distance(REAL_T, GENERATED_T, subsets=10, subset_size=20, seed=3)
+    assert distance == pytest.approx((KERNEL, KERNEL_SPREAD), rel=1e-9)
     x, y = GENERATED, REAL[:50]
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -117,7 +119,7 @@ def test_kernel_distance_is_torch_fidelitys() -> None:
     reference = metric_module("metric_kid").kid_features_to_metric(
         GENERATED_T, REAL_T, kid_subsets=10, kid_subset_size=20, rng_seed=3, verbose=False
     )
-    assert mine == pytest.approx(tuple(reference.values()), rel=1e-9)
+    assert distance == pytest.approx(tuple(reference.values()), rel=1e-9)
 
 
 def test_too_few_rows_are_refused() -> None:
@@ -136,11 +138,11 @@ def test_moments_of_batches_are_those_of_the_whole() -> None:
     rows = torch.from_numpy(REAL).float() + 1000
     pictures = Pictures("numbers", 60, lambda a, b: torch.arange(a, b, dtype=torch.uint8))
     extractor = Extractor("rows", "", "", lambda x: (rows[x.long()], rows[x.long()]), batch=7)
-    found = extract(extractor, pictures)
-    assert torch.equal(found.features, rows) and found.spatial is not None
+    features = extract(extractor, pictures)
+    assert torch.equal(features.features, rows) and features.spatial is not None
     whole = Moments.of(rows)
-    torch.testing.assert_close(found.spatial.mean, whole.mean, rtol=1e-12, atol=0)
-    torch.testing.assert_close(found.spatial.covariance, whole.covariance, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(features.spatial.mean, whole.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(features.spatial.covariance, whole.covariance, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(whole.covariance.numpy(), np.cov(rows.double().numpy(), rowvar=False), rtol=1e-6)
     rows[33] = torch.nan
     with pytest.raises(ValueError, match="rows gives NaN"):

@@ -37,14 +37,14 @@ def known(real: DCTImage) -> dict[str, torch.Tensor]:
 def accuracy(one: dict[str, torch.Tensor], pictures: DCTImage) -> dict[str, tuple[float, float]]:
     """Accuracy and standard error by view."""
     two = describe(pictures, Codec(50))
-    found = {name: recognition(one[name], two[name]) for name in VIEWS}
-    return {name: (f["accuracy"], f["standard_error"]) for name, f in found.items()}
+    results = {name: recognition(one[name], two[name]) for name in VIEWS}
+    return {name: (f["accuracy"], f["standard_error"]) for name, f in results.items()}
 
 
 def test_real_from_real_is_chance(real: DCTImage, known: dict[str, torch.Tensor]) -> None:
     """Real pictures against real ones are within three standard errors of chance in every view."""
-    for name, (found, error) in accuracy(known, real[COUNT:]).items():
-        assert abs(found - 0.5) < 3 * error, name
+    for name, (accuracy_of_view, error) in accuracy(known, real[COUNT:]).items():
+        assert abs(accuracy_of_view - 0.5) < 3 * error, name
         assert 0.01 < error < 0.06
 
 
@@ -61,12 +61,12 @@ def test_corruptions_are_recognised(real: DCTImage, known: dict[str, torch.Tenso
         parts[0] = parts[0].flatten(1, 2).gather(1, order[..., None].expand(-1, -1, 64)).view(parts[0].shape)
     else:
         parts[0][..., 4:] = parts[0].roll(1, 0)[..., 4:]
-    found = accuracy(known, dataclasses.replace(other, luma=parts[0], cb=parts[1], cr=parts[2]))
+    accuracies = accuracy(known, dataclasses.replace(other, luma=parts[0], cb=parts[1], cr=parts[2]))
     sees = {"noise": ("dc, 1-3", "pixels"), "shuffled": VIEWS, "texture": ("pixels",)}[corruption]
     for name in sees:
-        assert found[name][0] > 0.58 and found[name][0] - 3 * found[name][1] > 0.5, name
+        assert accuracies[name][0] > 0.58 and accuracies[name][0] - 3 * accuracies[name][1] > 0.5, name
     if corruption == "texture":
-        assert abs(found["dc"][0] - 0.5) < 3 * found["dc"][1]
+        assert abs(accuracies["dc"][0] - 0.5) < 3 * accuracies["dc"][1]
 
 
 def test_recognition_is_the_same_each_time_and_refuses_few() -> None:
@@ -86,11 +86,11 @@ def test_recognition_is_the_same_each_time_and_refuses_few() -> None:
 def test_scattering_is_that_of_the_mirrored_picture(size: tuple[int, int]) -> None:
     """Scattering is invariant to horizontal flips, not to vertical flips or large shifts."""
     planes = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    found = scattering(planes)
-    assert found.dtype == torch.float32 and found.isfinite().all()
-    torch.testing.assert_close(scattering(planes.flip(3)), found, rtol=1e-3, atol=1e-3)
-    assert (scattering(planes.flip(2)) - found).abs().max() > 0.01
-    assert scattering(planes, second=0).shape[1] <= found.shape[1]
+    features = scattering(planes)
+    assert features.dtype == torch.float32 and features.isfinite().all()
+    torch.testing.assert_close(scattering(planes.flip(3)), features, rtol=1e-3, atol=1e-3)
+    assert (scattering(planes.flip(2)) - features).abs().max() > 0.01
+    assert scattering(planes, second=0).shape[1] <= features.shape[1]
 
 
 def test_evaluate_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,12 +104,12 @@ def test_evaluate_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         Image.fromarray(pixels).save(noise / f"{i}.png")
     command = ("evaluate", model, "--data", data, "--metrics", "c2st", "--samples", noise, "--json")
     result = json.loads(run(capsys, *command))
-    found = result["c2st"]
-    assert found["skipped"] == "" and list(found["views"]) == list(VIEWS)
-    for name, view in found["views"].items():
+    tests = result["c2st"]
+    assert tests["skipped"] == "" and list(tests["views"]) == list(VIEWS)
+    for name, view in tests["views"].items():
         assert name == "dc" or view["generated"]["accuracy"] > 0.9
         assert abs(view["real"]["accuracy"] - 0.5) < 0.2 and view["real"]["pictures"] >= FEWEST
-    shown = f"{found['views']['pixels']['generated']['accuracy']:.3f} ±"
+    shown = f"{tests['views']['pixels']['generated']['accuracy']:.3f} ±"
     assert shown in as_text(result) and "0.5 is chance" in as_text(result)
     few = json.loads(run(capsys, *command, "--num", "9"))
     assert few["c2st"]["views"] == {} and "only 9 generated" in few["c2st"]["skipped"]

@@ -47,9 +47,9 @@ def test_training_leaves_weights_and_is_not_done_again(
     photo_folder(tmp_path / "photos", 8, ("a",))
     prepare(tmp_path / "photos", tmp_path / "data", 32, 30, val_fraction=0.3, workers=1, progress=False)
     out, run = tmp_path / "results.json", tmp_path / "run"
-    words = ["--data", tmp_path / "data", "--run", run, "--out", out, "--minutes", "3", "--train-minutes", "0.01"]
-    words += ["--device", "cpu", "--skip", "tests", "benchmark", "sampling", "--", "--preset", "tiny", "--batch", "2"]
-    monkeypatch.setattr(sys, "argv", ["gpu_session.py", *map(str, words), "--sample-every", "0"])
+    args = ["--data", tmp_path / "data", "--run", run, "--out", out, "--minutes", "3", "--train-minutes", "0.01"]
+    args += ["--device", "cpu", "--skip", "tests", "benchmark", "sampling", "--", "--preset", "tiny", "--batch", "2"]
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", *map(str, args), "--sample-every", "0"])
     assert script.main() == 0
     assert (run / "model.safetensors").is_file()
     facts = json.loads(out.read_text())["training"]

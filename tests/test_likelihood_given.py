@@ -98,14 +98,14 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
             chances = network.channel_head(stream, *before[:2], context)[0].double().softmax(-1).tolist()
         for t in batch.predicted[0].nonzero()[:, 0].tolist():
             earlier, rank, position = int(before[0][0, t]), int(batch.ranks[0, t + 1]), int(batch.positions[0, t + 1])
-            here = rank < 192 and bool(planes[rank, position])
+            is_nonzero = rank < 192 and bool(planes[rank, position])
             for passed in range(0 if earlier == START else earlier, min(rank, 191) + 1):
                 left = sum(chances[t][passed:])
                 chance = chances[t][passed] / left
                 about = -math.log2(chance if passed == rank else 1 - chance) if chance or passed == rank else 0.0
-                if marked_places[passed] == all_places[passed] or (marked_places[passed] and here):
+                if marked_places[passed] == all_places[passed] or (marked_places[passed] and is_nonzero):
                     expected += about
-            expected += float(nats[t, 1:].double().sum()) / math.log(2) * here
+            expected += float(nats[t, 1:].double().sum()) / math.log(2) * is_nonzero
     lengths = code_lengths(network, [sequence], marked=mask)
     assert lengths.marked is not None
     assert 0 < expected < float(lengths.bits.sum())

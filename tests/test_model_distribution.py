@@ -57,12 +57,12 @@ def random_slots(seed: int, density: float, model: DCTransformer, grid: Grid = G
 
 def triples_of(slots: Tensor, grid: Grid = GRID) -> Tensor:
     """Triples of a DCT image by brute force: int32 ``[L, 3]``."""
-    found = []
+    triples = []
     for mcu, block, frequency in slots.nonzero().tolist():
         channel = (0, 0, 0, 0, 64, 128)[block] + frequency
         position = int(grid.block_position[mcu, block])
-        found.append((int(order.RANK[channel]), position, channel, int(slots[mcu, block, frequency])))
-    return torch.tensor([(c, p, v) for _, p, c, v in sorted(found)], dtype=torch.int32).view(-1, 3)
+        triples.append((int(order.RANK[channel]), position, channel, int(slots[mcu, block, frequency])))
+    return torch.tensor([(c, p, v) for _, p, c, v in sorted(triples)], dtype=torch.int32).view(-1, 3)
 
 
 def make_sequence(
@@ -108,12 +108,12 @@ def _follow(model: DCTransformer, sequence: Sequence, batch: ChunkBatch, whole: 
     begun = known - chunk * model.config.stride + int(batch.context[0])
     for index in range(begun, int(batch.lengths[0])):
         rank, position, value = (x[0, index + 1 : index + 2] for x in (batch.ranks, batch.positions, batch.values))
-        got = [-steps.channel().log_softmax(-1)[0, rank]]
+        nats = [-steps.channel().log_softmax(-1)[0, rank]]
         if int(rank) != order.STOP:
-            got.append(-steps.position(rank).log_softmax(-1)[0, position])
-            got.append(-steps.value(position).log_softmax(-1)[0, model.alphabet.encode(value)])
+            nats.append(-steps.position(rank).log_softmax(-1)[0, position])
+            nats.append(-steps.value(position).log_softmax(-1)[0, model.alphabet.encode(value)])
             steps.settle(value)
-        torch.testing.assert_close(torch.cat(got), whole[index, : len(got)], atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.cat(nats), whole[index, : len(nats)], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
@@ -149,9 +149,9 @@ def test_hazards_are_the_chances_of_the_first_outcome_taken() -> None:
     first, none = hazard_logits(score, legal)
     left = torch.ones(50)
     for k in range(7):
-        taken = torch.where(legal[:, k], score[:, k].sigmoid(), 0.0)
-        torch.testing.assert_close(first[:, k].exp(), left * taken)
-        left = left * (1 - taken)
+        hazard = torch.where(legal[:, k], score[:, k].sigmoid(), 0.0)
+        torch.testing.assert_close(first[:, k].exp(), left * hazard)
+        left = left * (1 - hazard)
     torch.testing.assert_close(none[:, 0].exp(), left)
 
 
@@ -204,7 +204,7 @@ def legal_next(listed: list[tuple[int, int, int]], given: Tensor, model: DCTrans
     """All triples (rank, position, value) that may follow, by the definition."""
     before = listed[-1][:2] if listed else (-1, -1)
     values = {}
-    found = set()
+    triples = set()
     for mcu in range(GRID.mcus):
         for block in range(6):
             position = int(GRID.block_position[mcu, block])
@@ -214,8 +214,8 @@ def legal_next(listed: list[tuple[int, int, int]], given: Tensor, model: DCTrans
                     continue
                 limit = int(model.limits[rank])
                 values.setdefault(limit, [v for v in range(-limit, limit + 1) if v])
-                found |= {(rank, position, v) for v in values[limit]}
-    return found
+                triples |= {(rank, position, v) for v in values[limit]}
+    return triples
 
 
 @pytest.mark.parametrize("variant", ["tiny", "paper blocks"])
@@ -246,19 +246,19 @@ def test_probabilities_over_legal_outcomes_sum_to_one(variant: str, seed: int) -
         stream = start.stream
         total += channel[order.STOP]
         for rank in range(order.NUM_CHANNELS):
-            wanted = {(p, v) for r, p, v in expected if r == rank}
-            if not wanted:
+            pairs = {(p, v) for r, p, v in expected if r == rank}
+            if not pairs:
                 assert channel[rank] == 0
                 continue
             start.stream = stream
             place = start.position(torch.tensor([rank]))[0].double().softmax(-1)
             inner = start.stream
-            assert {p for p in range(GRID.positions) if place[p] > 0} <= {p for p, _ in wanted}
-            for position in {p for p, _ in wanted}:
+            assert {p for p in range(GRID.positions) if place[p] > 0} <= {p for p, _ in pairs}
+            for position in {p for p, _ in pairs}:
                 start.stream = inner
-                what = start.value(torch.tensor([position]))[0].double().softmax(-1)
-                classes = model.alphabet.encode(torch.tensor([v for p, v in wanted if p == position]))
-                total += channel[rank] * place[position] * what[classes].sum()
+                value_p = start.value(torch.tensor([position]))[0].double().softmax(-1)
+                classes = model.alphabet.encode(torch.tensor([v for p, v in pairs if p == position]))
+                total += channel[rank] * place[position] * value_p[classes].sum()
     assert float(total) == pytest.approx(1.0, abs=1e-5)
 
 
@@ -279,13 +279,13 @@ def test_samples_of_an_untrained_model_are_legal(variant: str) -> None:
         assert bool((triples[:, 2] != 0).all())
         assert bool((triples[:, 2].abs() <= model.limits[rank]).all())
         slot = GRID.slot(rank, position)
-        made = torch.zeros(slots.numel(), dtype=torch.int16)
-        made[slot] = triples[:, 2].to(torch.int16)
+        picture = torch.zeros(slots.numel(), dtype=torch.int16)
+        picture[slot] = triples[:, 2].to(torch.int16)
         if request.given is not None:
             assert not bool(request.given.flatten()[slot].any())
             assert torch.equal(slots[given], known[given])
-            made += known.flatten()
-        assert torch.equal(slots.flatten(), made)
+            picture += known.flatten()
+        assert torch.equal(slots.flatten(), picture)
 
 
 def test_a_picture_does_not_depend_on_the_batch() -> None:
@@ -310,14 +310,14 @@ def test_chunk_boundaries_do_not_move_the_place_features() -> None:
         places = long.places_of_chunk(whole, _context(long, whole))
         for k in range(1, sequence.chunks(16)):
             part = cut_chunks([sequence], [k], 16, 0)
-            some = short.places_of_chunk(part, _context(short, part))
+            part_places = short.places_of_chunk(part, _context(short, part))
             for index in range(int(part.lengths[0])):
                 rank = part.ranks[0, index + 1]
                 if rank == order.STOP or rank == part.ranks[0, 1]:
                     continue  # a channel cut in two counts its own first part
-                there, here = places.of_triple[0, 16 * k + index], some.of_triple[0, index]
-                assert places.features is not None and some.features is not None
-                difference = (places.features[there] - some.features[here]).abs().max()
+                in_whole, in_part = places.of_triple[0, 16 * k + index], part_places.of_triple[0, index]
+                assert places.features is not None and part_places.features is not None
+                difference = (places.features[in_whole] - part_places.features[in_part]).abs().max()
                 # The encoder has seen more by then, so only its share may differ: here it is switched off.
                 assert float(difference) < 1e-4
                 compared += 1
@@ -376,14 +376,14 @@ def test_coarse_memory_is_the_mean_of_squares() -> None:
     encoded = torch.randn(2, grid.rows * grid.cols, 3, generator=torch.Generator().manual_seed(0))
     assert coarse(encoded, grid, 0) is encoded
     assert coarse(encoded, grid, 35) is encoded
-    made = coarse(encoded, grid, 11)  # 2 a side would be 3 × 4
+    memory = coarse(encoded, grid, 11)  # 2 a side would be 3 × 4
     by_place = encoded.unflatten(1, (5, 7))
     squares = [by_place[:, down : down + 3, right : right + 3] for down in (0, 3) for right in (0, 3, 6)]
-    torch.testing.assert_close(made, torch.stack([s.flatten(1, 2).mean(1) for s in squares], 1))
+    torch.testing.assert_close(memory, torch.stack([s.flatten(1, 2).mean(1) for s in squares], 1))
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"size": 40}, "multiple of 16"),
         ({"quality": 0}, "1 to 100"),
@@ -396,9 +396,9 @@ def test_coarse_memory_is_the_mean_of_squares() -> None:
         ({"num_labels": 2, "label_names": ("rose",)}, "label_names"),
     ],
 )
-def test_impossible_configs_are_refused(fields: dict, says: str) -> None:
+def test_impossible_configs_are_refused(fields: dict, message: str) -> None:
     """Invalid configs are refused with a sentence that names the field."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         ModelConfig(**fields)
 
 

@@ -64,15 +64,15 @@ def test_an_upload_holds_config_weights_and_card(model: DCTransformer, uploads: 
     """An upload is one commit that can be loaded again."""
     assert isinstance(model, PyTorchModelHubMixin)
     url = model.push_to_hub("me/flowers", private=True)
-    made, sent = uploads
-    assert made["create"] == "me/flowers" and made["private"] is True
+    repositories, sent = uploads
+    assert repositories["create"] == "me/flowers" and repositories["private"] is True
     assert url.endswith("me/flowers/commit/1") and sent["repo_id"] == "me/flowers"
     assert sorted(sent["files"]) == ["README.md", "config.json", "model.safetensors"]
     for name, data in sent["files"].items():
         (tmp_path / name).write_bytes(data)
-    again = DCTransformer.from_pretrained(tmp_path)
-    assert again.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    loaded = DCTransformer.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "dctransformer" and {"jpeg", "model_hub_mixin"} <= set(card.data.tags)
     assert 'from_pretrained("me/flowers")' in card.text and "generate, continue, colorize" in card.text
@@ -185,9 +185,9 @@ def test_what_the_hub_refuses_is_a_sentence(model: DCTransformer, monkeypatch: p
 
     response = httpx_response(403)
     refusal = huggingface_hub.errors.HfHubHTTPError("403 Forbidden\nmore", response=response)
-    for error, says in ((refusal, "does not let this token write me/flowers"), (OSError("no route"), "no route")):
+    for error, message in ((refusal, "does not let this token write me/flowers"), (OSError("no route"), "no route")):
         monkeypatch.setattr(HfApi, "create_repo", answers(error))
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             model.push_to_hub("me/flowers", token="hf_nobody")
 
 

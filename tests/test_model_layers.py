@@ -50,10 +50,10 @@ def test_attention_written_out_is_the_fused_one(
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     exact = with_gradients(causal, fused, *(x.double() for x in (q, k, v, g)))
-    for mine, wanted in zip(
+    for blockwise, expected in zip(
         with_gradients(causal, torch.compile(ours) if compiled else ours, q, k, v, g), exact, strict=True
     ):
-        assert (mine - wanted).norm() < 0.01 * wanted.norm()
+        assert (blockwise - expected).norm() < 0.01 * expected.norm()
 
 
 def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:

@@ -104,13 +104,13 @@ def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path) -> None:
     kinds = {name: stored[name].dtype for name in ("value_head.out.weight", "local.luma_mix.weight", "row.weight")}
     assert list(kinds.values()) == [torch.int8, torch.int8, torch.bfloat16]
     assert stored["local.luma_mix.weight.scale"].shape == model.local.luma_mix.weight.shape[:1]
-    again = DCTransformer.from_pretrained(tmp_path).state_dict()
+    loaded = DCTransformer.from_pretrained(tmp_path).state_dict()
     for name, weight in model.state_dict().items():
         if stored[name].dtype == torch.int8:
-            rows, error = weight.flatten(1), (again[name] - weight).flatten(1).abs()
+            rows, error = weight.flatten(1), (loaded[name] - weight).flatten(1).abs()
             assert (error <= rows.abs().amax(1, keepdim=True) / 127 * 0.5001).all(), name
         else:
-            assert torch.equal(again[name], weight.bfloat16().float()), name
+            assert torch.equal(loaded[name], weight.bfloat16().float()), name
 
 
 def test_weights_are_not_stored_as_other_integers(saved: Path, tmp_path: Path) -> None:
@@ -260,9 +260,9 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_refused(saved: Path, kind: str) -> None:
     """Damaged files are refused in one sentence, never with a foreign traceback."""
-    damage, says = DAMAGE[kind]
+    damage, message = DAMAGE[kind]
     damage(saved)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         DCTransformer.from_pretrained(saved)
 
 
@@ -313,6 +313,6 @@ def test_the_network_knows_nothing_of_files_and_hub() -> None:
         r"^\s*(import|from) (huggingface_hub|pyarrow|safetensors|dctransformer\.(hub|files|data|training|sampling))\b",
         re.M,
     )
-    found = {path.name for path in (package / "model").glob("*.py") if banned.search(path.read_text())}
-    assert not found
+    offenders = {path.name for path in (package / "model").glob("*.py") if banned.search(path.read_text())}
+    assert not offenders
     assert issubclass(DCTransformer, network.DCTransformer) and not hasattr(network.DCTransformer, "push_to_hub")

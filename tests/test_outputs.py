@@ -58,17 +58,17 @@ def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         generate(model, 4, sampling=ONE, out=tmp_path, watch=stop_after(2))
     assert names(tmp_path) == {"pictures.json", *(f"sample-000{i}.{kind}" for i in range(2) for kind in ("jpg", "png"))}
-    made: list[int] = []
+    generated: list[int] = []
     original = generating.fill
 
     def fill(network: DCTransformer, requests: list, *a, **k):
-        made.extend(request.index for request in requests)
+        generated.extend(request.index for request in requests)
         return original(network, requests, *a, **k)
 
     monkeypatch.setattr(generating, "fill", fill)
     done: list[tuple[int, int]] = []
-    samples, again = generate(model, 4, sampling=ONE, out=tmp_path, progress=lambda *d: done.append(d))
-    assert made == [2, 3] and again == labels and done[0][1] >= 2 and done[-1][1] == 4
+    samples, resumed_labels = generate(model, 4, sampling=ONE, out=tmp_path, progress=lambda *d: done.append(d))
+    assert generated == [2, 3] and resumed_labels == labels and done[0][1] >= 2 and done[-1][1] == 4
     assert torch.equal(samples.mcus, whole.mcus)
     assert [t.tolist() for t in samples.triples] == [t.tolist() for t in whole.triples]
     files = save_samples(samples, labels, tmp_path, written=True)
@@ -77,12 +77,12 @@ def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
         assert np.array_equal(np.asarray(Image.open(files["pngs"][i])), whole.pixels()[i].numpy())
     assert Path(files["sheet"]).is_file() and Path(files["heat_map"]).is_file()
     # More pictures: those that are there stay; another batch size or number of processes is the same command.
-    made.clear()
+    generated.clear()
     generate(model, 5, sampling=dataclasses.replace(ONE, batch=4), out=tmp_path)
-    assert made == [4]
-    made.clear()
+    assert generated == [4]
+    generated.clear()
     generate(model, 4, sampling=dataclasses.replace(ONE, temperature=0.5), out=tmp_path)
-    assert made == [0, 1, 2, 3]
+    assert generated == [0, 1, 2, 3]
 
 
 def test_pictures_of_another_command_do_not_pass_for_finished_ones(model: DCTransformer, tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_an_interrupted_task_keeps_its_results_and_goes_on(
     assert names(tmp_path) == {
         "pictures.json", *(f"picture-0-{k}.{kind}" for k in range(2) for kind in ("jpg", "png"))
     }  # fmt: skip
-    again = colorize(model, pictures, options)
+    resumed = colorize(model, pictures, options)
     assert groups == [1] * 5
-    for a, b in zip(again, whole, strict=True):
+    for a, b in zip(resumed, whole, strict=True):
         assert all(x.equal(y) for x, y in zip(a.results, b.results, strict=True))
-    files = save_edits(again, tmp_path, written=True)
+    files = save_edits(resumed, tmp_path, written=True)
     assert len(files["files"]) == 4 and all(
         Path(f).is_file() for f in (*files["files"], *files["pngs"], files["sheet"])
     )

@@ -120,38 +120,38 @@ def test_kept_triples_are_a_prefix(model: DCTransformer, keep: int) -> None:
     triples = sample(model, 1, SampleConfig(seed=3), size=(32, 48)).triples[0]
     assert len(triples) > 35
     requests = [Request(i, i, kept=triples[:keep]) for i in range(2)] + [Request(2, 2), Request(3, 1, kept=triples[:3])]
-    made = fill(model, requests, GRID, SampleConfig(seed=8))
-    for request, listed in zip(requests, made.triples, strict=True):
+    samples = fill(model, requests, GRID, SampleConfig(seed=8))
+    for request, listed in zip(requests, samples.triples, strict=True):
         kept = triples[:0] if request.kept is None else request.kept
         assert torch.equal(listed[: len(kept)], kept) and len(listed) > len(kept)
         key = torch.from_numpy(order.RANK)[listed[:, 0].long()] * GRID.positions + listed[:, 1]
         assert bool((key.diff() > 0).all())
     alone = fill(model, requests[:1], GRID, SampleConfig(seed=8))
-    assert torch.equal(alone.mcus[0], made.mcus[0])
+    assert torch.equal(alone.mcus[0], samples.mcus[0])
 
 
 def test_pictures_can_be_watched(model: DCTransformer) -> None:
     """After each chunk, a snapshot shows each picture so far; the last one is the finished picture."""
     seen: dict[int, list[Snapshot]] = {}
-    made = sample(
+    samples = sample(
         model, 3, SampleConfig(batch=2), size=(32, 48), watch=lambda s: seen.setdefault(s.index, []).append(s)
     )
     for i, looks in seen.items():
         counts = [look.triples for look in looks]
-        assert counts == sorted(counts) and counts[-1] == len(made.triples[i])
+        assert counts == sorted(counts) and counts[-1] == len(samples.triples[i])
         assert [look.finished for look in looks] == [False] * (len(looks) - 1) + [True]
-        assert torch.equal(looks[-1].mcus, made.mcus[i])
+        assert torch.equal(looks[-1].mcus, samples.mcus[i])
         assert int(looks[0].mcus.count_nonzero()) == counts[0]
-    stages = made.by_band()
-    assert torch.equal(stages[-1], made.mcus)
+    stages = samples.by_band()
+    assert torch.equal(stages[-1], samples.mcus)
     nonzero = [int(stage.count_nonzero()) for stage in stages]
-    assert nonzero == sorted(nonzero) and nonzero[0] == int(made.mcus[..., 0].count_nonzero())
+    assert nonzero == sorted(nonzero) and nonzero[0] == int(samples.mcus[..., 0].count_nonzero())
 
 
 def test_bf16_samples_are_legal_pictures(model: DCTransformer) -> None:
     """Lower precision may choose other triples, but never impossible ones."""
-    made = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 48))
-    for listed in made.triples:
+    samples = sample(model, 3, SampleConfig(precision="bf16"), size=(32, 48))
+    for listed in samples.triples:
         rank = torch.from_numpy(order.RANK)[listed[:, 0].long()]
         assert bool(((rank * GRID.positions + listed[:, 1]).diff() > 0).all())
         assert bool((listed[:, 2].abs() <= model.limits[rank]).all()) and bool((listed[:, 2] != 0).all())
@@ -169,8 +169,8 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
 
     monkeypatch.setattr(Decoding, "__init__", small)
     with pytest.warns(UserWarning, match="going on with 2"):
-        made = sample(model, 5, SampleConfig(batch=4, workers=1), size=(32, 48))
-    assert torch.equal(made.mcus, expected.mcus)
+        samples = sample(model, 5, SampleConfig(batch=4, workers=1), size=(32, 48))
+    assert torch.equal(samples.mcus, expected.mcus)
     limit = 0
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="not enough memory"):
         sample(model, 5, SampleConfig(batch=2, workers=1), size=(32, 48))

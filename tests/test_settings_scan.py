@@ -40,17 +40,17 @@ def test_the_scan(tmp_path: Path, scan, capsys: pytest.CaptureFixture[str]) -> N
     """The table has a row per setting after the real pictures; a second run draws nothing; mistakes are refused."""
     data = prepare_small(photo_folder(tmp_path / "photos", 12, ("rose", "tulip")), tmp_path / "data")
     model, out = save_plain_model(tmp_path / "model"), tmp_path / "out"
-    words = [str(data), "--model", str(model), "--out", str(out), "--num", "4", "--only", "as it is", "top-p 0.9"]
-    scan.main(words)
+    arguments = [str(data), "--model", str(model), "--out", str(out), "--num", "4", "--only", "as it is", "top-p 0.9"]
+    scan.main(arguments)
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["name"] for row in first["rows"]] == ["real pictures", "as it is", "top-p 0.9"]
     assert first["best"] in ("as it is", "top-p 0.9") and (out / "table.md").read_text().count("\n") == 5
     drawn = [row for row in first["rows"] if row["name"] != "real pictures"]
     assert drawn[0]["triples"] != drawn[1]["triples"] and drawn[0]["seconds"] > 0
-    scan.main(words)
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["kernel"] for row in again["rows"]] == [row["kernel"] for row in first["rows"]]
-    assert again["rows"][1]["seconds"] is None
+    scan.main(arguments)
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["kernel"] for row in second["rows"]] == [row["kernel"] for row in first["rows"]]
+    assert second["rows"][1]["seconds"] is None
     with pytest.raises(SystemExit) as stop:
-        scan.main([*words[:-2], "nothing"])
+        scan.main([*arguments[:-2], "nothing"])
     assert stop.value.code == 2 and "there are no settings" in capsys.readouterr().err

@@ -83,8 +83,8 @@ def test_sample_makes_files_of_the_size(mixed, tmp_path, capsys, size, tiled):
     if not tiled:
         assert torch.equal(samples.mcus, sample(network, 2, SampleConfig(), size=(height, width)).mcus)
     assert all(torch.equal(a, b) for a, b in zip(samples.triples, samples.dct().to_triples(), strict=True))
-    again, _ = generate(network, 1, size=(height, width), sampling=SampleConfig(batch=1, workers=1))
-    assert torch.equal(again.mcus[0], samples.mcus[0]) and not torch.equal(samples.mcus[0], samples.mcus[1])
+    repeated, _ = generate(network, 1, size=(height, width), sampling=SampleConfig(batch=1, workers=1))
+    assert torch.equal(repeated.mcus[0], samples.mcus[0]) and not torch.equal(samples.mcus[0], samples.mcus[1])
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ def test_tasks_on_pictures_beyond_and_within_what_is_known(mixed, tmp_path, caps
         crop_resize(Image.new("RGB", (90, 90), (200, 40, 90)), Shape.of((width, height))).save(path)
         name, *options = task
         main([name, str(mixed), str(path), "--out", str(tmp_path / name), *options, "--json"])
-        made = Image.open(json.loads(capsys.readouterr().out)["files"][0])
+        result = Image.open(json.loads(capsys.readouterr().out)["files"][0])
         factor = 2 if name == "upscale" else 1
-        assert made.size == (factor * width, factor * height)
+        assert result.size == (factor * width, factor * height)
 
 
 def test_the_model_describes_its_sizes(mixed, capsys):

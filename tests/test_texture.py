@@ -145,8 +145,8 @@ def test_decoding_equals_the_teacher_forced_pass() -> None:
     for i, rank in enumerate(used):
         decoded = picture.coefficients * ((rank >= RANK_OF_SLOT) | given)
         part = Picture(decoded, picture.given, picture.hidden, picture.labels, GRID)
-        found = model.texture.channel_nats(part, torch.tensor([0]), rank[None])
-        for one, all_of in zip(found, (occupancy[i], values[i], saved[i]), strict=True):
+        nats = model.texture.channel_nats(part, torch.tensor([0]), rank[None])
+        for one, all_of in zip(nats, (occupancy[i], values[i], saved[i]), strict=True):
             torch.testing.assert_close(one[0], all_of, atol=1e-4, rtol=0)
 
 
@@ -170,9 +170,9 @@ def test_values_are_normalised(limit: int) -> None:
     possible = (model.alphabet.values.abs() <= limit) & (model.alphabet.values <= 1023)
     assert torch.equal(log_p[0] > NEVER / 2, possible)
     for value in (1, -1, min(limit, 1023), -limit, -min(limit, 9)):
-        here = value_log_p(scores, torch.tensor(limit), torch.full((3,), value))
+        log_p_of_value = value_log_p(scores, torch.tensor(limit), torch.full((3,), value))
         index = int(model.alphabet.encode(torch.tensor(value)))
-        torch.testing.assert_close(here, log_p[:, index], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(log_p_of_value, log_p[:, index], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("must", [False, True])
@@ -235,8 +235,8 @@ def test_untrained_models_draw_legal_pictures(texture_from: int, tmp_path) -> No
         assert bool((triples[:, 2].abs() <= model.limits[ranks]).all())
         write_jpeg(samples.dct()[i], tmp_path / "sample.jpg")
         assert read_jpeg(tmp_path / "sample.jpg").equal(samples.dct()[i])
-    again = sample(model, 3, SampleConfig(seed=2, batch=3, workers=2), labels=[0, 1, 3], size=(32, 48))
-    assert torch.equal(again.mcus, samples.mcus)
+    second = sample(model, 3, SampleConfig(seed=2, batch=3, workers=2), labels=[0, 1, 3], size=(32, 48))
+    assert torch.equal(second.mcus, samples.mcus)
 
 
 def test_what_is_given_and_kept_stays() -> None:
@@ -288,8 +288,8 @@ def test_texture_has_settings_of_its_own() -> None:
 
     plain = draw()
     for name, value in (("temperature", 0.5), ("top_p", 0.5), ("guidance", 3.0)):
-        own = draw(**{f"texture_{name}": value})
-        assert torch.equal(own[:, structure], plain[:, structure]) and not torch.equal(own, plain), name
+        changed = draw(**{f"texture_{name}": value})
+        assert torch.equal(changed[:, structure], plain[:, structure]) and not torch.equal(changed, plain), name
         both = draw(**{name: value})
         assert torch.equal(draw(**{name: value, f"texture_{name}": value}), both)
         apart = draw(**{name: value, f"texture_{name}": 1.0})
@@ -327,11 +327,11 @@ def test_sampled_channels_stand_for_all() -> None:
     used = channels_in_use(sequence, model.config.texture_rank)
     exact = model.texture(texture_batch([sequence], [used], [torch.ones(len(used))]))[0]
     starts = (torch.arange(60) + 0.5) / 60
-    found = torch.stack(
+    estimates = torch.stack(
         [model.texture(sampled_texture([sequence], u[None], 3, model.config.texture_rank))[0] for u in starts]
     )
     assert len(used) > 3
-    torch.testing.assert_close(found.mean(0), exact, rtol=0.05, atol=0.1)
+    torch.testing.assert_close(estimates.mean(0), exact, rtol=0.05, atol=0.1)
 
 
 def test_a_config_without_texture_means_off() -> None:
@@ -381,8 +381,8 @@ def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
         channels = model.texture.begin(batch, torch.tensor([0]), torch.tensor([rank]))
         per_mcu = 1 if channels.kind else 2
         parts.append(channels.features.view(per_mcu * grid.rows, per_mcu * grid.cols, -1))
-    here, there = (slice(per_mcu * mcu, per_mcu * (mcu + 1)) for mcu in (3, 2))
-    torch.testing.assert_close(parts[0][here, here], parts[1][there, there], atol=1e-5, rtol=0)
+    in_picture, in_window = (slice(per_mcu * mcu, per_mcu * (mcu + 1)) for mcu in (3, 2))
+    torch.testing.assert_close(parts[0][in_picture, in_picture], parts[1][in_window, in_window], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -400,12 +400,12 @@ def test_channels_of_one_kind_cost_less_and_change_nothing(
     for ranks, kind in ((torch.tensor([12, 20, 60]), 0), (torch.tensor([30, 130, 170]), 1)):
         seen = model.texture.begin(batch, rows, ranks)
         assert seen.kind == kind and seen.features.shape[1] == (grid.mcus if kind else grid.positions)
-        found = model.texture.channel_nats(batch, rows, ranks)
+        nats = model.texture.channel_nats(batch, rows, ranks)
         with monkeypatch.context() as patch:
             patch.setattr(model.texture, "_kind", lambda rank: None)
             expected = model.texture.channel_nats(batch, rows, ranks)
-        for a, b in zip(found, expected, strict=True):
-            assert bool((b != 0).any()) or a is found[2]
+        for a, b in zip(nats, expected, strict=True):
+            assert bool((b != 0).any()) or a is nats[2]
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
 
 
@@ -430,13 +430,14 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
     path = [(first, first), (first + 7, first), (60, 61), (100, 191)]  # the second picture waits once
     for ranks in path:
         now, rank = as_of(list(ranks)), torch.tensor(ranks)
-        rates, some = texture.use_rates(now), torch.tensor([[3, first, 90], [191, 60, 61]])
+        rates, ranks_of_rows = texture.use_rates(now), torch.tensor([[3, first, 90], [191, 60, 61]])
         torch.testing.assert_close(running_rates(rows, labels), rates, atol=1e-5, rtol=1e-4)
-        picked = running_rates(rows, labels, some)
-        torch.testing.assert_close(picked, rates.gather(1, some), atol=1e-5, rtol=1e-4)
-        found, anew = texture.begin(now, rows, rank, mixed=mix.before(rows, rank)), texture.begin(now, rows, rank)
-        torch.testing.assert_close(found.features, anew.features, atol=2e-5, rtol=1e-4)
-        assert torch.equal(found.values, anew.values) and torch.equal(found.opened, anew.opened)
+        picked = running_rates(rows, labels, ranks_of_rows)
+        torch.testing.assert_close(picked, rates.gather(1, ranks_of_rows), atol=1e-5, rtol=1e-4)
+        updated = texture.begin(now, rows, rank, mixed=mix.before(rows, rank))
+        fresh = texture.begin(now, rows, rank)
+        torch.testing.assert_close(updated.features, fresh.features, atol=2e-5, rtol=1e-4)
+        assert torch.equal(updated.values, fresh.values) and torch.equal(updated.opened, fresh.opened)
         following = torch.tensor(path[min(path.index(ranks) + 1, len(path) - 1)])
         for row in range(2):  # channels up to the next one become settled, in order
             for r in range(int(rank[row]), int(following[row])):
@@ -464,8 +465,8 @@ def test_channels_are_searched_in_windows(window: int, monkeypatch: pytest.Monke
     config = SampleConfig(batch=3, workers=1)
     expected = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
     monkeypatch.setattr(texture_sampling, "WINDOW", window)
-    found = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
-    assert torch.equal(found.mcus, expected.mcus) and torch.equal(found.decisions(), expected.decisions())
+    samples = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
+    assert torch.equal(samples.mcus, expected.mcus) and torch.equal(samples.decisions(), expected.decisions())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

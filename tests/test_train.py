@@ -130,8 +130,8 @@ def test_every_chunk_is_visited_once_an_epoch(data: Path) -> None:
     for epoch in (seen[:count], seen[count : 2 * count]):
         assert sorted(map(tuple, epoch)) == sorted(map(tuple, steps.sampler.items))
     assert not np.array_equal(seen[:count], seen[count : 2 * count])
-    again = Steps(store, model, TrainConfig(batch=4, seed=1))
-    assert torch.equal(again[5].values, steps[5].values)
+    repeated = Steps(store, model, TrainConfig(batch=4, seed=1))
+    assert torch.equal(repeated[5].values, steps[5].values)
     other = Steps(store, model, TrainConfig(batch=4, seed=2))
     assert not np.array_equal(other.sampler.chosen(0), steps.sampler.chosen(0))
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"lr": 0.0}, "lr"),
         ({"triples": 5, "minutes": 1.0}, "not both"),
@@ -200,9 +200,9 @@ def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: py
         ({"micro_batch": 99}, "micro_batch"),
     ],
 )
-def test_impossible_settings_are_refused(fields: dict, says: str) -> None:
+def test_impossible_settings_are_refused(fields: dict, message: str) -> None:
     """Invalid settings are refused by name."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         TrainConfig(**fields).check()
 
 
@@ -260,14 +260,14 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
     state = json.loads(safe_progress(tmp_path / "run/checkpoint.safetensors"))
     assert state["step"] == json.loads(out.splitlines()[-1])["step"]
     lines = (tmp_path / "run/metrics.jsonl").read_text()
-    with forked(tmp_path / "printed.txt", main, command) as again:
+    with forked(tmp_path / "printed.txt", main, command) as resumed:
         while (tmp_path / "run/metrics.jsonl").read_text() == lines:
-            assert again.exitcode is None, errors_of(tmp_path / "printed.txt")
+            assert resumed.exitcode is None, errors_of(tmp_path / "printed.txt")
             time.sleep(0.05)
-        assert again.pid is not None
-        os.kill(again.pid, signal.SIGINT)
-        again.join(120)
-        assert again.exitcode == 130
+        assert resumed.pid is not None
+        os.kill(resumed.pid, signal.SIGINT)
+        resumed.join(120)
+        assert resumed.exitcode == 130
 
 
 def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:
@@ -335,10 +335,10 @@ def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
     """All conditions occur, every chunk has predictions, and steps are reproducible."""
     model = preset("tiny", quality=30, size=32, num_labels=2)
     config = TrainConfig(batch=4)
-    steps, again = (Steps(TripleStore.open(data, "train"), model, config) for _ in range(2))
+    steps, repeated = (Steps(TripleStore.open(data, "train"), model, config) for _ in range(2))
     given = 0
     for k in range(40):
-        batch, same = steps[k], again[k]
+        batch, same = steps[k], repeated[k]
         assert torch.equal(batch.closed, same.closed) and torch.equal(batch.values, same.values)
         assert bool(batch.predicted.any(1).all())
         given += int(batch.closed.any((1, 2, 3)).sum())

@@ -31,9 +31,9 @@ def test_a_torchscript_file_gives_the_networks_features(tmp_path: Path) -> None:
     extractor = open_extractor(str(tmp_path / "features.pt"))
     for height, width in ((64, 64), (48, 96)):
         pictures = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
-        found, spatial = extractor(pictures)
+        extracted, spatial = extractor(pictures)
         features, places = network(pictures)
-        torch.testing.assert_close(found, features)
+        torch.testing.assert_close(extracted, features)
         assert spatial is not None
         torch.testing.assert_close(spatial, places)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -38,12 +38,12 @@ def test_its_steps_are_those_of_the_reference(shape: tuple[int, int]) -> None:
     first = nn.Parameter(torch.randn(shape))
     second = nn.Parameter(first.detach().clone())
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95}
-    ours = Muon([{"params": [first]}], **settings, dtype=torch.bfloat16)
+    muon = Muon([{"params": [first]}], **settings, dtype=torch.bfloat16)
     reference = torch.optim.Muon([second], **settings, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         first.grad = torch.randn(shape)
         second.grad = first.grad.clone()
-        ours.step()
+        muon.step()
         reference.step()
     torch.testing.assert_close(first, second, atol=5e-3, rtol=0)
 

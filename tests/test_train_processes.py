@@ -85,7 +85,7 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp", "from-one")}
     for run in (runs["one"], runs["from-one"]):
         alone(data, run, FIRST)
-    said = by_two(
+    printed = by_two(
         tmp_path,
         [
             job(data, runs["ddp"], FIRST, parallel="ddp", micro_batch=1),
@@ -96,8 +96,8 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
             *(job(data, tmp_path / f"paper-{way}", 600, parallel=way, block="paper") for way in ("ddp", "fsdp")),
         ],
     )
-    assert said[0][:4] == said[1][:4]
-    assert "multiple" in said[0][4]["error"] and said[1][4] == {"status": 2}
+    assert printed[0][:4] == printed[1][:4]
+    assert "multiple" in printed[0][4]["error"] and printed[1][4] == {"status": 2}
     assert not (tmp_path / "uneven").exists()
     first = curve(runs["one"])
     assert sum("train/position" in line for line in first) >= 1
@@ -109,7 +109,7 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     assert lines != first
     # Muon makes matrices orthogonal in bf16.
     assert curve(tmp_path / "muon") == [pytest.approx(line, rel=1e-3) for line in lines]
-    finals = [alone(data, runs[name], THEN) for name in ("one", "ddp", "fsdp")] + [said[0][2]]
+    finals = [alone(data, runs[name], THEN) for name in ("one", "ddp", "fsdp")] + [printed[0][2]]
     weights = [load_file(run / "checkpoint.safetensors") for run in runs.values()]
     for name, final, state in zip(runs, finals, weights, strict=True):
         assert final == pytest.approx(finals[0], rel=1e-5), name
@@ -163,11 +163,11 @@ def test_an_incomplete_environment_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 def test_a_meeting_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port in use, a missing master and a missing process are reported in time, with what to change."""
-    with socket.socket() as taken, socket.socket() as free:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as used, socket.socket() as free:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
         free.bind(("127.0.0.1", 0))
-        ports = {name: str(s.getsockname()[1]) for name, s in (("taken", taken), ("free", free))}
+        ports = {name: str(s.getsockname()[1]) for name, s in (("taken", used), ("free", free))}
         free.close()
         settings = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**settings, "MASTER_PORT": ports["taken"]}.items():

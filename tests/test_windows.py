@@ -54,15 +54,15 @@ def test_a_window_has_the_pictures_coefficients(window):
     assert Grid.of_size(48, 64) == GRID
     for top in range(GRID.rows - window.rows + 1):
         for left in range(GRID.cols - window.cols + 1):
-            found = crop_triples(triples, GRID, top, left, window)
-            assert torch.equal(found, triples_of(rectangle(picture, GRID, top, left, window)))
-            assert found.dtype == triples.dtype
+            cropped = crop_triples(triples, GRID, top, left, window)
+            assert torch.equal(cropped, triples_of(rectangle(picture, GRID, top, left, window)))
+            assert cropped.dtype == triples.dtype
             mirrored = crop_triples(
                 flip_triples(triples, GRID), GRID, top, GRID.cols - window.cols - left, window
             )  # fmt: skip
-            assert torch.equal(flip_triples(found, window), mirrored)
+            assert torch.equal(flip_triples(cropped, window), mirrored)
             counts = chunks_by_window(triples[:, 1].numpy(), GRID, window, 7)
-            assert counts[top, left] == -(-(len(found) + 1) // 7)
+            assert counts[top, left] == -(-(len(cropped) + 1) // 7)
     assert torch.equal(triples, triples_of(picture))  # as it was
     with pytest.raises(ValueError, match="is not inside of 64x48"):
         crop_triples(triples, GRID, GRID.rows - window.rows + 1, 0, window)
@@ -258,8 +258,8 @@ def test_random_offsets_train_every_row_and_column(store):
     model = DCTransformer(preset("tiny", max_grid=12)).eval()
     batch = batches[0]
     with torch.inference_mode():
-        here = model(dataclasses.replace(batch, offset=(0, 0)))
-        there = model(dataclasses.replace(batch, offset=(4, 3)))
+        unshifted = model(dataclasses.replace(batch, offset=(0, 0)))
+        shifted = model(dataclasses.replace(batch, offset=(4, 3)))
         with pytest.raises(ValueError, match="smaller size"):
             model(dataclasses.replace(batch, offset=(6, 0)))
-    assert not torch.equal(here, there)
+    assert not torch.equal(unshifted, shifted)
