@@ -1,8 +1,8 @@
 """Child processes for tests, forked from a server process that has imported PyTorch and done nothing else.
 
-Importing it anew for each would take seconds, and the process that runs the tests can't be forked: its OpenMP threads
-and those of other libraries don't exist in the copy, which crashes now and then in their code (as a segmentation fault
-of two processes that train together did). What depends on how an interpreter begins or ends is tested with a new one.
+Importing PyTorch in every process would take seconds, and the process that runs the tests can't be forked: the threads
+of OpenMP and other libraries don't exist in the copy, which then crashes occasionally in their code (segmentation
+faults were seen in tests of distributed training). Tests of how an interpreter starts or ends use a new interpreter.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def forked(output: Path, work: Callable[..., Any], *arguments: Any) -> Iterator[
     """Run a function in a child process, which is ended when the block is left.
 
     Args:
-        output: file for what it prints; what it prints to standard error goes to a file next to it, ``.err``.
-        work: the function, which must pickle; its `SystemExit` is the status of the process.
-        arguments: of the function, which must pickle, too.
+        output: file for standard output; standard error is written to a file next to it with suffix ``.err``.
+        work: the function, which must be picklable; its `SystemExit` is the exit status of the process.
+        arguments: picklable arguments of the function.
     """
     process = _CONTEXT.Process(target=_run, args=(output, work, arguments, dict(os.environ), os.getcwd()))
     process.start()
@@ -47,12 +47,12 @@ def errors_of(output: Path) -> str:
 def _run(
     output: Path, work: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], folder: str
 ) -> None:
-    os.environ.clear()  # the server's are those of the first test that started a process
+    os.environ.clear()  # those of the server are from the first test that started a process
     os.environ.update(environment)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup, or in the background of a
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # shell, both are ignored
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves a handler of its own behind
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray does not restore the handler
     for number, path in ((1, output), (2, output.with_suffix(".err"))):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, number)

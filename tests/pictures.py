@@ -16,7 +16,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A synthetic picture with soft light, coloured edges, texture and sensor noise.
 
     Returns:
-        uint8 ``[height, width, 3]``; the same for the same arguments.
+        uint8 ``[height, width, 3]``; deterministic.
     """
     rng = np.random.default_rng([seed, height, width])
     y, x = np.mgrid[:height, :width] / max(height, width, 16)
@@ -26,7 +26,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
         tint = rng.uniform(-0.5, 0.5, 2)
         picture[..., c] = rng.uniform(60, 190) + 70 * ((light + tint) * np.stack([y, x], -1)).sum(-1)
     for _ in range(rng.integers(3, 9)):
-        # An ellipse of one colour, with stripes of its own.
+        # An ellipse of one colour, with stripes.
         cy, cx, ry, rx = rng.uniform([0, 0, 0.05, 0.05], [1, 1, 0.5, 0.5])
         inside = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
         angle, frequency = rng.uniform(0, np.pi), rng.uniform(5, 150)
@@ -61,7 +61,7 @@ def pillow_pixels(jpeg: bytes) -> np.ndarray:
 def real_photographs(number: int) -> list[Path]:
     """Paths of real photographs, always the same; skips the test if there are none.
 
-    They are looked for in ``$DCTRANSFORMER_DATA``, or in ``../shared/data`` next to the checkout.
+    They are searched in ``$DCTRANSFORMER_DATA``, or in ``../shared/data`` next to the checkout.
     """
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("DCTRANSFORMER_DATA", default))

@@ -1,10 +1,11 @@
 """A simulated device: tensors that report ``cuda`` or ``mps``, compute on the CPU, and reject CPU tensors.
 
-It finds what a CPU hides: tensors on the wrong device, `Tensor.numpy` of a device's tensors, fp64 where a device has
-none, and everything that lets the host wait for the device. It knows nothing of streams, graphs, kernels or memory.
+It finds mistakes that are hidden on a CPU: tensors on the wrong device, `Tensor.numpy` of device tensors, fp64 on a
+device without it, and synchronisation of the host with the device. Streams, graphs, kernels and memory are not
+simulated.
 
-PyTorch itself takes the tensors for CPU tensors with a wrapper. Only ``device``, ``is_cuda`` and ``is_mps`` show the
-pretended device, so that the autograd engine starts no threads for it and other tests notice nothing.
+To PyTorch, the tensors are CPU tensors with a wrapper. Only ``device``, ``is_cuda`` and ``is_mps`` report the simulated
+device, so that the autograd engine starts no threads for it and other tests are not affected.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ class PretendDevice:
 
     Attributes:
         device: the device, with an index.
-        reads: how often the host waited for a number, or for a size, of the device, by operation and place.
-        copies: how often it waited for its own numbers to arrive there, by place.
+        reads: number of times the host waited for a value or a size from the device, by operation and code line.
+        copies: number of times the host waited for a copy to the device, by code line.
     """
 
     def __init__(self, kind: str):

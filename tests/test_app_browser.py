@@ -1,7 +1,7 @@
 """Tests of the web app in a headless Chromium driven by Selenium.
 
-Skipped where Gradio, Selenium or a browser is missing (on Debian: apt install chromium chromium-driver). Screenshots
-go to the folder that DCTRANSFORMER_SCREENSHOTS names, else to pytest's temporary one.
+Skipped if Gradio, Selenium or a browser is missing (on Debian: apt install chromium chromium-driver). Screenshots are
+written to the folder DCTRANSFORMER_SCREENSHOTS, or to pytest's temporary folder.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def test_one_click_examples(page: Page) -> None:
 def test_brushing_a_mask(page: Page, tmp_path: Path) -> None:
     """An empty mask is refused; a stroke in a corner changes that square and no other.
 
-    So it does in browsers that falsify what is read from a canvas, against fingerprinting.
+    This also holds in browsers that randomise canvas reads to prevent fingerprinting.
     """
     page.driver.execute_script(
         "HTMLCanvasElement.prototype.toDataURL = () => 'data:,';"
@@ -246,7 +246,7 @@ def test_inspect(page: Page, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["text", "truncated", "bomb", "heavy", "animated"])
 def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path, name: str) -> None:
     """Invalid files are reported, and the server keeps running."""
-    page.open()  # without the results of the test before
+    page.open()  # without the results of the previous test
     page.tab("Colorize")
     if name == "animated":
         frames = [Image.fromarray(photo(20, 30, i)) for i in range(3)]
@@ -270,18 +270,18 @@ def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
     first = driver.current_window_handle
     page.open()
     handles = [first]
-    # The third calls the server by another name, as a browser has six connections to a name, and a tab needs some.
+    # The third tab uses another host name, because a browser opens at most six connections per host.
     for url in (page.url, page.url.replace("127.0.0.1", "localhost")):
         driver.switch_to.new_window("window")
         handles.append(driver.current_window_handle)
         page.open(url)
-    with page.pool.paused():  # somebody's long job: what is clicked now has to wait
+    with page.pool.paused():  # another user's long job, so that the next click has to wait
         for handle in handles:
             driver.switch_to.window(handle)
             page.click("#generate-go")
-            # The first is at work and says so, the second waits and sees its place, the third is sent away.
+            # The first job shows its progress, the second its place in the queue, and the third is refused.
             page.until(lambda: re.search("starting|queue: |busy", page.text("body")))
-        assert "application is currently busy" in page.text("body")  # Gradio's words for a full queue
+        assert "application is currently busy" in page.text("body")  # Gradio's message for a full queue
         page.shoot("queue-full")
     shown = []
     for handle in handles[:2]:

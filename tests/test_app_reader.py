@@ -101,7 +101,7 @@ def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> Non
         except ValueError as error:
             ends.append(str(error))
 
-    while parent.children():  # those of the tests before
+    while parent.children():  # those of previous tests
         time.sleep(0.005)
     thread = threading.Thread(target=victim)
     thread.start()

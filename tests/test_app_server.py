@@ -57,7 +57,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def result(client: Client, fn_index: int, data: list[Any], session: str) -> str:
     """Run a job, and return what the page shows at its end."""
-    for _ in range(300):  # an address has few jobs at once: those of the tests before may have to end first
+    for _ in range(300):  # jobs per address are limited: those of previous tests may have to end first
         status, answer = client.join(fn_index, data, session)
         if status != 503:
             break
@@ -102,7 +102,7 @@ def test_no_endpoint_takes_a_path(client: Client, tmp_path: Path) -> None:
             for address in ("run/predict", "api/predict", f"run/{endpoints[-1]['api_name']}", "call/safely",
                             "call/v2/safely", "component_server", "component_server/"):  # fmt: skip
                 assert client.ask("POST", f"/gradio_api/{address}", form)[0] == 404
-    for endpoint in endpoints:  # a path as a plain word is no name of a picture
+    for endpoint in endpoints:  # a path as plain text is not the id of a picture
         if len(endpoint["inputs"]) in (7, 8) and endpoint["outputs"] != client.endpoint("generate")["outputs"]:
             rest = SETTINGS if len(endpoint["inputs"]) == 7 else [2, *SETTINGS]
             assert "no longer kept here" in result(client, endpoint["id"], [str(secret), *rest], "words")

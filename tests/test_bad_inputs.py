@@ -203,7 +203,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variant("data-of-no-shards", "data", dict.fromkeys(shards))
     variant("data-of-broken-info", "data", {p.name: b"{" for p in (root / "data").glob("*.json")})
     for split in ("train", "validation"):
-        TripleStore.open(root / "data", split, progress=False)  # derives the triples, which are kept there
+        TripleStore.open(root / "data", split, progress=False)  # derives the triples and caches them in the folder
     return root
 
 
@@ -264,7 +264,7 @@ def test_bad_input_is_refused_in_a_sentence(
         main(line(command, word, value))
     shown = capsys.readouterr()
     assert stop.value.code == 2
-    sentences = [text for text in shown.err.split("\n") if text and "\r" not in text]  # bars apart
+    sentences = [text for text in shown.err.split("\n") if text and "\r" not in text]  # without progress bars
     assert len(sentences) == 1 and sentences[0].startswith("dctransformer: "), shown.err
     assert "Traceback" not in shown.err + shown.out
     name = word.strip("-").split(".")[-1]

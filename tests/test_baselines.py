@@ -282,7 +282,7 @@ def stage_of_raster(rates: tuple[float, ...]) -> loop.Stage:
 
 def test_the_loop_trains_and_chooses_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The EMA weights learn; tuning chooses the rate with the lowest held-out loss and tolerates one that diverges."""
-    monkeypatch.setitem(loop.CLOCKS, "steps", itertools.count().__next__)  # a step takes a second
+    monkeypatch.setitem(loop.CLOCKS, "steps", itertools.count().__next__)  # every step takes one second
     stage = stage_of_raster((1e-5, 3e-3, 1e30))
     trained = loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path, 1.0, "steps")
     assert stage.loss(stage.make()) > 1.5 > 0.5 > stage.loss(trained.network)

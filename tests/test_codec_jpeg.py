@@ -36,11 +36,11 @@ def test_written_files_hold_the_same_coefficients(tmp_path, size, grey):
     path = tmp_path / "a.jpg"
     write_jpeg(dct, path)
     assert read_jpeg(path).equal(dct)
-    # By jpeglib on its own.
+    # Read by jpeglib alone.
     other = jpeglib.read_dct(str(path))
     natural = other.Y.reshape(*other.Y.shape[:2], 64)[..., order.ZIGZAG]
     assert np.array_equal(natural, dct.luma[0].numpy())
-    # By Pillow, whose pixels follow from the coefficients.
+    # Read by Pillow, whose pixels follow from the coefficients.
     image = Image.open(path)
     assert image.mode == ("L" if grey else "RGB") and image.size == (size[1], size[0])
     assert np.array_equal(np.asarray(image.convert("RGB")), Codec(50).decode(dct)[0].numpy())
@@ -242,7 +242,7 @@ def test_every_truncation_is_noticed(options):
 
 
 def test_unusual_subsampling_is_refused_by_its_factors(tmp_path):
-    # No strict decoder reads it, and without one damage would go unnoticed.
+    # No strict decoder supports it, and without one damage would go unnoticed.
     picture = jpeglib.from_spatial(photo(40, 56))
     picture.samp_factor = "4:1:0"
     picture.write_spatial(str(tmp_path / "a.jpg"), qt=75)

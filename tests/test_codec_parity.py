@@ -126,7 +126,7 @@ def test_decode_of_every_subsampling(step, size):
 
 @pytest.mark.parametrize("quality", [5, 20, 75, 95])
 def test_decode_of_made_up_coefficients(quality):
-    # What an untrained model may sample: any value an encoder could give, anywhere.
+    # An untrained model may sample any value that an encoder could give, anywhere.
     codec = Codec(quality)
     rng = np.random.default_rng(quality)
     limits = codec.value_limits().numpy()
@@ -157,7 +157,7 @@ def test_accepted_shapes():
     assert first.is_grey and first.sampling == "grey" and (first.height, first.width) == (24, 40)
     assert all(codec.encode(shape).equal(first) for shape in shapes)
     assert codec.encode(photo(24, 40)).sampling == "4:2:0"
-    # Views with other strides.
+    # Views with different strides.
     mirrored = photo(24, 40)[:, ::-1]
     assert codec.encode(mirrored).equal(codec.encode(mirrored.copy()))
 

@@ -29,7 +29,7 @@ def segment(marker: int, body: bytes) -> bytes:
 def two_faced(marker: int, sampling: str = "4:1:0") -> bytes:
     """A 256×256 file inside a segment that parsers may skip, followed by the header of a 32×32 file.
 
-    No decoder that stops at warnings has a name for 4:1:0, so only the marker can be what is wrong.
+    Strict decoders don't support 4:1:0, so that the marker is the only possible error.
     """
     files = []
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def two_faced(marker: int, sampling: str = "4:1:0") -> bytes:
 
 
 def test_headers_that_parsers_disagree_about(tmp_path):
-    # In a process of its own, for a disagreement is a write beyond a buffer.
+    # In a separate process, because a disagreement causes a write beyond a buffer.
     markers = [0x00, 0x02, 0xBF, 0xC8, 0xDE, 0xDF, 0xF0, 0xFD]
     for marker in markers:
         (tmp_path / f"{marker:02X}.jpg").write_bytes(two_faced(marker))
@@ -89,7 +89,7 @@ def test_mutated_files_in_a_process_of_its_own():
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["read"] > 300 and report["refused"] > 1000
-    assert done.stderr == ""  # libjpeg has no way to speak but stderr
+    assert done.stderr == ""  # libjpeg reports errors on stderr only
 
 
 # Scans ----------------------------------------------------------------------------------------------------------------

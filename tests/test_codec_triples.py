@@ -63,7 +63,7 @@ def test_triples_are_lossless(dct, seed):
     decoded = restored(triples, dct)
     assert decoded.equal(dct)
     assert all(torch.equal(a, b) for a, b in zip(decoded.to_triples(), triples, strict=True))
-    # The order does not matter on the way back.
+    # The order does not matter for decoding.
     rng = np.random.default_rng(seed)
     shuffled = [one[torch.from_numpy(rng.permutation(len(one)))] for one in triples]
     assert restored(shuffled, dct).equal(dct)
@@ -78,7 +78,7 @@ def test_mcus_and_flip_are_lossless(dct):
     assert DCTImage.from_mcus(mcus, rows, cols, dct.luma_table, dct.chroma_table).equal(dct)
     flipped = dct.flip()
     assert flipped.flip().equal(dct)
-    # Flipping the triples is the same.
+    # Flipping the triples is equivalent.
     for before, after in zip(dct.to_triples(), flipped.to_triples(), strict=True):
         assert torch.equal(flip_triples(before, Grid(rows, cols)), after)
 

@@ -212,7 +212,7 @@ def test_there_and_back(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files and bytes are listed, the model is found by name, and JPEG files with its tables are lossless."""
-    facts = run(capsys, "compress", model, photos, "--out", packed)  # which is there
+    facts = run(capsys, "compress", model, photos, "--out", packed)  # the output folder exists already
     assert {Path(f).relative_to(packed).as_posix() for f in facts["files"]} == {
         "rose/a.dct", "rose/b.v2.dct", "Lily/a.dct", "Lily/tall.dct", "Lily/other.dct",
     }  # fmt: skip

@@ -150,7 +150,7 @@ def test_the_papers_runs(name: str) -> None:
     row = re.search(rf"\| `{name}` \|.*", (PAPER / "README.md").read_text(encoding="utf-8"))
     assert row is not None and f" {count:,} " in row[0]
     stated, width, heads = (738e6, 1152, 18) if name.endswith("738m") else (448e6, 896, 14)
-    assert 0.97 < count / stated < 1.03  # what the paper's supplement is said to state
+    assert 0.97 < count / stated < 1.03  # as reported for the paper's supplement
     assert (config.width, config.heads, config.chunk, config.overlap) == (width, heads, 896, 128)
     shape = (75, (288, 384), (384, 384)) if name.startswith("lsun") else (50, (256, 256), (256, 256))
     assert (config.quality, config.trained_shape, config.trained_extent) == shape

@@ -50,7 +50,7 @@ def test_tensorboard_has_curves_by_triples_and_sheets(tmp_path: Path) -> None:
     """TensorBoard has the run's validations by triples, the shipped curve as a separate run, and sheets as images."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = RunFolder(tmp_path)
-    for step in (-1, 3):  # a resumed run writes them no second time
+    for step in (-1, 3):  # a resumed run does not write them again
         log = MetricsLog(folder, step, FLOWERS)
         state = Progress(step=step + 4, triples=(step + 4) * 1000)
         log.write(state, {"validation/bytes_per_image": 400.0, "validation/structure": 4.0})

@@ -200,7 +200,7 @@ def test_memory_is_in_proportion_to_the_pixels(tmp_path):
         def kilobytes(name):
             return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
         for path in sys.argv[1:]:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
             before = kilobytes("VmRSS")
             load_image(path)
             print(kilobytes("VmHWM") - before)

@@ -343,12 +343,12 @@ def test_urls(tmp_path, where):
     (photos / ".hidden.png").write_bytes(b"no picture")
     run(photos, tmp_path / "here")
     root = tmp_path.as_uri()
-    if where == "memory":  # a file system of fsspec's, which pyarrow does not have
+    if where == "memory":  # a file system that fsspec has and pyarrow does not
         root = f"memory://{tmp_path.name}"
         fsspec.filesystem("memory").put(str(photos), f"/{tmp_path.name}/photos", recursive=True)
         fsspec.filesystem("memory").put(str(tmp_path / "here"), f"/{tmp_path.name}/here", recursive=True)
     info = run(f"{root}/photos", tmp_path / "there", workers=2)
-    # The reason for which a picture was skipped names the file where there is one, so the bytes differ.
+    # The reason for skipping a picture names its file if there is one, so the bytes differ.
     assert rows(tmp_path / "there") == rows(tmp_path / "here") and info.skipped == 1
     assert info.source == f"{root}/photos" and info.fingerprint == DatasetInfo.load(tmp_path / "here").fingerprint
     run(tmp_path / "here", tmp_path / "again")
@@ -420,7 +420,7 @@ def test_an_interrupted_run_continues(tmp_path, small_units, monkeypatch, stop_a
         patch.setattr(shards, "prepare_image", counting)
         run(photos, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert first + len(calls) <= 51 + plan.UNIT  # nothing is done again but the unit that was cut off
+    assert first + len(calls) <= 51 + plan.UNIT  # only the interrupted unit is repeated
 
 
 def test_interrupted_while_finishing(tmp_path, small_units, monkeypatch):
@@ -445,7 +445,7 @@ def test_a_killed_run_leaves_no_workers_and_continues(tmp_path, small_units):
     script = """if True:
         import importlib, sys
 
-        class NoTorch:  # it takes seconds to import, and preparing does not need it
+        class NoTorch:  # importing PyTorch takes seconds, and `prepare` does not need it
             def find_spec(self, name, *_):
                 assert name != "torch"
 
@@ -456,7 +456,7 @@ def test_a_killed_run_leaves_no_workers_and_continues(tmp_path, small_units):
         preparing.prepare(sys.argv[1], sys.argv[2], size=16, workers=2)
     """
     process = subprocess.Popen([sys.executable, "-c", script, photos, out], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300  # far more than needed, also where the machine is busy
+    deadline = time.monotonic() + 300  # far more than needed, even on a busy machine
     while not any(out.glob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -605,7 +605,7 @@ def test_sources_that_are_no_use(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="can be used"):
         run(tmp_path / "broken", tmp_path / "out")
-    assert not contents(tmp_path / "out")  # a folder that was there stays
+    assert not contents(tmp_path / "out")  # a folder that existed before is kept
 
 
 def test_outputs_that_are_no_use(tmp_path):

@@ -56,7 +56,7 @@ def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000,
-        # Ray's workers are nice by default, and hardly get a core while other tests use them all.
+        # Ray's workers have low priority by default, and get little CPU time while other tests run.
         _system_config={"worker_niceness": 0},
     )  # fmt: skip
     yield ray

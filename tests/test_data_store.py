@@ -252,7 +252,7 @@ def test_a_damaged_cache_is_derived_anew(data, tmp_path, damage):
         store = open_quietly(data)
     assert [message in str(warning.message) for warning in caught] == [True] * (damage != "missing")
     assert np.array_equal(store.values, arrays[0]) and np.array_equal(store.offsets, arrays[1])
-    if message == "can't be used":  # left alone; the triples lie elsewhere
+    if message == "can't be used":  # not used; the triples are stored elsewhere
         assert file.is_symlink() or file.is_dir()
         assert (tmp_path / "user cache" / "triples" / file.name).is_file()
     else:
@@ -278,7 +278,7 @@ def test_a_cache_that_came_with_a_data_set_is_checked(data, tmp_path, monkeypatc
         store = open_quietly(data)
     assert np.array_equal(store.values, expected) and file.read_bytes() == before
 
-    monkeypatch.setattr(store_module, "read_jpeg_bytes", None)  # once checked, it is trusted
+    monkeypatch.setattr(store_module, "read_jpeg_bytes", None)  # trusted after the first check
     assert np.array_equal(open_quietly(data).values, expected)
 
 

@@ -1,6 +1,6 @@
 """Tests of all code that uses a device on simulated devices: placement of tensors, synchronisation, fp64.
 
-Left to a real GPU (`test_gpu`) are CUDA graphs, compilation, the measurement of memory, and everything about speed.
+CUDA graphs, compilation, memory measurement and speed are tested on a real GPU in `test_gpu`.
 """
 
 from __future__ import annotations

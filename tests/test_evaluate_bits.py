@@ -44,7 +44,7 @@ def test_every_coder_holds_the_very_same_coefficients() -> None:
     lepton = pytest.importorskip("lepton_jpeg_python")
     assert lepton.decompress_bytes(coders.lepton(standard)) == standard
     pytest.importorskip("pillow_jxl")
-    # JPEG XL's pixels come from its own inverse transform, so they differ a little from libjpeg's.
+    # JPEG XL has another inverse transform, so its pixels differ slightly from libjpeg's.
     decoded = np.asarray(Image.open(io.BytesIO(coders.jpeg_xl(standard))).convert("RGB")).astype(int)
     assert np.abs(decoded - np.asarray(Image.open(io.BytesIO(standard)).convert("RGB"))).mean() < 4
 

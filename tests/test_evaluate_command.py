@@ -165,7 +165,7 @@ def test_originals_of_a_prepared_set(
     assert "floor" in run(capsys, *command, "--originals", photos)
     other = photo_folder(tmp_path / "other", 3, ("rose", "tulip"), suffix=".jpg")
     assert "is not what" in refused(capsys, *command, "--originals", other)
-    # Other pictures under the same names, where the data set looks for them.
+    # Other pictures with the same names, at the recorded path.
     same_names = tmp_path / "same"
     for path in photos.rglob("*.png"):
         (same_names / path.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)

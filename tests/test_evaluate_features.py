@@ -23,7 +23,7 @@ from dctransformer.evaluate.pictures import Pictures
 from dctransformer.evaluate.small64 import load_small64
 from pictures import photo
 
-# The mean over places of float [b, 3, 16, 16], made by hand: GlobalAveragePool, Flatten.
+# A hand-written ONNX file: the mean over places of float [b, 3, 16, 16] by GlobalAveragePool and Flatten.
 MEAN_ONNX = base64.b64decode(
     "CAg6YwoZCgF4EgFwIhFHbG9iYWxBdmVyYWdlUG9vbAoPCgFwEgF5IgdGbGF0dGVuEgFnWhwKAXgSFwoVCAESEQoDEgFiCgIIAwoCCBAKAggQYhQKAXkS"
     "DwoNCAESCQoDEgFiCgIIA0IECgAQDQ=="

@@ -1,8 +1,8 @@
 """Tests on a real GPU: parity with the CPU, and code paths that only a GPU has. Skipped elsewhere.
 
-None of the tests takes a fixture, so that ``scripts/gpu_session.sh`` can run them without pytest. They passed on an
-H200 when they sampled from all-triples models without guidance only and did not test the reads of whole steps.
-`test_devices` runs the same paths, but for graphs, compilation and memory, on any machine.
+The tests use no fixtures, so that ``scripts/gpu_session.sh`` can run them without pytest. They passed on an H200 before
+they covered texture, guidance and the reads of whole steps. `test_devices` runs the same code on any machine, except
+graphs, compilation and memory.
 """
 
 from __future__ import annotations

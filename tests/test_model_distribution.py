@@ -95,7 +95,7 @@ def test_step_by_step_equals_teacher_forcing(variant: str, given: bool) -> None:
         with torch.inference_mode():
             whole = model(batch)[0]
             first = k * model.config.stride
-            # Begin where the chunk does, and in its middle, as when a picture is continued.
+            # Start at the beginning of the chunk, and in its middle, as for a continued picture.
             for begun in (0, min(7, int(batch.lengths[0] - batch.context[0]) - 1)):
                 _follow(model, sequence, batch, whole, k, first + begun)
 
@@ -314,11 +314,11 @@ def test_chunk_boundaries_do_not_move_the_place_features() -> None:
             for index in range(int(part.lengths[0])):
                 rank = part.ranks[0, index + 1]
                 if rank == order.STOP or rank == part.ranks[0, 1]:
-                    continue  # a channel cut in two counts its own first part
+                    continue  # for a channel cut in two, the first part counts
                 in_whole, in_part = places.of_triple[0, 16 * k + index], part_places.of_triple[0, index]
                 assert places.features is not None and part_places.features is not None
                 difference = (places.features[in_whole] - part_places.features[in_part]).abs().max()
-                # The encoder has seen more by then, so only its share may differ: here it is switched off.
+                # Later chunks have another encoder output, which is therefore switched off here.
                 assert float(difference) < 1e-4
                 compared += 1
     assert compared > 20
@@ -376,7 +376,7 @@ def test_coarse_memory_is_the_mean_of_squares() -> None:
     encoded = torch.randn(2, grid.rows * grid.cols, 3, generator=torch.Generator().manual_seed(0))
     assert coarse(encoded, grid, 0) is encoded
     assert coarse(encoded, grid, 35) is encoded
-    memory = coarse(encoded, grid, 11)  # 2 a side would be 3 × 4
+    memory = coarse(encoded, grid, 11)  # squares of side 2 would be 3 × 4
     by_place = encoded.unflatten(1, (5, 7))
     squares = [by_place[:, down : down + 3, right : right + 3] for down in (0, 3) for right in (0, 3, 6)]
     torch.testing.assert_close(memory, torch.stack([s.flatten(1, 2).mean(1) for s in squares], 1))

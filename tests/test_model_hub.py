@@ -94,7 +94,7 @@ def test_the_card_lists_exactly_the_tasks_that_run(condition: str) -> None:
     }
     assert set(listed) <= set(calls) == {task.phrase for task in TASKS}
     for phrase, call in calls.items():
-        with pytest.raises(ValueError) as error:  # with no pictures asked for, what runs is refused for that
+        with pytest.raises(ValueError) as error:  # supported tasks are refused for lack of pictures
             call()
         refused = re.search(r"was not trained to (.*) \(it can: (.*)\);", str(error.value))
         assert (refused is None) == (phrase in listed), (phrase, str(error.value))

@@ -40,7 +40,7 @@ def test_attention_written_out_is_the_fused_one(
     monkeypatch.setattr(module, "KEPT", 1024 if keep else 1)
     draw = torch.Generator().manual_seed(queries + keys)
     q, g = (torch.randn(2, 3, queries, 16, generator=draw).bfloat16() for _ in range(2))
-    # As the layers have them: heads lie inside tokens.
+    # The memory layout of the layers: heads inside tokens.
     k, v = (torch.randn(2, keys, 3, 16, generator=draw).bfloat16().transpose(1, 2) for _ in range(2))
 
     def ours(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -67,7 +67,7 @@ def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:
     dropped = (y == 0).double()
     assert y.unique().tolist() == [0, pytest.approx(256 / 230)]
     assert dropped.mean() == pytest.approx(26 / 256, abs=0.003)
-    # The bytes of a random word are independent: so are neighbours.
+    # The bytes of a random word are independent, and so are neighbours.
     for shift in range(1, 9):
         both = (dropped * dropped.roll(shift, 1)).mean()
         assert both == pytest.approx((26 / 256) ** 2, abs=0.002)

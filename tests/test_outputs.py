@@ -76,7 +76,7 @@ def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
         assert read_jpeg(path).equal(whole.dct()[i])
         assert np.array_equal(np.asarray(Image.open(files["pngs"][i])), whole.pixels()[i].numpy())
     assert Path(files["sheet"]).is_file() and Path(files["heat_map"]).is_file()
-    # More pictures: those that are there stay; another batch size or number of processes is the same command.
+    # More pictures: existing ones are kept, also with another batch size or number of processes.
     generated.clear()
     generate(model, 5, sampling=dataclasses.replace(ONE, batch=4), out=tmp_path)
     assert generated == [4]

@@ -87,7 +87,7 @@ def test_probabilities_of_all_pictures_sum_to_one(texture_from: int, masked: boo
     known = random_picture(1, 0.2, grid, top=3) * ~opened
     hidden = random_mask(2, 0.3, grid) & ~opened if masked else torch.zeros_like(opened)
     limits = [int(model.limits[RANK_OF_SLOT[block, frequency]]) for _, block, frequency in slots]
-    if texture_from == 2:  # a smaller space of values where every picture costs a pass of the decoders
+    if texture_from == 2:  # fewer values if every picture needs a pass of the decoders
         slots, limits = slots[:1] + slots[2:], limits[:1] + limits[2:]
         opened[0, 1, 20] = False
     else:
@@ -513,7 +513,7 @@ def test_sampling_needs_no_fp64_on_a_device_without_it(monkeypatch: pytest.Monke
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
-                if func is torch.ops.aten.lift_fresh.default:  # numbers that NumPy made, still on the host
+                if func is torch.ops.aten.lift_fresh.default:  # values from NumPy, still on the host
                     continue
                 assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, func
             return result

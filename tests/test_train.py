@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_sentence(data: Path, finished: Path, monkeypatch: py
     """A full disk is reported in one sentence, and the previous checkpoint is preserved."""
     before = (finished / "checkpoint.safetensors").read_bytes()
 
-    # What safetensors raises when the system can't write: not an OSError.
+    # The exception of safetensors for failed writes, which is not an OSError.
     def full(*_args, **_kwargs) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -256,7 +256,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "run the same command again" in out
-    DCTransformer.from_pretrained(tmp_path / "run")  # though nothing was validated yet
+    DCTransformer.from_pretrained(tmp_path / "run")  # although there was no validation yet
     state = json.loads(safe_progress(tmp_path / "run/checkpoint.safetensors"))
     assert state["step"] == json.loads(out.splitlines()[-1])["step"]
     lines = (tmp_path / "run/metrics.jsonl").read_text()

@@ -137,7 +137,7 @@ def test_a_diverged_state_is_never_saved(tmp_path: Path) -> None:
     """If the check is asynchronous, as on a GPU, saving performs it; the sentence names the step."""
     diverging = trainer(tmp_path, micro_batch=None)
     diverging.step(batch_of(4))
-    diverging.device = torch.device("meta")  # no CPU: checked every few steps only
+    diverging.device = torch.device("meta")  # not a CPU: checked every few steps only
     diverging.accumulate = lambda *_: _spoil(diverging.model)  # type: ignore[method-assign]
     diverging.step(batch_of(4), 4)
     diverging.step(batch_of(4), 4)
@@ -155,7 +155,7 @@ def _spoil(model: nn.Module) -> torch.Tensor:
 def uneven(lengths: list[int], config: ModelConfig = CONFIG) -> ChunkBatch:
     """Chunks of the given lengths, stops included, each with another first value."""
     grid = Grid.of_size(config.size, config.size)
-    # Luma's 16 places in each of its channels, in turn.
+    # The 16 luma places, channel by channel.
     lists = [[[c // 16, c % 16, 1 + row] for c in range(length - 1)] for row, length in enumerate(lengths)]
     sequences = [Sequence.from_triples(torch.tensor(t).view(-1, 3), grid, config.null_label) for t in lists]
     return cut_chunks(sequences, [0] * len(lists), 1024, 0)

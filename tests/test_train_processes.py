@@ -115,8 +115,8 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
         assert final == pytest.approx(finals[0], rel=1e-5), name
         assert state.keys() == weights[0].keys()
         for key, value in state.items():
-            # Adam divides gradients by their own size, so where sums nearly cancel the order of adding shows:
-            # tensors are compared as wholes.
+            # Adam divides gradients by their magnitude, so the order of summation matters where sums nearly cancel:
+            # compare whole tensors.
             error = (value.double() - weights[0][key].double()).norm()
             assert error <= 1e-3 * weights[0][key].double().norm() + 1e-5, f"{name}: {key} differs by {error}"
 
@@ -211,7 +211,7 @@ def test_a_killed_process_ends_the_job_and_nothing_is_lost(data: Path, tmp_path:
         with safetensors.safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["progress"])["triples"]
 
-    process = start("--checkpoint-every", "1e-4")  # at every step, which takes most of the time
+    process = start("--checkpoint-every", "1e-4")  # at every step: saving takes most of the time
     while done() < triples / 6:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -18,7 +18,7 @@ def metric_module(name: str) -> Any:
         pytest.skip("torch-fidelity is not installed; pip install --no-deps torch-fidelity")
     package = types.ModuleType("torch_fidelity")
     package.__path__ = list(spec.submodule_search_locations)
-    # Reading pictures, which the formulas import but do not use.
+    # Modules for reading pictures, which the formulas import but do not use.
     utils = types.ModuleType("torch_fidelity.utils")
     utils.__getattr__ = lambda _name: None  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.MonkeyPatch.context() as patch:

@@ -19,10 +19,10 @@ def do_jobs(rank: int, count: int, meeting: Path, jobs: list[dict[str, Any]]) ->
     """Run trainings one after another, and print the result of each as a line of JSON.
 
     Args:
-        rank: number of the process.
-        count: how many there are.
-        meeting: a file by which they meet.
-        jobs: ``data``, ``run``, ``preset`` (changes to `tiny`) and ``config`` of each.
+        rank: rank of the process.
+        count: number of processes.
+        meeting: path of the rendezvous file.
+        jobs: ``data``, ``run``, ``preset`` (changes to `tiny`) and ``config`` of each training.
     """
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)

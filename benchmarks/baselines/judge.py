@@ -79,7 +79,7 @@ class Judge:
         return describe(self.codec.encode(decoded), self.codec)
 
     def two_sample_test(self, pictures: Tensor, is_decoded: bool) -> dict[str, Any] | None:
-        """Classifier two-sample test: how often a classifier tells generated pictures from real ones, by view.
+        """Classifier two-sample test: accuracy of telling generated from real pictures, by view.
 
         All pictures, real ones included, are passed through the codec, so that its artefacts give nothing away.
 
