@@ -29,10 +29,10 @@ LIMITS = Limits(max_megabytes=1)
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Reader]:
     """A reader for a model of 32 × 32 pixels."""
-    reader = Reader(LIMITS, 64, (32, 32), 30)
-    reader.start()
-    yield reader
-    reader.close()
+    file_reader = Reader(LIMITS, 64, (32, 32), 30)
+    file_reader.start()
+    yield file_reader
+    file_reader.close()
 
 
 def slow_file() -> bytes:
