@@ -86,7 +86,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     starts: Literal["uniform", "early"] = "uniform"
-    """Every chunk once an epoch, or early chunks drawn more often, as the paper does (see `data.batches`)."""
+    """Every chunk once per epoch, or early chunks drawn more often, as the paper does."""
     shuffle: Literal["all", "stretches"] = "all"
     """all: a step's chunks come from anywhere in the data. stretches: every row of the batch has a stretch of the data
     to itself, so that each of several processes reads only its share of the files."""
