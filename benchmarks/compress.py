@@ -28,7 +28,7 @@ from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.tasks.compress import Compressed, compress, decompress
 from dctransformer.tasks.dct_file import read_file
-from dctransformer.tasks.models import loaded
+from dctransformer.tasks.models import resolve_model
 from measure import machine
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network = loaded(arguments.model, "cpu")
+    network = resolve_model(arguments.model, "cpu")
     config, codec = network.config, Codec(network.config.quality)
     with tempfile.TemporaryDirectory() as folder:
         files, restored_folder = Path(folder, "files"), Path(folder, "restored")

@@ -39,7 +39,7 @@ from dctransformer.data import TripleStore
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sequence.batches import ChunkBatches
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.sequence.windows import centred, parse_window
+from dctransformer.sequence.windows import centre_window, parse_window
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.trainer import Trainer
 from measure import machine
@@ -108,7 +108,7 @@ def structures(model: DCTransformer, store: TripleStore, window: Grid | None, co
     """Yield the structure of held-out pictures, or of the windows at their centres, as sequences."""
     config = model.config
     for i in range(min(count, len(store))):
-        triples, grid = centred(store.triples(i), store.grid(i), window)
+        triples, grid = centre_window(store.triples(i), store.grid(i), window)
         yield Sequence.from_triples(triples, grid, int(store.labels[i])).structure(config.texture_rank)
 
 

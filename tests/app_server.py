@@ -20,7 +20,7 @@ from dctransformer.app.limits import Limits
 @contextlib.contextmanager
 def running(folder: Path, limits: Limits, **options: Any) -> Iterator[tuple[str, Studio]]:
     """Run a server in a thread, and yield its address and its `Studio`."""
-    with server.prepared(folder, limits, port=0, device="cpu", **options) as (uvicorn_server, sockets, studio):
+    with server.prepare_server(folder, limits, port=0, device="cpu", **options) as (uvicorn_server, sockets, studio):
         thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [sockets]})
         thread.start()
         try:

@@ -20,7 +20,7 @@ from dctransformer.app.limits import Limits
 from dctransformer.app.uploads import read_upload
 from dctransformer.cli import main
 from dctransformer.codec import read_jpeg_bytes, write_jpeg_bytes
-from dctransformer.codec.adapt import own_coefficients
+from dctransformer.codec.adapt import read_own_coefficients
 from dctransformer.codec.metadata import Metadata, read_metadata
 from dctransformer.model.config import preset
 from dctransformer.sequence.conditions import NAMES
@@ -77,7 +77,7 @@ def with_block(block: bytes) -> bytes:
 def test_only_orientations_that_rotate_cost_the_coefficients(orientation: int) -> None:
     """Orientations 0 and 9 are undefined and leave the picture unchanged."""
     data = pillow_jpeg(photo(48, 48), 75, exif=camera_exif(orientation))
-    assert (own_coefficients(data) is None) == (2 <= orientation <= 8)
+    assert (read_own_coefficients(data) is None) == (2 <= orientation <= 8)
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])
@@ -104,7 +104,7 @@ def test_inpaint_keeps_the_coefficients_of_files_with_a_wrong_scan_header(model:
 def test_a_broken_exif_block_is_of_no_concern(block: bytes, recwarn: pytest.WarningsRecorder) -> None:
     """The coefficients are used, nothing is printed, and no version of the picture has the broken block."""
     data = with_block(block)
-    kept = own_coefficients(data)
+    kept = read_own_coefficients(data)
     assert kept is not None and kept.equal(read_jpeg_bytes(data))
     assert read_metadata(data) == Metadata()
     assert not recwarn.list
@@ -117,7 +117,7 @@ def test_whatever_an_exif_parser_raises_is_no_concern(monkeypatch: pytest.Monkey
         raise SyntaxError("not a TIFF file")
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
-    assert own_coefficients(with_block(b"Exif\0\0XXXXXXXX")) is not None
+    assert read_own_coefficients(with_block(b"Exif\0\0XXXXXXXX")) is not None
 
 
 @pytest.mark.parametrize("command", ["colorize", "inpaint", "likelihood", "info", "prepare"])

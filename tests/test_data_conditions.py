@@ -53,7 +53,7 @@ def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
     mixture = Conditions(none=0.4, low=0.3, luma=0.1, region=0.2, tiled=0, first=0.25)
     noise = np.random.default_rng(0)
     counts = dict.fromkeys(("none", "low1", "low2", "low4", "luma", "region"), 0)
-    fixed = {name: conditions.named(name).mask(GRID) for name in counts if name not in ("none", "region")}
+    fixed = {name: conditions.find_condition(name).mask(GRID) for name in counts if name not in ("none", "region")}
     listed_first = 0
     for _ in range(2000):
         given, first = mixture.draw(GRID, noise)
@@ -82,7 +82,7 @@ def test_the_registry_is_complete() -> None:
     assert {task.condition for task in conditions.TASKS} == set(conditions.NAMES)
     assert list(conditions.BY_FACTOR) == list(FACTORS)
     with pytest.raises(ValueError, match="low3"):
-        conditions.named("low3")
+        conditions.find_condition("low3")
 
 
 def test_names_say_what_is_drawn() -> None:
@@ -113,7 +113,7 @@ def test_the_given_part_and_the_rest_list_a_picture_once(name: str) -> None:
     """The given part, followed by the rest conditioned on it, contains every triple once and in order."""
     dct = Codec(quality=30).encode(photo(48, 64, seed=3))
     triples = dct.to_triples()[0]
-    mask = conditions.named(name).mask(GRID)
+    mask = conditions.find_condition(name).mask(GRID)
     assert mask is not None
     first = Sequence.from_triples(triples, GRID, 0, hidden=~mask)
     rest = Sequence.from_triples(triples, GRID, 0, given=mask)

@@ -30,8 +30,8 @@ from dctransformer.sampling.texture import NoiseKey, fill_texture
 from dctransformer.sampling.tiles import Job, complete
 from dctransformer.sequence import conditions
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.sequence.runs import Runs, rounded_up
-from dctransformer.sequence.texture import sampled_texture
+from dctransformer.sequence.runs import Runs, round_up
+from dctransformer.sequence.texture import sample_texture
 from dctransformer.tasks.edit import Options, colorize, continue_, inpaint, upscale
 from dctransformer.tasks.likelihood import likelihood
 from dctransformer.training.config import TrainConfig
@@ -274,7 +274,7 @@ def training_batch(model: DCTransformer) -> ChunkBatch:
     pictures = sequences(model)
     chunks = cut_chunks([s.structure(first) for s in pictures], [0, 0], config.chunk, config.overlap)
     if first < 192:
-        chunks.texture = sampled_texture(pictures, torch.tensor([0.3, 0.6]), 3, first)
+        chunks.texture = sample_texture(pictures, torch.tensor([0.3, 0.6]), 3, first)
         chunks.texture.pictures, chunks.texture.first = 2, first
     return chunks
 
@@ -308,8 +308,8 @@ def test_runs_are_padded_to_few_shapes() -> None:
     runs = Runs.find(batch.ranks[:, 1:])
     padded = runs.padded()
     assert len(padded.row) == 64 and padded.most == 8 and int(padded.of_triple.max()) < len(runs.row)
-    assert len({rounded_up(count, least=64) for count in range(1, 2049)}) < 40
-    assert all(count <= rounded_up(count, least=8) <= 1.125 * count + 8 for count in range(1, 2049))
+    assert len({round_up(count, least=64) for count in range(1, 2049)}) < 40
+    assert all(count <= round_up(count, least=8) <= 1.125 * count + 8 for count in range(1, 2049))
     expected = model(batch)
     torch.testing.assert_close(model(dataclasses.replace(batch, runs=padded)), expected)
 

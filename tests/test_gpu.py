@@ -18,7 +18,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
-from dctransformer.sequence.texture import sampled_texture
+from dctransformer.sequence.texture import sample_texture
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
@@ -99,7 +99,7 @@ def test_the_host_reads_nothing_in_a_step() -> None:
         model = new_model(preset("tiny", size=32, quality=30, texture_from=texture_from), 0)
         batch, first = some_chunks(8), model.config.texture_rank
         if texture_from < 4:
-            batch.texture = sampled_texture(some_sequences(8), torch.full((8,), 0.5), 2, first)
+            batch.texture = sample_texture(some_sequences(8), torch.full((8,), 0.5), 2, first)
             batch.texture.pictures, batch.texture.first = 8, first
         settings = {"batch": 8, "precision": "bf16", "compile": "off", "optimizer": "adamw", "micro_batch": None}
         trainer = Trainer(model, TrainConfig(device="cuda", **settings))

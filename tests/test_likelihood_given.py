@@ -18,7 +18,7 @@ from dctransformer.data import TripleStore, prepare
 from dctransformer.model.config import preset
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import START, Sequence, cut_chunks
-from dctransformer.sequence.conditions import NAMES, named
+from dctransformer.sequence.conditions import NAMES, find_condition
 from dctransformer.tasks.likelihood import likelihood
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
@@ -55,7 +55,7 @@ def test_the_two_parts_are_what_the_network_spends(run: tuple[Path, Path], given
     parts = {k.removesuffix("_bytes_per_image"): v for k, v in summary["given"].items()}
     assert parts["condition"] == given and parts["trained"] is True
     network, store, grid = DCTransformer.from_pretrained(run[0]), TripleStore.open(run[1], "validation"), Grid(4, 5)
-    mask = named(given).mask(grid)
+    mask = find_condition(given).mask(grid)
     assert mask is not None
     pictures = [(store.triples(i), int(store.labels[i])) for i in range(len(store))]
     inside, outside = ([], [])
@@ -80,7 +80,7 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
     """Bits of marked coefficients equal a brute-force count over all decisions."""
     network = DCTransformer.from_pretrained(run[0])
     triples, grid = TripleStore.open(run[1], "validation").triples(0), Grid(4, 5)
-    mask = named(given).mask(grid)
+    mask = find_condition(given).mask(grid)
     assert mask is not None
     planes = gather(mask[None], grid)[0]
     places = gather(torch.ones_like(mask)[None], grid)[0]

@@ -29,7 +29,7 @@ from dctransformer.sampling.rows import Request
 from dctransformer.sampling.running_texture import RunningMix, RunningRates
 from dctransformer.sampling.texture import draw_occupancy, next_channel
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.texture import channels_in_use, sampled_texture, texture_batch
+from dctransformer.sequence.texture import channels_in_use, sample_texture, texture_batch
 from test_model_distribution import triples_of
 
 GRID = Grid(2, 3)
@@ -328,7 +328,7 @@ def test_sampled_channels_stand_for_all() -> None:
     exact = model.texture(texture_batch([sequence], [used], [torch.ones(len(used))]))[0]
     starts = (torch.arange(60) + 0.5) / 60
     estimates = torch.stack(
-        [model.texture(sampled_texture([sequence], u[None], 3, model.config.texture_rank))[0] for u in starts]
+        [model.texture(sample_texture([sequence], u[None], 3, model.config.texture_rank))[0] for u in starts]
     )
     assert len(used) > 3
     torch.testing.assert_close(estimates.mean(0), exact, rtol=0.05, atol=0.1)

@@ -17,7 +17,7 @@ from dctransformer.data import TripleStore, prepare
 from dctransformer.model.config import preset
 from dctransformer.model.texture_state import checkerboard
 from dctransformer.sequence import ChunkBatches, ChunkSampler, Conditions
-from dctransformer.sequence.windows import centred, chunks_by_window, most_chunks, parse_window
+from dctransformer.sequence.windows import centre_window, chunks_by_window, most_chunks, parse_window
 from pictures import photo
 from test_data_shapes import mixed_folder
 
@@ -209,12 +209,12 @@ def test_batches_of_windows_hold_what_the_windows_hold(store):
 def test_windows_at_the_centre(store):
     """Validation scores the window at the centre."""
     for i in range(5):
-        triples, grid = centred(store.triples(i), store.grid(i), Grid(2, 2))
+        triples, grid = centre_window(store.triples(i), store.grid(i), Grid(2, 2))
         picture = store.grid(i)
         top, left = (picture.rows - 2) // 2, (picture.cols - 2) // 2
         assert grid == Grid(2, 2)
         assert torch.equal(triples, crop_triples(store.triples(i), picture, top, left, grid))
-        assert centred(store.triples(i), picture, None)[1] == picture
+        assert centre_window(store.triples(i), picture, None)[1] == picture
 
 
 def test_windows_that_are_refused(store):

@@ -59,7 +59,7 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         # Unlike tempfile's, the file gets the permissions that the umask allows.
         os.close(_create(temporary))
     except OSError as error:
-        raise explained(error, path) from error
+        raise write_error(error, path) from error
     try:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
@@ -70,7 +70,7 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             _sync(path.parent)
     except OSError as error:
-        raise explained(error, path) from error
+        raise write_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -89,7 +89,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def explained(error: OSError, path: Path) -> ValueError:
+def write_error(error: OSError, path: Path) -> ValueError:
     """Return the error for a file that can't be written, as a sentence for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ValueError(f"the disk is full: {path} was not written; free some space and run the command again")
@@ -158,7 +158,7 @@ def check_place(path: str | Path) -> None:
         os.close(_create(probe))
         probe.unlink()
     except OSError as error:
-        raise explained(error, path) from error
+        raise write_error(error, path) from error
 
 
 def make_folder(path: str | Path, names: Iterable[str] = ()) -> Path:
@@ -180,14 +180,14 @@ def make_folder(path: str | Path, names: Iterable[str] = ()) -> Path:
         os.close(_create(probe))
         probe.unlink()
     except OSError as error:
-        raise explained(error, path) from error
+        raise write_error(error, path) from error
     for name in names:
         try:
             os.lstat(path / name)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise explained(error, path / name) from error
+            raise write_error(error, path / name) from error
     sweep(path)
     return path
 
@@ -240,7 +240,7 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
             f"{folder} is in use by {_holder(lock)}; wait for it to end, or choose another folder"
         ) from None
     except OSError as error:
-        raise explained(error, lock) from error
+        raise write_error(error, lock) from error
     try:
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         os.ftruncate(descriptor, 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def validated(cls: type[T], fields: dict[str, Any], where: str) -> T:
+def parse_fields(cls: type[T], fields: dict[str, Any], where: str) -> T:
     """Make a dataclass of settings from the fields of a file; what is left out keeps its default.
 
     Args:

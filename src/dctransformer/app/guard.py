@@ -80,7 +80,7 @@ class Hosts:
             address: the address that this name has.
             public: name under which a proxy shows the page; empty if there is none.
         """
-        self.public = public.lower()
+        self.bound, self.public = bound, public.lower()
         self.names = {"localhost", bound.lower(), self.public} - {""}
         self.addresses = {ip for ip in (_ip(bound), _ip(address)) if ip is not None}
         self.anywhere = any(ip.is_unspecified for ip in self.addresses)

@@ -7,7 +7,7 @@ from torch import Tensor
 from dctransformer.app.render import jpeg_uri, parts, png_uri
 from dctransformer.app.uploads import Inspected
 from dctransformer.codec import Codec, huffman_bytes, order
-from dctransformer.codec.adapt import own_coefficients, requantised
+from dctransformer.codec.adapt import read_own_coefficients, requantise
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.bits import surprise
 from dctransformer.evaluate.plots import heat
@@ -44,9 +44,9 @@ def needed_bits(model: DCTransformer, codec: Codec, name: str, picture: Inspecte
         picture: the inspected picture.
         label: number of its class, or of none.
     """
-    coefficients = own_coefficients(picture.jpeg)
+    coefficients = read_own_coefficients(picture.jpeg)
     assert coefficients is not None
-    dct = requantised(coefficients, codec)
+    dct = requantise(coefficients, codec)
     grid = Grid.of_size(dct.height, dct.width)
     triples = dct.to_triples()[0]
     sequence = Sequence.from_triples(triples, grid, label)

@@ -27,7 +27,7 @@ from dctransformer.app.memory import give_back
 from dctransformer.app.reader import Kind, Reader
 from dctransformer.app.render import canvas, parts, png_uri
 from dctransformer.app.shelf import Picture, Shelf
-from dctransformer.app.uploads import Upload, examples, halved, read_for_inspection, read_upload
+from dctransformer.app.uploads import Upload, examples, halve, read_for_inspection, read_upload
 from dctransformer.app.visitors import counting, visitor
 from dctransformer.files import printable_lines
 
@@ -93,7 +93,7 @@ class Intake:
                 if kind == "inspect":
                     picture: Picture = read_for_inspection(data, limits, shape, quality)
                 else:
-                    picture = read_upload(halved(data) if task == "upscale" else data, limits, side)
+                    picture = read_upload(halve(data) if task == "upscale" else data, limits, side)
                 self.shelf.fix(name, picture)
                 self.shown[task, number] = {"picture": name, "shown": show(task, picture)}
 

@@ -19,12 +19,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dctransformer.app.guard import Guard, Hosts, public_path
 from dctransformer.app.limits import Limits
 from dctransformer.app.visitors import Line, Presence, visitor
 from dctransformer.files import printable
+
+if TYPE_CHECKING:
+    from dctransformer.app.handlers import Studio
+    from dctransformer.app.intake import Intake
 
 CONNECTIONS = 300
 """Most connections at a time."""
@@ -117,7 +121,7 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def prepared(
+def prepare_server(
     model: str | Path, limits: Limits | None = None, *, host: str = "127.0.0.1", port: int = 7860, device: str = "auto",
     root_path: str = "",
 ) -> Iterator[tuple[Any, socket.socket, Any]]:  # fmt: skip
@@ -141,46 +145,22 @@ def prepared(
     require_gradio()
     limits = limits or Limits()
     root, public = public_path(root_path)
-    with contextlib.closing(listen(host, port)) as taken, private_folder() as folder:
+    with contextlib.closing(listen(host, port)) as listener, private_folder() as folder:
         from dctransformer.app.handlers import Studio
         from dctransformer.app.intake import Intake
-        from dctransformer.tasks.models import loaded
+        from dctransformer.tasks.models import resolve_model
 
-        network = loaded(model, device)
+        network = resolve_model(model, device)
         studio = Studio(network, str(model), limits)
         intake = Intake(limits, studio.side, studio.config.trained_shape, studio.config.quality)
         intake.reader.start()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
-        import fastapi
-        import gradio
         import uvicorn
-        from gradio.themes import Default
 
-        from dctransformer.app.page import FOLDER, build
-
-        presence = Presence()
-        page = build(studio, intake.shelf, presence)
-        app = fastapi.FastAPI(openapi_url=None)
-        app.add_route("/pictures/{task}", intake.upload, methods=["POST"])
-        app.add_route("/pictures/{task}/{number:int}", intake.example, methods=["GET"])
-        app = gradio.mount_gradio_app(
-            app, page, path="/", server_name=host, server_port=taken.getsockname()[1],
-            footer_links=[], run_history=False, root_path=root or None, allowed_paths=[], show_error=True,
-            ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, css_paths=[FOLDER / "style.css"],
-            head=f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
-            theme=Default(
-                primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-            ),
-        )  # fmt: skip
-        page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
-        hosts = Hosts(host, taken.getsockname()[0], public)
-        forms = {number: len(fn.inputs) for number, fn in page.fns.items() if fn.fn is not None and fn.queue}
-        line = Line(page._queue, limits.queue)
-        presence.unread = line.unread
-        guarded = Guard(app, hosts, intake.max_bytes, presence, line, forms)
+        bound_address, bound_port = listener.getsockname()[:2]
         settings = uvicorn.Config(
-            guarded,
+            _guarded_app(studio, intake, Hosts(host, bound_address, public), bound_port, root),
             log_level="warning",
             timeout_graceful_shutdown=2,
             ws="none",
@@ -188,9 +168,44 @@ def prepared(
             http=connections(None if public else VISITOR_CONNECTIONS, REQUEST_SECONDS),
         )
         try:
-            yield uvicorn.Server(settings), taken, studio
+            yield uvicorn.Server(settings), listener, studio
         finally:
             intake.reader.close()
+
+
+def _guarded_app(studio: Studio, intake: Intake, hosts: Hosts, port: int, root: str) -> Guard:
+    """Build the page, mount it with the addresses of the intake, and put the guard in front.
+
+    Args:
+        studio: does the work.
+        intake: takes the uploads.
+        hosts: names and addresses by which the page may be called.
+        port: that the server listens on.
+        root: path or address at which a proxy shows the page; empty without one.
+    """
+    import fastapi
+    import gradio
+    from gradio.themes import Default
+
+    from dctransformer.app.page import FOLDER, build
+
+    presence = Presence()
+    page = build(studio, intake.shelf, presence)
+    app = fastapi.FastAPI(openapi_url=None)
+    app.add_route("/pictures/{task}", intake.upload, methods=["POST"])
+    app.add_route("/pictures/{task}/{number:int}", intake.example, methods=["GET"])
+    app = gradio.mount_gradio_app(
+        app, page, path="/", server_name=hosts.bound, server_port=port,
+        footer_links=[], run_history=False, root_path=root or None, allowed_paths=[], show_error=True,
+        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, css_paths=[FOLDER / "style.css"],
+        head=f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+        theme=Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )  # fmt: skip
+    page.has_launched = True  # only then does Gradio check paths; nothing with a path gets as far as that
+    forms = {number: len(fn.inputs) for number, fn in page.fns.items() if fn.fn is not None and fn.queue}
+    line = Line(page._queue, studio.limits.queue)
+    presence.unread = line.unread
+    return Guard(app, hosts, intake.max_bytes, presence, line, forms)
 
 
 def share_heaps() -> bool:
@@ -211,20 +226,24 @@ def serve(
     model: str | Path, limits: Limits | None = None, *, host: str = "127.0.0.1", port: int = 7860, device: str = "auto",
     root_path: str = "",
 ) -> None:  # fmt: skip
-    """Run the page until it is interrupted; see `prepared`."""
+    """Run the page until it is interrupted; see `prepare_server`."""
     share_heaps()
     if threading.current_thread() is threading.main_thread():
         # uvicorn finishes the requests in progress and raises the signal again: then, too, the folder must be deleted.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with prepared(model, limits, host=host, port=port, device=device, root_path=root_path) as (server, taken, _):
-        print(f"the page: {address(taken)}  (stop it with Ctrl-C)", flush=True)
+    with prepare_server(model, limits, host=host, port=port, device=device, root_path=root_path) as (
+        server,
+        listener,
+        _,
+    ):
+        print(f"the page: {address(listener)}  (stop it with Ctrl-C)", flush=True)
         if host not in ("127.0.0.1", "::1", "localhost"):
             print(f"listening on {printable(host)}: whoever reaches this machine can use the page", flush=True)
-        server.run(sockets=[taken])
+        server.run(sockets=[listener])
 
 
-def address(taken: socket.socket) -> str:
+def address(listener: socket.socket) -> str:
     """Return the URL of the page."""
-    host, port = str(taken.getsockname()[0]), taken.getsockname()[1]
+    host, port = str(listener.getsockname()[0]), listener.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dctransformer.app.limits import Limits
 from dctransformer.codec import read_jpeg_bytes
-from dctransformer.codec.adapt import own_coefficients
+from dctransformer.codec.adapt import read_own_coefficients
 from dctransformer.codec.metadata import read_metadata
 from dctransformer.data.images import crop_resize, encode_jpeg, load_image
 from dctransformer.data.rgb import is_srgb
@@ -68,7 +68,7 @@ def read_upload(data: bytes, limits: Limits, side: int | None = None) -> Upload:
         return Upload(np.asarray(fitted), np.asarray(fitted), tuple(notes))
     pixels = np.asarray(picture)
     # The page shows results without a profile, so only coefficients that need none can be used as they are.
-    if own_coefficients(data) is not None and is_srgb(read_metadata(data).profile):
+    if read_own_coefficients(data) is not None and is_srgb(read_metadata(data).profile):
         notes.append("A 4:2:0 JPEG file: its own coefficients are used.")
         return Upload(data, pixels, tuple(notes))
     return Upload(pixels, pixels, tuple(notes))
@@ -149,7 +149,7 @@ def read_for_inspection(data: bytes, limits: Limits, shape: tuple[int, int], qua
             facts |= describe_coefficients(read_jpeg_bytes(data, name="the file"))
         except ValueError as error:  # CMYK, lossless, …: Pillow reads more kinds than have such coefficients
             notes.append(f"Its coefficients can't be shown: {error}.")
-    own = own_coefficients(data) is not None and (height, width) == shape
+    own = read_own_coefficients(data) is not None and (height, width) == shape
     seen = data if own else encode_jpeg(crop_resize(picture, size), quality)
     return Inspected(seen, own, facts, tuple(notes))
 
@@ -179,7 +179,7 @@ def fitting_examples(*, classes: bool) -> dict[str, int]:
     return dict(list(numbers.items())[photographs if classes else 0 :][:MOST_EXAMPLES])
 
 
-def halved(data: bytes) -> bytes:
+def halve(data: bytes) -> bytes:
     """Return a picture at half its size, as the bytes of a PNG file."""
     picture = load_image(data, formats=FORMATS)
     out = io.BytesIO()

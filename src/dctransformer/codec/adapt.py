@@ -23,7 +23,7 @@ from dctransformer.codec.jpeg import read_jpeg_bytes
 from dctransformer.codec.metadata import orientation
 
 
-def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
+def read_own_coefficients(image: str | Path | bytes) -> DCTImage | None:
     """Return a JPEG file's coefficients; None if its pixels must do (another format or sampling, rotated, damaged)."""
     try:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
@@ -42,7 +42,7 @@ def own_coefficients(image: str | Path | bytes) -> DCTImage | None:
     return dct if dct.sampling == "4:2:0" else None
 
 
-def requantised(dct: DCTImage, codec: Codec) -> DCTImage:
+def requantise(dct: DCTImage, codec: Codec) -> DCTImage:
     """Return a DCT image in another quality's tables (unchanged if they are the same)."""
     if torch.equal(dct.luma_table, codec.luma_table) and torch.equal(dct.tables[-1], codec.chroma_table):
         return dct
@@ -63,7 +63,7 @@ def mcu_grid(dct: DCTImage) -> Grid:
     return Grid(-(-dct.height // order.MCU), -(-dct.width // order.MCU))
 
 
-def whole_mcus(dct: DCTImage) -> Tensor:
+def pad_to_mcus(dct: DCTImage) -> Tensor:
     """Return the coefficients of a picture's whole MCUs, int16 ``[N, 6, 64]``.
 
     Luma blocks beyond the picture's last are flat and as bright as their neighbours.
@@ -80,8 +80,8 @@ def whole_mcus(dct: DCTImage) -> Tensor:
     return whole.to_mcus()[0]
 
 
-def cropped(mcus: Tensor, grid: Grid, height: int, width: int, codec: Codec) -> DCTImage:
-    """Make a DCT image of MCUs, without the luma blocks beyond its size: the inverse of `whole_mcus`.
+def crop(mcus: Tensor, grid: Grid, height: int, width: int, codec: Codec) -> DCTImage:
+    """Make a DCT image of MCUs, without the luma blocks beyond its size: the inverse of `pad_to_mcus`.
 
     Args:
         mcus: int16 ``[N, 6, 64]`` in the codec's tables.
@@ -95,7 +95,7 @@ def cropped(mcus: Tensor, grid: Grid, height: int, width: int, codec: Codec) -> 
     return dataclasses.replace(whole, luma=luma, height=height, width=width)
 
 
-def merged(file: DCTImage, new: DCTImage, keep: DCTImage) -> DCTImage:
+def merge(file: DCTImage, new: DCTImage, keep: DCTImage) -> DCTImage:
     """Put new coefficients into a JPEG file's own.
 
     Args:

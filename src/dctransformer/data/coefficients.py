@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order, read_jpeg_bytes
-from dctransformer.codec.adapt import mcu_grid, own_coefficients
+from dctransformer.codec.adapt import mcu_grid, read_own_coefficients
 from dctransformer.codec.grid import CHANNEL_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.triples import ranked, scatter
 from dctransformer.data.images import prepare_image
@@ -97,7 +97,7 @@ class Pictures:
         file = self.path if self.source is None else self.source.read(index)
         if not isinstance(file, bytes):
             check_regular(file)
-        dct = own_coefficients(file)
+        dct = read_own_coefficients(file)
         if dct is None or not self._fits(dct):
             dct = read_jpeg_bytes(prepare_image(file, self.shape, self.codec.quality))
         mcus = dct.to_mcus()[0]

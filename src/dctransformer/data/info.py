@@ -10,7 +10,7 @@ from typing import Any
 from dctransformer.data.images import SUBSAMPLING
 from dctransformer.data.shapes import Shape
 from dctransformer.files import check_regular, write_text
-from dctransformer.settings import validated
+from dctransformer.settings import parse_fields
 
 INFO = "dctransformer.json"
 """Written last, so a folder that has it is complete."""
@@ -121,7 +121,7 @@ class DatasetInfo:
             raise ValueError("it has no version")
         if fields["format"] > FORMAT:
             raise _Newer
-        info = validated(cls, fields, "it")
+        info = parse_fields(cls, fields, "it")
         if not set(info.splits) <= {*SPLITS, "all"} or min([0, *info.splits.values()], default=0) < 0:
             raise ValueError("splits is not a count of train and validation pictures")
         if not 1 <= info.quality <= 100 or not 0 <= info.val_fraction < 1 or info.skipped < 0 or info.format < 1:

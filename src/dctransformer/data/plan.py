@@ -111,7 +111,7 @@ def contents(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
-def described(source: Source, shards: list[Shard]) -> Iterator[str]:
+def describe_plan(source: Source, shards: list[Shard]) -> Iterator[str]:
     """Yield lines that describe the labels and splits that were found, with counts."""
     counts = collections.Counter(item.label for item in source.items)
     if source.labels:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dctransformer.data.images import check_quality
 from dctransformer.data.info import INFO, SKIPPED, SPLITS, DatasetInfo, shard_paths
-from dctransformer.data.plan import Shard, contents, described, fingerprint, has_validation, plan
+from dctransformer.data.plan import Shard, contents, describe_plan, fingerprint, has_validation, plan
 from dctransformer.data.shapes import Shape
 from dctransformer.data.shards import Job, balance, keys_of, labels_of, make_shards, skipped_of
 from dctransformer.data.sources import Source, is_url, open_source, text
@@ -82,13 +82,7 @@ def prepare(
             or a run with other settings, or the disk is full.
     """
     shape = Shape.of(size, long_side, short_side)
-    check_quality(quality)
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction {val_fraction} is not in [0, 1); choose one, say 0.05")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers {workers} is less than 1; leave it out for one per core")
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine {engine!r} is neither local nor ray; choose one")
+    _check_settings(quality, val_fraction, workers, engine)
     out = Path(out).expanduser()
     named = isinstance(source, (str, Path))
     if named and not is_url(source) and out.exists() and out.resolve() == Path(source).expanduser().resolve():
@@ -109,10 +103,7 @@ def prepare(
         fingerprint=fingerprint(listing, shape, quality, val_fraction),
         contents=contents(listing.items),
     )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; choose a folder for the output")
-    if (out / PARTIAL).is_symlink():
-        raise ValueError(f"{out / PARTIAL} is a link; remove it")
+    _check_output(out)
     if (out / INFO).is_file() and not update:
         present = DatasetInfo.load(out)
         _require_same(present, info, f"{out} holds a data set")
@@ -128,6 +119,25 @@ def prepare(
         finished = work(plan(listing, shape, val_fraction), out, info)
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
         return finished
+
+
+def _check_settings(quality: int, val_fraction: float, workers: int | None, engine: str) -> None:
+    """Raise ValueError for settings of `prepare` that are out of range."""
+    check_quality(quality)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction {val_fraction} is not in [0, 1); choose one, say 0.05")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers {workers} is less than 1; leave it out for one per core")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine {engine!r} is neither local nor ray; choose one")
+
+
+def _check_output(out: Path) -> None:
+    """Raise ValueError for an output that is a file, or whose pieces a link would lead elsewhere."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose a folder for the output")
+    if (out / PARTIAL).is_symlink():
+        raise ValueError(f"{out / PARTIAL} is a link; remove it")
 
 
 def _make(
@@ -148,7 +158,7 @@ def _make(
         return path if staged is None or path.is_file() else staged / path.name
 
     if progress:
-        for line in described(listing, shards):
+        for line in describe_plan(listing, shards):
             tqdm.write(printable(line), file=sys.stderr)
     job = Job(listing, out / PARTIAL, info.target, info.quality)
     make_shards(job, shards, path_of, info.labels, workers, progress, engine)

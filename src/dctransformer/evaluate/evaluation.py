@@ -33,7 +33,7 @@ from dctransformer.sampling.engine import sample
 from dctransformer.sampling.likelihood import code_lengths, require_finite
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.labels import drawn_labels
+from dctransformer.sequence.labels import draw_labels
 from dctransformer.settings import check_ranges
 from dctransformer.training.run_folder import SETTINGS
 
@@ -91,7 +91,7 @@ def evaluate(
             found = of_folder(config.samples, network.config.trained_shape).first(config.num)
             facts = {"pictures": len(found), "folder": str(config.samples)}
         else:
-            found, facts = None, sampled(config.num, sampling, bool(network.config.num_labels))
+            found, facts = None, describe_sampling(config.num, sampling, bool(network.config.num_labels))
 
         @functools.cache
         def drawn() -> Samples:
@@ -212,7 +212,7 @@ def score(
     return settings, scores
 
 
-def sampled(number: int, sampling: SampleConfig, labelled: bool) -> dict[str, Any]:
+def describe_sampling(number: int, sampling: SampleConfig, labelled: bool) -> dict[str, Any]:
     """Return the settings of pictures that `draw_samples` generated, for reports."""
     labels = "those of the reference pictures, in their order" if labelled else "none"
     return {"pictures": number, "folder": None, **dataclasses.asdict(sampling), "labels": labels}
@@ -274,7 +274,7 @@ def draw_samples(
     if reference is not None:
         labels = [reference.labels[i % len(reference)] for i in range(number)]
     else:
-        labels = drawn_labels(config, number, sampling.seed)
+        labels = draw_labels(config, number, sampling.seed)
     with tqdm(total=number, desc="sampling", unit="img", disable=not progress) as bar:
 
         def report(triples: int, finished: int) -> None:

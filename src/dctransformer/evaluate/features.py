@@ -29,7 +29,13 @@ Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 PUBLISHED = "inception"
 
-DISTANCES = {"fid": "frechet", "sfid": "spatial-frechet", "precision": "precision", "recall": "recall", "kid": "kernel"}
+METRIC_NAMES = {
+    "fid": "frechet",
+    "sfid": "spatial-frechet",
+    "precision": "precision",
+    "recall": "recall",
+    "kid": "kernel",
+}
 """Name of each metric for another network than Inception, after that network's name."""
 
 SPATIAL_CHANNELS = 7
@@ -56,7 +62,7 @@ class Extractor:
 
     def metric(self, name: str) -> str:
         """Return a metric's name in reports: ``fid`` for Inception, ``small64-frechet`` and the like otherwise."""
-        return name if self.name == PUBLISHED else f"{self.name}-{DISTANCES[name]}"
+        return name if self.name == PUBLISHED else f"{self.name}-{METRIC_NAMES[name]}"
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the features of a batch, on the CPU.

@@ -92,7 +92,7 @@ def radii(features: Tensor, k: int = NEIGHBOUR) -> Tensor:
     return torch.cat([distances(part, features).kthvalue(k + 1).values for part in features.split(_ROWS)])
 
 
-def covered(points: Tensor, centres: Tensor, radius: Tensor) -> float:
+def coverage(points: Tensor, centres: Tensor, radius: Tensor) -> float:
     """Return the part of ``points`` that lie in at least one ball around a centre."""
     inside = [(distances(part, centres) <= radius).any(1) for part in points.split(_ROWS)]
     return float(torch.cat(inside).double().mean())
@@ -116,7 +116,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = NEIGHBOUR) -> tup
     Raises:
         ValueError: a set has no more than k rows.
     """
-    return covered(generated, real, radii(real, k)), covered(real, generated, radii(generated, k))
+    return coverage(generated, real, radii(real, k)), coverage(real, generated, radii(generated, k))
 
 
 def kernel_distance(

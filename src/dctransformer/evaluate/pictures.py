@@ -29,7 +29,7 @@ from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.sequence.labels import model_labels
-from dctransformer.sequence.windows import centred
+from dctransformer.sequence.windows import centre_window
 
 _CHECKED = 8
 """Originals whose coefficients are compared with those of the prepared set."""
@@ -135,7 +135,7 @@ class Reference:
         return [self._centred(int(i))[0] for i in self.order]
 
     def _centred(self, picture: int) -> tuple[Tensor, Grid]:
-        return centred(self.store.triples(picture), self.store.grid(picture), self.window)
+        return centre_window(self.store.triples(picture), self.store.grid(picture), self.window)
 
     @property
     def round_trip(self) -> Pictures:
@@ -278,7 +278,7 @@ def _read_from(source: Source, chosen: list[int], shape: Shape, grid: Grid | Non
 
 
 def _window(picture: np.ndarray, window: Grid | None) -> np.ndarray:
-    """Return the pixels of the window at a picture's centre, where `centred` puts it."""
+    """Return the pixels of the window at a picture's centre, where `centre_window` puts it."""
     grid = Grid.of_size(*picture.shape[:2])
     inner = grid.within(window)
     top, left = ((whole - part) // 2 * codec_order.MCU for whole, part in

@@ -26,11 +26,11 @@ from dctransformer.evaluate.cache import cached, extract
 from dctransformer.evaluate.config import DISTANCES, EvaluateConfig
 from dctransformer.evaluate.evaluation import (
     RESULT,
+    describe_sampling,
     draw_samples,
     feature_widths,
     recognise,
     require_enough,
-    sampled,
     score,
     weights_hash,
 )
@@ -209,7 +209,7 @@ class _Work:
         settings, scores = score(
             extractor, training, lambda: of_samples(samples), self.num, tuple(possible), config, progress=self.progress
         )
-        generated = sampled(self.num, self.sampling, bool(self.network.config.num_labels))
+        generated = describe_sampling(self.num, self.sampling, bool(self.network.config.num_labels))
         return {
             "model": self.name,
             "data": str(self.data),

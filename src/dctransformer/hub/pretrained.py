@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dctransformer.files import first_line, write_tensors, write_text
 from dctransformer.hub.compatibility import ADDED, current_name, current_shape, without_retired
-from dctransformer.hub.storage import SCALE, check_type, restored, stored
+from dctransformer.hub.storage import SCALE, check_type, pack_weights, unpack_weights
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.conditions import CONDITIONS
@@ -188,7 +188,7 @@ def read_weights(folder: str | Path, expected: dict[str, Tensor]) -> dict[str, T
     path = Path(folder) / WEIGHTS
     check_header(folder, expected)
     try:
-        tensors = restored({current_name(name): tensor for name, tensor in load_file(path).items()})
+        tensors = unpack_weights({current_name(name): tensor for name, tensor in load_file(path).items()})
     except (OSError, MemoryError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     for name, tensor in tensors.items():
@@ -271,5 +271,5 @@ def save_model(model: DCTransformer, folder: str | Path, dtype: torch.dtype | No
     Raises:
         ValueError: the folder can't be written, or weights can't be stored as that dtype.
     """
-    write_weights(stored(model, dtype), folder)
+    write_weights(pack_weights(model, dtype), folder)
     write_config(model.config, folder)

@@ -19,7 +19,7 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 _LARGEST = 127
 
 
-def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def pack_weights(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return a model's tensors as they are to be written.
 
     Args:
@@ -55,7 +55,7 @@ def _quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8).view(matrix.shape), scale
 
 
-def restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unpack_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a file in fp32; each weight must have passed `check_type`.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dctransformer.codec.grid import Grid
 from dctransformer.model.context import States
-from dctransformer.model.ops import taken
+from dctransformer.model.ops import take
 
 POINTER = 64
 """Size of the pointer's queries and keys over encoder features."""
@@ -85,4 +85,4 @@ class Places:
         """Return the same channel's values at each decision's positions, ``[B, L, …]``; outside the picture, any."""
         count = self.same.shape[1]
         run = self.of_triple.view(*self.of_triple.shape, *[1] * (position.ndim - 2))
-        return taken(self.same, run * count + position.clamp(max=count - 1))
+        return take(self.same, run * count + position.clamp(max=count - 1))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, Len
 
 from dctransformer.codec import order
-from dctransformer.settings import check_ranges, validated
+from dctransformer.settings import check_ranges, parse_fields
 
 MAX_LAYERS, MAX_FEED_FORWARDS = 128, 16
 
@@ -181,7 +181,7 @@ class ModelConfig(Architecture):
         Raises:
             ValueError: a field is unknown (the nearest known one is named), of another type, or out of its range.
         """
-        return validated(cls, fields, "the model config")
+        return parse_fields(cls, fields, "the model config")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from dctransformer.model.chunk_state import PLACE_POINTER, POINTER, Context, Pla
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import BEFORE, NEIGHBOURS
 from dctransformer.model.legality import NEVER, ValueAlphabet, legal_channels, legal_positions
-from dctransformer.model.ops import rows_at, taken
+from dctransformer.model.ops import rows_at, take
 from dctransformer.sequence.chunks import START
 
 
@@ -175,7 +175,7 @@ class PositionHead(nn.Module):
         inside, here = here < grid.positions, here.clamp(max=grid.positions - 1)
         side = torch.arange(BEFORE, device=cursor.device)[:, None]
         row = self.is_chroma[rank][..., None, None] * NEIGHBOURS + side
-        near = taken(context.neighbours, row * grid.positions + here[:, :, None])
+        near = take(context.neighbours, row * grid.positions + here[:, :, None])
         size = places.same_at(near).abs().log1p() * (near <= cursor[..., None, None])
         added = (weight[..., None] * size).sum(-2) * inside
         return score.scatter_add(-1, here, added.to(score.dtype))

@@ -39,7 +39,7 @@ def rows_at(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def taken(x: Tensor, index: Tensor) -> Tensor:
+def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather elements as `torch.take` does, in less than half the time on a CPU."""
     return x.flatten().index_select(0, index.flatten()).view_as(index)
 

@@ -24,7 +24,7 @@ def compilable_numbers() -> AbstractContextManager[Any]:
     return torch._dynamo.config.patch(capture_scalar_outputs=True)
 
 
-def compiled(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
+def compile_part(part: Callable[[Stepper], Any], device: torch.device) -> Callable[[Stepper], Any]:
     """Compile a part of a stepper's step, for that stepper alone.
 
     A stepper's tensors keep their shapes, so guards, which would take longer than many a kernel, are left out. Nothing
@@ -54,7 +54,7 @@ class Stepper:
         self.graph: Any = None
         self.parts: tuple[Callable, ...] = (Stepper._choose_channel, Stepper._choose_rest)
         if compile:
-            self.parts = tuple(compiled(part, noise.device) for part in self.parts)
+            self.parts = tuple(compile_part(part, noise.device) for part in self.parts)
         self.load(decoding, noise, draws)
 
     def load(self, decoding: Decoding, noise: Tensor, draws: Draws) -> None:

@@ -15,7 +15,7 @@ from dctransformer.data.store import TripleStore
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.sequence.sampler import ChunkSampler, Shuffle, Starts
-from dctransformer.sequence.texture import TextureBatch, sampled_texture
+from dctransformer.sequence.texture import TextureBatch, sample_texture
 
 
 class ChunkBatches(Dataset[ChunkBatch]):
@@ -141,7 +141,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         places = [self.sampler.rows.index(row) for row in rows]
         uniform = np.random.default_rng([self.sampler.seed, 13, step]).random(self.sampler.batch)[rows]
         chosen = [sequences[place] for place in places]
-        texture = sampled_texture(chosen, torch.from_numpy(uniform), self.texture_channels, self.texture_from)
+        texture = sample_texture(chosen, torch.from_numpy(uniform), self.texture_channels, self.texture_from)
         weight = torch.tensor([weights[place] for place in places])
         return dataclasses.replace(
             texture, weight=texture.weight * weight[:, None], use_weight=weight, pictures=self.textures,

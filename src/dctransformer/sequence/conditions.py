@@ -113,7 +113,7 @@ BY_FACTOR = {c.factor: c for c in reversed(CONDITIONS.values()) if c.factor is n
 """The condition of each upscaling factor: 2, 4, 8."""
 
 
-def named(name: str) -> Condition:
+def find_condition(name: str) -> Condition:
     """Return the condition called ``name``.
 
     Raises:

@@ -55,7 +55,7 @@ def label_name(config: Labelled, number: int) -> str:
     return config.label_names[number] if config.label_names else str(number)
 
 
-def drawn_labels(config: Labelled, count: int, seed: int) -> list[int]:
+def draw_labels(config: Labelled, count: int, seed: int) -> list[int]:
     """Draw a class for each of ``count`` pictures from (seed, its number); the null label if there are no classes."""
     if not config.num_labels:
         return [config.null_label] * count

@@ -45,9 +45,9 @@ class Runs:
 
     def padded(self) -> Runs:
         """Add runs of no triples, so that shapes take few values and kernels can be captured."""
-        spare = rounded_up(len(self.row), least=64) - len(self.row)
+        spare = round_up(len(self.row), least=64) - len(self.row)
         row, index, rank = (F.pad(x, (0, spare)) for x in (self.row, self.index, self.rank))
-        return Runs(self.of_triple, row, index, rank, rounded_up(self.most, least=8))
+        return Runs(self.of_triple, row, index, rank, round_up(self.most, least=8))
 
     def to(self, device: torch.device | str) -> Runs:
         """Return the runs on another device."""
@@ -56,7 +56,7 @@ class Runs:
         return Runs(of_triple, row, index, rank, self.most)
 
 
-def rounded_up(count: int, least: int) -> int:
+def round_up(count: int, least: int) -> int:
     """Round up by at most an eighth, to one of eight numbers per power of 2; small ones to ``least``, a power of 2."""
     step = max(least, 1 << max(0, (count - 1).bit_length() - 4)) if count > least else least
     return -(-count // step) * step

@@ -108,7 +108,7 @@ def texture_batch(
     )
 
 
-def sampled_texture(sequences: list[Sequence], uniform: Tensor, channels: int, first: int) -> TextureBatch:
+def sample_texture(sequences: list[Sequence], uniform: Tensor, channels: int, first: int) -> TextureBatch:
     """Build a training batch: some channels of each picture, weighted so that they stand for all that are in use.
 
     The channels are equally spaced among those in use, from a random start, so that low and high ones both occur and

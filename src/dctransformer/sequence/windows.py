@@ -69,7 +69,7 @@ def most_chunks(triples: np.ndarray, pictures: np.ndarray, windows: np.ndarray, 
     return np.minimum(-(-(triples + 1) // stride), np.ceil(share * triples / stride).astype(np.int64) + 1)
 
 
-def centred(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
+def centre_window(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
     """Return the window at the centre of a picture (half an MCU up and left where there is no centre), and its grid."""
     grid = picture.within(window)
     if grid == picture:
@@ -80,7 +80,7 @@ def centred(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor
 
 def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:
     """Return the bytes of libjpeg's optimised Huffman code for the window at a picture's centre, headers left out."""
-    triples, grid = centred(store.triples(index), store.grid(index), window)
+    triples, grid = centre_window(store.triples(index), store.grid(index), window)
     if grid == store.grid(index):
         return int(store.huffman_bytes[index])
     dct = Codec(store.info.quality).from_triples(triples, order.MCU * grid.rows, order.MCU * grid.cols)

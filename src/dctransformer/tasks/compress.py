@@ -33,7 +33,7 @@ from dctransformer.tasks.dct_file import (
     fingerprint,
     read_file,
 )  # fmt: skip
-from dctransformer.tasks.models import Model, loaded
+from dctransformer.tasks.models import Model, resolve_model
 
 Progress = Callable[[int, int], None]
 """Called with the number of pictures done, and their total."""
@@ -107,7 +107,7 @@ def compress(
     """
     check_positive(num=num, batch=batch)
     require_constriction()
-    network = loaded(model, device)
+    network = resolve_model(model, device)
     config, name = network.config, _stored_name(model)
     pictures = Pictures(data, split, config, exclude=Path(out))
     count = len(pictures) if num is None else min(num, len(pictures))
@@ -269,7 +269,7 @@ def decompress(
     """
     require_constriction()
     resolve_device(device)
-    network = None if model is None else loaded(model, device)
+    network = None if model is None else resolve_model(model, device)
     work = _Decompression(source, out, device, progress)
     for key, files in work.by_model(network, str(model)).items():
         work.decode(key, files)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
-from dctransformer.codec.adapt import cropped, mcu_grid, merged, own_coefficients, requantised, whole_mcus
+from dctransformer.codec.adapt import crop, mcu_grid, merge, pad_to_mcus, read_own_coefficients, requantise
 from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.metadata import Metadata, read_metadata
@@ -37,8 +37,8 @@ from dctransformer.sequence.conditions import BY_FACTOR
 from dctransformer.sequence.labels import label_number
 from dctransformer.settings import check_positive
 from dctransformer.sheets import MOST, captioned_rows
-from dctransformer.tasks.models import Model, loaded
-from dctransformer.tasks.outputs import Outputs, identity, listed
+from dctransformer.tasks.models import Model, resolve_model
+from dctransformer.tasks.outputs import Outputs, identity, list_paths
 
 Source = str | Path | bytes | np.ndarray
 """A picture: a file, the bytes of one, or uint8 RGB ``[H, W, 3]``."""
@@ -103,7 +103,7 @@ class _Canvas:
 
     def picture(self, mcus: Tensor, codec: Codec) -> DCTImage:
         """Return the MCUs as a DCT image of the canvas's true size."""
-        return cropped(mcus, self.grid, self.height, self.width, codec)
+        return crop(mcus, self.grid, self.height, self.width, codec)
 
 
 # The tasks ------------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def continue_(
 def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTransformer, Options]:
     options = options or Options()
     check_positive(num=options.num)
-    network = loaded(name, options.device, condition)
+    network = resolve_model(name, options.device, condition)
     if options.label is not None:
         label_number(network.config, options.label)
     return network, options
@@ -291,13 +291,13 @@ def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     """Return a picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
     if isinstance(image, (str, Path)):
         check_regular(image)
-    file = None if isinstance(image, np.ndarray) else own_coefficients(image)
+    file = None if isinstance(image, np.ndarray) else read_own_coefficients(image)
     if file is None or isinstance(image, np.ndarray):
         dct, metadata = codec.encode(_pixels(image).copy()), Metadata()
     else:
-        dct = requantised(file, codec)
+        dct = requantise(file, codec)
         metadata = read_metadata(image if isinstance(image, bytes) else Path(image).read_bytes())
-    return _Canvas(name, whole_mcus(dct), mcu_grid(dct), dct.height, dct.width, file, metadata)
+    return _Canvas(name, pad_to_mcus(dct), mcu_grid(dct), dct.height, dct.width, file, metadata)
 
 
 def _hole(canvas: _Canvas, bright: np.ndarray | None, box: tuple[int, int, int, int] | None) -> Tensor:
@@ -396,7 +396,7 @@ def _into_file(canvas: _Canvas, mcus: Tensor, given: Tensor, codec: Codec) -> DC
     result = canvas.picture(mcus, codec)
     if canvas.file is None:
         return result
-    return merged(canvas.file, result, canvas.picture(given.to(torch.int16), codec))
+    return merge(canvas.file, result, canvas.picture(given.to(torch.int16), codec))
 
 
 def save_edits(edits: list[Edited], out: str | Path, *, written: bool = False) -> dict[str, Any]:
@@ -428,4 +428,4 @@ def save_edits(edits: list[Edited], out: str | Path, *, written: bool = False) -
     captions = ["known", *(f"-{k}" for k in range(len(rows[0]) - 1))]
     with atomic_write(sheet) as temporary:
         captioned_rows(rows, captions).save(temporary, format="PNG")
-    return {**listed(out, names), "sheet": str(sheet)}
+    return {**list_paths(out, names), "sheet": str(sheet)}

@@ -20,11 +20,11 @@ from dctransformer.sampling.engine import check_sampling, fill
 from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request, Samples, Snapshot
 from dctransformer.sampling.tiles import Job, complete, tile_of
-from dctransformer.sequence.labels import drawn_labels, label_name, label_number
+from dctransformer.sequence.labels import draw_labels, label_name, label_number
 from dctransformer.settings import check_positive
 from dctransformer.sheets import MOST, contact_sheet, heat_map_sheet
-from dctransformer.tasks.models import Model, loaded
-from dctransformer.tasks.outputs import Outputs, identity, listed
+from dctransformer.tasks.models import Model, resolve_model
+from dctransformer.tasks.outputs import Outputs, identity, list_paths
 
 
 def generate(
@@ -63,10 +63,10 @@ def generate(
         ValueError: the model, the label, the size or a number is impossible, or the model was not trained for this.
     """
     sampling = sampling or SampleConfig()
-    network = loaded(model, device, "none")
+    network = resolve_model(model, device, "none")
     shape = network.config
     check_positive(num=num)
-    labels = drawn_labels(shape, num, sampling.seed) if label is None else [label_number(shape, label)] * num
+    labels = draw_labels(shape, num, sampling.seed) if label is None else [label_number(shape, label)] * num
     grid = Grid.of_size(*(size or shape.trained_shape))
     if tile_of(shape, grid) != grid:
         _check_tiles(shape, grid, "this model" if network is model else str(model))
@@ -197,4 +197,4 @@ def save_samples(samples: Samples, names: list[str], out: str | Path, *, written
         contact_sheet(pixels, captions=names[:MOST] if any(names) else None).save(temporary, format="PNG")
     with atomic_write(heat) as temporary:
         heat_map_sheet(pixels, shown.places()).save(temporary, format="PNG")
-    return {**listed(out, map(_name, range(count))), "sheet": str(sheet), "heat_map": str(heat)}
+    return {**list_paths(out, map(_name, range(count))), "sheet": str(sheet), "heat_map": str(heat)}

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dctransformer.codec.grid import Grid
 from dctransformer.data.opening import open_pictures
-from dctransformer.sampling.likelihood import code_lengths, require_finite
+from dctransformer.sampling.likelihood import CodeLengths, code_lengths, require_finite
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.conditions import named
+from dctransformer.sequence.conditions import find_condition
 from dctransformer.sequence.labels import model_labels
-from dctransformer.sequence.windows import centred, huffman_bytes
+from dctransformer.sequence.windows import centre_window, huffman_bytes
 from dctransformer.settings import check_positive
-from dctransformer.tasks.models import Model, loaded
+from dctransformer.tasks.models import Model, resolve_model
 
 
 def likelihood(
@@ -59,8 +60,8 @@ def likelihood(
         ValueError: the model or the data is missing or doesn't fit, or the model's probabilities are not finite.
     """
     check_positive(num=num, batch=batch)
-    condition = named(given)
-    network = loaded(model, device)
+    condition = find_condition(given)
+    network = resolve_model(model, device)
     config = network.config
     store = open_pictures(data, split, config, any_size=True, progress=show)
     count = len(store) if num is None else min(num, len(store))
@@ -77,7 +78,7 @@ def likelihood(
 
     def sequences(part: str = "") -> Iterator[Sequence]:
         for i, label in enumerate(labels):
-            triples, grid = centred(store.triples(i), store.grid(i), known)
+            triples, grid = centre_window(store.triples(i), store.grid(i), known)
             mask = masks[grid]
             options = {} if mask is None or not part else {"hidden": ~mask} if part == "hidden" else {"given": mask}
             yield Sequence.from_triples(triples, grid, label, **options)
@@ -87,16 +88,9 @@ def likelihood(
     require_finite(lengths.bits, str(model) if isinstance(model, str | Path) else "in memory")
     summary = lengths.summary()
     if lengths.marked is not None:
-        first = code_lengths(network, sequences("hidden"), batch=batch).bits.sum((1, 2))
-        rest = code_lengths(network, sequences("given"), batch=batch).bits.sum((1, 2))
-        whole = lengths.bits.sum((1, 2))
-        parts = {
-            "given_first": first, "rest_given": rest, "sum": first + rest,
-            "given_unconditional": lengths.marked, "rest_unconditional": whole - lengths.marked,
-        }  # fmt: skip
-        summary["given"] = {"condition": given, "trained": given in config.conditions} | {
-            f"{name}_bytes_per_image": float(bits.mean()) / 8 for name, bits in parts.items()
-        }
+        first, rest = (code_lengths(network, sequences(part), batch=batch) for part in ("hidden", "given"))
+        bytes_by_part = _bytes_by_part(lengths, lengths.marked, first, rest)
+        summary["given"] = {"condition": given, "trained": given in config.conditions, **bytes_by_part}
     return {
         **summary,
         "huffman_bytes_per_image": float(np.mean([huffman_bytes(store, i, known) for i in range(count)])),
@@ -106,3 +100,22 @@ def likelihood(
         "size": store.info.size or str(store.info.target),
         "windows": cut,
     }
+
+
+def _bytes_by_part(
+    unconditional: CodeLengths, marked: Tensor, first: CodeLengths, rest: CodeLengths
+) -> dict[str, float]:
+    """Return mean bytes per image of the given part and of the rest, under a condition and without one.
+
+    Args:
+        unconditional: of the whole pictures.
+        marked: fp64 ``[n]``, the bits in ``unconditional`` that are about the given part.
+        first: of the given part, listed first while the rest is unknown.
+        rest: of the rest when that part is given.
+    """
+    whole, first_bits, rest_bits = (lengths.bits.sum((1, 2)) for lengths in (unconditional, first, rest))
+    parts = {
+        "given_first": first_bits, "rest_given": rest_bits, "sum": first_bits + rest_bits,
+        "given_unconditional": marked, "rest_unconditional": whole - marked,
+    }  # fmt: skip
+    return {f"{name}_bytes_per_image": float(bits.mean()) / 8 for name, bits in parts.items()}

@@ -13,7 +13,7 @@ Model = str | Path | DCTransformer
 """A run folder, a saved model's folder, ``hf:owner/name``, shipped weights; or a model that is loaded already."""
 
 
-def loaded(model: Model, device: str = "auto", condition: str | None = None) -> DCTransformer:
+def resolve_model(model: Model, device: str = "auto", condition: str | None = None) -> DCTransformer:
     """Load a model onto a device; one that is loaded already stays where it is.
 
     Args:

@@ -109,7 +109,7 @@ class Outputs:
         write_jpeg(dct, jpeg, metadata)
 
 
-def listed(folder: str | Path, names: Iterable[str]) -> dict[str, list[str]]:
+def list_paths(folder: str | Path, names: Iterable[str]) -> dict[str, list[str]]:
     """Return the paths of pictures as strings: ``files`` (JPEG) and ``pngs``."""
     names = list(names)
     return {

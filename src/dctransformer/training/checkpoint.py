@@ -17,7 +17,7 @@ from dctransformer.hub.compatibility import ADDED, current_name, current_shape
 from dctransformer.hub.pretrained import load_model
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.labels import model_labels
-from dctransformer.training.distributed import full_alike, placed_like
+from dctransformer.training.distributed import gather_alike, placed_like
 from dctransformer.training.optimizer import Optimizers
 
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
@@ -45,7 +45,7 @@ def save_checkpoint(
         states = {f"optimizer.{key}.{name}": value for key, value in optimizer.state_of(p).items()}
         values = {f"weights.{name}": p.detach(), f"average.{name}": mean, **states}
         alike = [key for key, value in values.items() if value.shape == p.shape]  # all but the number of steps
-        values |= zip(alike, full_alike([values[key] for key in alike]), strict=True)
+        values |= zip(alike, gather_alike([values[key] for key in alike]), strict=True)
         if write:
             tensors |= {key: value.cpu().contiguous() for key, value in values.items()}
     if write:

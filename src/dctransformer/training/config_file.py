@@ -29,7 +29,7 @@ from typing import Any
 from dctransformer.files import check_regular
 from dctransformer.hub.compatibility import without_retired
 from dctransformer.model.config import PRESETS, Architecture, ModelConfig, preset
-from dctransformer.settings import validated
+from dctransformer.settings import parse_fields
 from dctransformer.training.config import TrainConfig
 
 if typing.TYPE_CHECKING:
@@ -144,10 +144,10 @@ def read_config_file(path: str | Path) -> ConfigFile:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     try:
-        read = validated(ConfigFile, fields, "the file")
+        read = parse_fields(ConfigFile, fields, "the file")
         shape = PRESETS.get(str(read.preset), {})
         read = dataclasses.replace(read, model=without_retired(read.model, shape.get("local_context", True)))
-        validated(Architecture, read.model, "model")  # whether it fits the preset is checked below
+        parse_fields(Architecture, read.model, "model")  # whether it fits the preset is checked below
         read.train.check()
         read.model_config()
     except ValueError as error:

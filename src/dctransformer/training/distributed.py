@@ -216,7 +216,9 @@ def _meet(rank: int, count: int) -> Any:
 # Weights of which each process holds all, or a share ------------------------------------------------------------------
 
 
-def choose(kind: Literal["auto", "ddp", "fsdp"], model: nn.Module, processes: Processes, device: torch.device) -> str:
+def choose_parallelism(
+    kind: Literal["auto", "ddp", "fsdp"], model: nn.Module, processes: Processes, device: torch.device
+) -> str:
     """Choose ``single``, ``ddp`` or ``fsdp``; auto shards if all states would fill over a third of a GPU's memory."""
     if processes.count == 1:
         return "single"
@@ -268,24 +270,24 @@ def last_pass(module: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def local(x: Tensor) -> Tensor:
+def local_shard(x: Tensor) -> Tensor:
     """Return the process's shard of a tensor (all of one that is not sharded)."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def full(x: Tensor) -> Tensor:
+def gather_full(x: Tensor) -> Tensor:
     """Gather a whole tensor from its shards; every process must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def full_alike(parts: Sequence[Tensor]) -> list[Tensor]:
+def gather_alike(parts: Sequence[Tensor]) -> list[Tensor]:
     """Gather whole tensors of one shape that are sharded alike, by one message; every process must call it."""
     first = parts[0]
     if not isinstance(first, DTensor):
         return list(parts)
     shape = torch.Size((*first.shape, len(parts)))
     together = DTensor.from_local(
-        torch.stack([local(x) for x in parts], -1), first.device_mesh, first.placements, run_check=False,
+        torch.stack([local_shard(x) for x in parts], -1), first.device_mesh, first.placements, run_check=False,
         shape=shape, stride=torch.empty(shape, device="meta").stride(),
     )  # fmt: skip
     return list(together.full_tensor().unbind(-1))
@@ -299,13 +301,13 @@ def placed_like(whole: Tensor, x: Tensor) -> Tensor:
     return whole
 
 
-def full_model(model: nn.Module) -> DCTransformer:
+def gather_model(model: nn.Module) -> DCTransformer:
     """Gather the model with all its weights in this process; every process must call it."""
     assert isinstance(model, DCTransformer), "only a DCTransformer is validated and sampled"
     parameters = dict(model.named_parameters())
     if not any(isinstance(p, DTensor) for p in parameters.values()):
         return model
-    state = {name: full(p.detach()) for name, p in parameters.items()}
+    state = {name: gather_full(p.detach()) for name, p in parameters.items()}
     copy = DCTransformer(model.config)
     copy.load_state_dict(state)
     return copy.to(model.device).eval().requires_grad_(False)

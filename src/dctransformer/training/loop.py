@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dctransformer.data.store import TripleStore
-from dctransformer.files import check_place, explained, locked_folder, printable
+from dctransformer.files import check_place, locked_folder, printable, write_error
 from dctransformer.model.config import ModelConfig
 from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
@@ -88,7 +88,7 @@ def _train(
     try:
         return training_loop(trainer, steps, held_out, folder, show)
     except OSError as error:
-        raise explained(error, folder.path) from error
+        raise write_error(error, folder.path) from error
 
 
 def training_loop(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dctransformer.sequence.chunks import ChunkBatch
-from dctransformer.training.distributed import local
+from dctransformer.training.distributed import local_shard
 
 if TYPE_CHECKING:
     from dctransformer.training.trainer import Trainer
@@ -73,7 +73,7 @@ def largest_micro_batch(trainer: Trainer, batch: ChunkBatch) -> int:
     """
     free, _ = torch.cuda.mem_get_info(trainer.device)
     available = free + torch.cuda.memory_reserved(trainer.device)
-    states = sum(2 * local(p).nbytes for p in trainer.model.parameters() if not trainer.optimizer.began(p))
+    states = sum(2 * local_shard(p).nbytes for p in trainer.model.parameters() if not trainer.optimizer.began(p))
     limit = 0.9 * available - states  # a part is lost between blocks, and chunks differ
     limit = min(gathered[0] for gathered in trainer.processes.all_gather([limit]))
     return largest_fitting(lambda size: _peak(trainer, batch, size), limit, len(batch.labels))

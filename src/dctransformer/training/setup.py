@@ -23,7 +23,7 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
     Raises:
         ValueError: the window is larger than every picture, or pictures are larger than the model's position tables.
     """
-    sides, counts = np.unique(window_grids(store, window_of(config)), axis=0, return_counts=True)
+    sides, counts = np.unique(window_grids(store, training_window(config)), axis=0, return_counts=True)
     height, width = (int(side) * order.MCU for side in sides[counts.argmax()])
     extent = tuple(int(side) * order.MCU for side in sides.max(0))
     largest = shape.max_grid * order.BLOCK
@@ -48,7 +48,7 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
     )
 
 
-def window_of(config: TrainConfig) -> Grid | None:
+def training_window(config: TrainConfig) -> Grid | None:
     """Return the grid of the windows to train on; None for whole pictures."""
     return None if config.window is None else parse_window(config.window)
 
@@ -67,7 +67,7 @@ class Steps(ChunkBatches):
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
-            shuffle=config.shuffle, starts=config.starts, window=window_of(config), texture_from=model.texture_rank,
-            texture=config.texture, texture_channels=config.texture_channels,
+            shuffle=config.shuffle, starts=config.starts, window=training_window(config),
+            texture_from=model.texture_rank, texture=config.texture, texture_channels=config.texture_channels,
             positions=model.max_grid // 2 if config.offsets else 0,
         )  # fmt: skip

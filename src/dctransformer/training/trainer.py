@@ -20,7 +20,15 @@ from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.bands import nats_by_band
 from dctransformer.training.checkpoint import load_checkpoint, save_checkpoint
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.distributed import Processes, choose, full, last_pass, local, replicate, shard
+from dctransformer.training.distributed import (
+    Processes,
+    choose_parallelism,
+    gather_full,
+    last_pass,
+    local_shard,
+    replicate,
+    shard,
+)
 from dctransformer.training.memory import by_length, largest_micro_batch, split, too_large
 from dctransformer.training.optimizer import learning_rate, make_optimizer
 
@@ -81,7 +89,7 @@ class Trainer:
         self.device = processes.device(resolve_device(config.device))
         self.precision = processes.same_as_first(resolve_precision(config.precision, self.device), ("fp32", "bf16"))
         self.model = model
-        self.parallel = choose(config.parallel, model, processes, self.device)
+        self.parallel = choose_parallelism(config.parallel, model, processes, self.device)
         self.config = config = config.resolved(sharded=self.parallel == "fsdp")
         for layer in model.modules():
             if isinstance(layer, Layer):
@@ -140,7 +148,7 @@ class Trainer:
             if not out_of_memory(error):
                 raise
             raise ValueError(too_large(self, batch)) from error  # pyright: ignore[reportArgumentType]
-        norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        norm = gather_full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         first = ~torch.isfinite(norm) & (self._diverged_at < 0)
         self._diverged_at.masked_fill_(first, progress.step)
         if self.device.type == "cpu" or progress.step % CHECK_EVERY == 0:
@@ -199,7 +207,7 @@ class Trainer:
     def _update_ema(self) -> None:
         """Move the EMA towards the weights, faster at the start."""
         decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))
-        means, weights = ([local(p) for p in m.parameters()] for m in (self.ema, self.model))
+        means, weights = ([local_shard(p) for p in m.parameters()] for m in (self.ema, self.model))
         torch._foreach_lerp_(means, weights, 1 - decay)  # pyright: ignore
 
     def _dropout_seed(self) -> int:

@@ -17,13 +17,13 @@ from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling.likelihood import FIELDS, CodeLengths, code_lengths
 from dctransformer.sequence.chunks import Sequence
-from dctransformer.sequence.windows import centred, huffman_bytes
+from dctransformer.sequence.windows import centre_window, huffman_bytes
 from dctransformer.training.bands import bits_per_triple
 from dctransformer.training.config import TrainConfig
-from dctransformer.training.distributed import Processes, full_model
+from dctransformer.training.distributed import Processes, gather_model
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
-from dctransformer.training.setup import window_of
+from dctransformer.training.setup import training_window
 from dctransformer.training.trainer import Trainer
 
 
@@ -35,7 +35,7 @@ def validation_sequences(
         label = int(store.labels[i])
         if not 0 <= label < model.num_labels:
             label = model.null_label
-        triples, grid = centred(store.triples(i), store.grid(i), window)
+        triples, grid = centre_window(store.triples(i), store.grid(i), window)
         yield Sequence.from_triples(triples, grid, label)
 
 
@@ -43,7 +43,7 @@ def what_is_scored(store: TripleStore, config: TrainConfig) -> str:
     """Return a sentence for the log on the part of the held-out pictures that validation scores."""
     if not len(store):
         return "there are no validation pictures"
-    window = window_of(config)
+    window = training_window(config)
     if window is None:
         sizes = [grid.size for grid in store.grids]
         shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes, most often {sizes[0]}"
@@ -64,7 +64,7 @@ def save_ema(trainer: Trainer, folder: RunFolder, *, replace: bool = True) -> No
         folder: of the run.
         replace: also where there are weights already.
     """
-    model = full_model(trainer.ema)
+    model = gather_model(trainer.ema)
     if trainer.processes.first and (replace or not folder.weights.exists()):
         save_model(model, folder.path)
 
@@ -72,11 +72,11 @@ def save_ema(trainer: Trainer, folder: RunFolder, *, replace: bool = True) -> No
 def validate(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: Log) -> None:
     """Score the EMA weights on the first held-out pictures; keep them in the run folder if they are the best so far."""
     trainer.check_finite()
-    model = full_model(trainer.ema)
+    model = gather_model(trainer.ema)
     if not len(held_out):
         save_ema(trainer, folder)
         return
-    scores = score(model, held_out, trainer.config.eval_images, trainer.processes, window_of(trainer.config))
+    scores = score(model, held_out, trainer.config.eval_images, trainer.processes, training_window(trainer.config))
     if scores["bytes_per_image"] < trainer.progress.best or not folder.weights.exists():
         trainer.progress.best = scores["bytes_per_image"]
         save_ema(trainer, folder)
@@ -89,7 +89,7 @@ def score_kept(trainer: Trainer, held_out: TripleStore, folder: RunFolder, log: 
     if not len(held_out):
         return {}
     kept = load_model(folder.path, trainer.device)
-    scores = score(kept, held_out, None, trainer.processes, window_of(trainer.config))
+    scores = score(kept, held_out, None, trainer.processes, training_window(trainer.config))
     log.scores("final", scores)
     return scores
 
@@ -135,7 +135,7 @@ def draw_sheet(trainer: Trainer, folder: RunFolder, log: Log) -> None:
     from dctransformer.sampling.engine import sample
     from dctransformer.sheets import contact_sheet
 
-    model = full_model(trainer.ema)
+    model = gather_model(trainer.ema)
     if trainer.processes.first:
         classes = model.config.num_labels
         labels = [7 * i % classes for i in range(16)] if classes else None

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from dctransformer.data.sources.arrange import File, shown
+from dctransformer.data.sources.arrange import File, drop_hidden
 from dctransformer.data.sources.base import split_of
 from dctransformer.data.sources.folders import FileSource
 
@@ -56,7 +56,7 @@ class ArchiveSource(FileSource):
                     where[name] = place
                     files.append(file._replace(path=name, split=split))
         self.sequential = any(_is_compressed(path) for path in self.paths)
-        kept, notes = shown(files if self.sequential else sorted(files))
+        kept, notes = drop_hidden(files if self.sequential else sorted(files))
         if several and numbered:
             notes.append(f"{len(self.paths)} archives are taken as pieces of one set")
         self._places = where

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dctransformer.data.formats import register_optional_readers
-from dctransformer.data.sources.base import SPLIT_NAMES, Item, counted, label_notes, number_labels
+from dctransformer.data.sources.base import SPLIT_NAMES, Item, count_noun, label_notes, number_labels
 from dctransformer.data.sources.metadata import METADATA, NoLabels, read_labels
 
 # Pictures that Pillow may not read: listed as skipped rather than passed over in silence.
@@ -77,7 +77,7 @@ def is_left_out(folder: str) -> bool:
     return folder.startswith(".") or folder.casefold() in _LEFT_OUT
 
 
-def shown(paths: list[File]) -> tuple[list[File], list[str]]:
+def drop_hidden(paths: list[File]) -> tuple[list[File], list[str]]:
     """Return the files that are neither hidden nor in folders left out, sorted; and notes."""
     kept, left_out = [], collections.Counter()
     for file in paths:
@@ -89,7 +89,7 @@ def shown(paths: list[File]) -> tuple[list[File], list[str]]:
             kept.append(file)
     notes = []
     for name, count in sorted(left_out.items()):
-        notes.append(f"left out: {counted(count, 'file')} in folders named {name}")
+        notes.append(f"left out: {count_noun(count, 'file')} in folders named {name}")
     return kept, notes
 
 

@@ -121,7 +121,7 @@ def _label_name(value: Any) -> str | None:
     return unicodedata.normalize("NFC", name)
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """Put a number before a noun that takes an s in the plural."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 

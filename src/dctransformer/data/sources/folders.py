@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 import pyarrow.fs as pafs
 
-from dctransformer.data.sources.arrange import Arrangement, File, arrange, is_left_out, shown
+from dctransformer.data.sources.arrange import Arrangement, File, arrange, drop_hidden, is_left_out
 
 
 class FileSource:
@@ -105,7 +105,7 @@ def walk(root: Path, exclude: Path | None) -> tuple[list[File], list[str]]:
         seen.add(real)
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
-        # Rubbish is counted by `shown`, so only hidden folders are left out here.
+        # Rubbish is counted by `drop_hidden`, so only hidden folders are left out here.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         outside += [
             prefix + name
@@ -127,7 +127,7 @@ def walk(root: Path, exclude: Path | None) -> tuple[list[File], list[str]]:
     if outside:
         names = ", ".join(outside[:3]) + (", …" if len(outside) > 3 else "")
         notes.append(f"{len(outside):,} links lead out of {root} ({names}); what they lead to is taken, too")
-    files, more = shown(sorted(found))
+    files, more = drop_hidden(sorted(found))
     return files, notes + more
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dctransformer.data.sources.archives import ArchiveSource, is_archive
-from dctransformer.data.sources.arrange import File, is_picture, shown
-from dctransformer.data.sources.base import Source, counted
+from dctransformer.data.sources.arrange import File, drop_hidden, is_picture
+from dctransformer.data.sources.base import Source, count_noun
 from dctransformer.data.sources.folders import FolderSource, UrlSource, walk
 from dctransformer.data.sources.hub import hub_source, loaded_source, saved_source
 from dctransformer.data.sources.parquet import NoPictures, ParquetSource
@@ -82,7 +82,9 @@ def _source_of(
         try:
             found = ParquetSource([root / p for p in tables], root, filesystem, labels)
             if pictures:
-                notes.append(f"the Parquet files are taken, not the {counted(pictures, 'picture file')} next to them")
+                notes.append(
+                    f"the Parquet files are taken, not the {count_noun(pictures, 'picture file')} next to them"
+                )
             found.notes[:0] = notes
             return found
         except NoPictures:
@@ -151,5 +153,5 @@ def _url_source(url: str, labels: str | None) -> Source:
         for f in found
         if f.type == pafs.FileType.File
     ]
-    kept, notes = shown(sorted(files))
+    kept, notes = drop_hidden(sorted(files))
     return _source_of(root, kept, notes, url, filesystem, labels)
