@@ -27,7 +27,7 @@ from dctransformer.tasks.edit import (
     colorize,
     continue_,
     inpaint,
-    requantised,
+    requantise,
     save_edits,
     upscale,
 )
@@ -199,8 +199,8 @@ def test_waves_keep_the_order_where_tiles_overlap(grid: Grid, size: Grid) -> Non
 def test_requantising_to_the_same_tables_changes_nothing() -> None:
     """Requantising to the same tables is lossless, and to coarser ones equals division by them."""
     dct = Codec(90).encode(photo(48, 48, 1))
-    assert requantised(dct, Codec(90)) is dct
-    coarse = requantised(dct, Codec(30))
+    assert requantise(dct, Codec(90)) is dct
+    coarse = requantise(dct, Codec(30))
     expected = (dct.luma.double() * dct.luma_table / coarse.luma_table).round()
     assert torch.equal(coarse.luma.double(), expected)
     assert torch.equal(coarse.luma_table, Codec(30).luma_table)
