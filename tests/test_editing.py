@@ -64,6 +64,23 @@ def mcus(dct: DCTImage) -> Tensor:
     return dct.to_mcus()[0]
 
 
+def test_pictures_of_any_kind_give_the_same(model: Path, tmp_path: Path) -> None:
+    """A path, a file's bytes, an array and a Pillow image, in a list or alone; a grey Pillow image becomes RGB."""
+    pixels = pictures(1, (32, 32))[0]
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    kinds = [path, str(path), path.read_bytes(), pixels, Image.open(path)]
+    edits = colorize(model, kinds, Options())
+    assert [edit.name for edit in edits] == ["picture", "picture-2", "picture-2-2", "picture-3", "picture-4"]
+    for kind in (path, pixels, Image.fromarray(pixels)):
+        edits += colorize(model, kind)
+    for edit in edits[1:]:
+        assert all(torch.equal(a.luma, b.luma) for a, b in zip(edit.results, edits[0].results, strict=True))
+    assert len(colorize(model, Image.fromarray(pixels).convert("L"))) == 1
+    with pytest.raises(ValueError, match="not Tensor"):
+        colorize(model, [torch.from_numpy(pixels.copy())])  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
 def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tuple[int, int]) -> None:

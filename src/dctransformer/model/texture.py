@@ -283,6 +283,8 @@ class Texture(nn.Module):
         planes = torch.stack(
             [channels.settled.float(), channels.occupied.float(), size, size * channels.values.sign()], dim=1
         ).unflatten(2, (2 * grid.rows, grid.width))
+        # Channels last: the features of a place lie together, as those that they are added to do.
+        planes = planes.contiguous(memory_format=torch.channels_last)
         if channels.kind == 1:  # every other row and column
             dilated = convolutions[1]
             assert isinstance(dilated, nn.Conv2d)
@@ -293,8 +295,10 @@ class Texture(nn.Module):
         else:
             chroma = (self.is_chroma[channels.rank] == 1)[:, None, None, None]
             around = torch.where(chroma, convolutions[1](planes), convolutions[0](planes))
-        index = where[..., None].expand(-1, -1, channels.features.shape[-1])
-        return (channels.features + around.flatten(2).transpose(1, 2)).gather(1, index)
+        features = channels.features + around.permute(0, 2, 3, 1).flatten(1, 2)
+        count, places, _ = features.shape
+        index = where + places * torch.arange(count, device=where.device)[:, None]
+        return features.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, where.shape)
 
     # -- occupancy ----------------------------------------------------------------------------------------------
 

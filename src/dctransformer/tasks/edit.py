@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dctransformer.codec import Codec, DCTImage, order
@@ -26,6 +27,7 @@ from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.metadata import Metadata, read_metadata
 from dctransformer.codec.resize import check_factor, enlarged_corners
 from dctransformer.data.images import load_image
+from dctransformer.data.rgb import as_rgb
 from dctransformer.files import atomic_write, check_regular
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.processes import useful_workers
@@ -40,8 +42,8 @@ from dctransformer.sheets import MOST, captioned_rows
 from dctransformer.tasks.models import Model, resolve_model
 from dctransformer.tasks.outputs import Outputs, identity, list_paths
 
-Source = str | Path | bytes | np.ndarray
-"""A picture: a file, the bytes of one, or uint8 RGB ``[H, W, 3]``."""
+Source = str | Path | bytes | np.ndarray | Image.Image
+"""A picture: a file, the bytes of one, uint8 RGB ``[H, W, 3]``, or Pillow's."""
 
 
 @dataclasses.dataclass
@@ -109,7 +111,9 @@ class _Canvas:
 # The tasks ------------------------------------------------------------------------------------------------------------
 
 
-def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Options | None = None) -> list[Edited]:
+def upscale(
+    model: Model, images: Source | Sequence[Source], factor: int = 2, options: Options | None = None
+) -> list[Edited]:
     """Enlarge pictures: their own content becomes the low frequencies, the high ones are generated.
 
     Args:
@@ -128,7 +132,8 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     network, options = _model(model, options, BY_FACTOR[factor].name)
     codec = Codec(network.config.quality)
     canvases, masks, before = [], [], []
-    for name, pixels in zip(_names(images), map(_pixels, images), strict=True):
+    for name, image in _named(images):
+        pixels = _pixels(image)
         _check_size(name, pixels.shape[1] * factor, pixels.shape[0] * factor)
         low = enlarged_corners(torch.from_numpy(pixels.copy())[None], factor, codec)
         grid = Grid.of_size(low.height, low.width)
@@ -139,7 +144,7 @@ def upscale(model: Model, images: Sequence[Source], factor: int = 2, options: Op
     return _run(network, canvases, masks, before, options)
 
 
-def colorize(model: Model, images: Sequence[Source], options: Options | None = None) -> list[Edited]:
+def colorize(model: Model, images: Source | Sequence[Source], options: Options | None = None) -> list[Edited]:
     """Give pictures colours: luma stays, chroma is generated (colours that a picture has are ignored).
 
     Args:
@@ -152,7 +157,7 @@ def colorize(model: Model, images: Sequence[Source], options: Options | None = N
     """
     network, options = _model(model, options, "luma")
     codec = Codec(network.config.quality)
-    canvases = [_canvas(image, name, codec) for image, name in zip(images, _names(images), strict=True)]
+    canvases = [_canvas(image, name, codec) for name, image in _named(images)]
     masks, before = [], []
     for canvas in canvases:
         given = given_masks.luma(canvas.grid)
@@ -165,7 +170,7 @@ def colorize(model: Model, images: Sequence[Source], options: Options | None = N
 
 def inpaint(
     model: Model,
-    images: Sequence[Source],
+    images: Source | Sequence[Source],
     mask: Source | None = None,
     box: tuple[int, int, int, int] | None = None,
     options: Options | None = None,
@@ -187,7 +192,7 @@ def inpaint(
         raise ValueError("say what is to be replaced: give either a mask or a box")
     network, options = _model(model, options, "region")
     codec = Codec(network.config.quality)
-    canvases = [_canvas(image, name, codec) for image, name in zip(images, _names(images), strict=True)]
+    canvases = [_canvas(image, name, codec) for name, image in _named(images)]
     bright = None if mask is None else _pixels(mask).mean(2) > 127
     masks, before = [], []
     for canvas in canvases:
@@ -202,7 +207,7 @@ def inpaint(
 
 def continue_(
     model: Model,
-    images: Sequence[Source],
+    images: Source | Sequence[Source],
     bands: int | None = None,
     triples: int | None = None,
     options: Options | None = None,
@@ -226,7 +231,7 @@ def continue_(
     check_positive(triples=triples)
     network, options = _model(model, options, "none")
     codec = Codec(network.config.quality)
-    canvases = [_canvas(image, name, codec) for image, name in zip(images, _names(images), strict=True)]
+    canvases = [_canvas(image, name, codec) for name, image in _named(images)]
     masks, before = [], []
     for canvas in canvases:
         key = RANK_OF_SLOT * canvas.grid.positions + canvas.grid.block_position[:, :, None]
@@ -255,18 +260,24 @@ def _model(name: Model, options: Options | None, condition: str) -> tuple[DCTran
     return network, options
 
 
-def _names(images: Sequence[Source]) -> list[str]:
-    """Return a name for each picture's results, no two alike."""
+def _named(images: Source | Sequence[Source]) -> list[tuple[str, Source]]:
+    """Return each picture with a name for its results, no two alike."""
+    if isinstance(images, Source) and not (isinstance(images, np.ndarray) and images.ndim != 3):
+        images = [images]
     if not len(images):
         raise ValueError("there are no pictures; give one or more")
-    names: list[str] = []
+    named: dict[str, Source] = {}
     for i, image in enumerate(images):
-        name = f"picture-{i}" if isinstance(image, (bytes, np.ndarray)) else Path(image).stem
+        if not isinstance(image, Source):
+            raise ValueError(
+                f"pictures are paths, bytes, Pillow images or uint8 arrays [H, W, 3], not {type(image).__name__}"
+            )
+        name = Path(image).stem if isinstance(image, (str, Path)) else f"picture-{i}"
         base, again = name, 2
-        while name in names:
+        while name in named:
             name, again = f"{base}-{again}", again + 1
-        names.append(name)
-    return names
+        named[name] = image
+    return list(named.items())
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -284,15 +295,15 @@ def _pixels(image: Source) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"pictures are uint8 [H, W, 3], not {image.dtype} {list(image.shape)}; convert yours")
         return image
-    return np.asarray(load_image(image))
+    return np.asarray(as_rgb(image) if isinstance(image, Image.Image) else load_image(image))
 
 
 def _canvas(image: Source, name: str, codec: Codec) -> _Canvas:
     """Return a picture in the model's tables; a 4:2:0 JPEG's coefficients are taken from the file, not from pixels."""
     if isinstance(image, (str, Path)):
         check_regular(image)
-    file = None if isinstance(image, np.ndarray) else read_own_coefficients(image)
-    if file is None or isinstance(image, np.ndarray):
+    file = None if isinstance(image, (np.ndarray, Image.Image)) else read_own_coefficients(image)
+    if file is None or isinstance(image, (np.ndarray, Image.Image)):
         dct, metadata = codec.encode(_pixels(image).copy()), Metadata()
     else:
         dct = requantise(file, codec)
