@@ -172,7 +172,8 @@ def test_pictures_that_are_too_narrow_are_skipped(tmp_path, capsys):
     ("options", "message"),
     [
         (["--size", "100x64"], "size 100x64 is not a positive multiple of 16 pixels each way; choose 96x64, say"),
-        (["--size", "70000x16"], "size 70000x16 is longer than the 65,535 pixels"),
+        (["--size", "70000x16"], "size 70000x16 is longer than the 65,500 pixels"),
+        (["--size", "65504x16"], "size 65504x16 is longer than the 65,500 pixels"),
         (["--size", "large"], "size large is not a positive multiple of 16"),
         (["--long-side", "8"], "long side 8 is not a positive multiple of 16; choose one, say 384"),
         (["--short-side", "-16"], "short side -16 is not a positive multiple of 16"),

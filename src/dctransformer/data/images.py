@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 from dctransformer.codec import check_scans
+from dctransformer.codec.jpeg import MAX_PIXELS
 from dctransformer.codec.metadata import orientation
 from dctransformer.codec.order import check_quality
 from dctransformer.data.formats import png_without_text, reason, register_optional_readers
@@ -18,9 +19,6 @@ from dctransformer.data.shapes import Shape
 from dctransformer.files import check_regular
 
 __all__ = ["as_rgb", "check_quality", "crop_resize", "encode_jpeg", "load_image", "prepare_image"]
-
-MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded (Pillow's own limit for decompression bombs)."""
 
 DRAFT_GAP = 3
 """A JPEG may be decoded at 1/2, 1/4 or 1/8 size as long as it stays this many times larger than asked for."""

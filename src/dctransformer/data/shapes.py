@@ -8,9 +8,7 @@ import re
 from PIL import Image
 
 from dctransformer.codec import order
-
-MAX_SIDE = 65_535
-"""Longest side of a JPEG file in pixels."""
+from dctransformer.codec.jpeg import MAX_SIDE
 
 _WORDS = {"size": "size", "long_side": "long side", "short_side": "short side"}
 
@@ -34,7 +32,7 @@ def parse_size(text: str | int, name: str = "size") -> tuple[int, int]:
             f"{name} {text} is not a positive multiple of {order.MCU} pixels each way; choose {choose}, say"
         )
     if max(sides) > MAX_SIDE:
-        raise ValueError(f"{name} {text} is longer than the {MAX_SIDE:,} pixels that a JPEG file can have; choose less")
+        raise ValueError(f"{name} {text} is longer than the {MAX_SIDE:,} pixels that libjpeg writes; choose less")
     return sides
 
 
@@ -66,7 +64,7 @@ class Shape:
                 if isinstance(side, bool) or not isinstance(side, int) or side < order.MCU or side % order.MCU:
                     raise ValueError(f"{words} {side} is not a positive multiple of {order.MCU}; choose one, say 384")
                 if side > MAX_SIDE:
-                    raise ValueError(f"{words} {side} is beyond JPEG's {MAX_SIDE:,} pixels; choose less")
+                    raise ValueError(f"{words} {side} is beyond libjpeg's {MAX_SIDE:,} pixels; choose less")
 
     @classmethod
     def of(
@@ -155,7 +153,7 @@ class Shape:
             raise ValueError(f"at {self} a {width}x{height} picture has a side of {shown:.0f} pixels, less than an MCU")
         if max(sides) > MAX_SIDE:
             raise ValueError(
-                f"at {self} a {width}x{height} picture is longer than JPEG's {MAX_SIDE:,} pixels; choose a smaller size"
+                f"at {self} a {width}x{height} picture is longer than libjpeg's {MAX_SIDE:,}; choose a smaller size"
             )
         return sides[0], sides[1]
 
