@@ -173,8 +173,8 @@ def generate(system: System, args: Args, labels: list[int], folder: Path) -> tup
         write_tensors(path, {"pictures": generated}, {})
         log(f"{system.name}: {len(generated)} pictures in {facts['clock']:.0f} s")
     timings = {
-        "seconds_a_sample": facts["clock"] / len(generated),
-        "wall_seconds_a_sample": facts["wall"] / len(generated),
+        "seconds_per_sample": facts["clock"] / len(generated),
+        "wall_seconds_per_sample": facts["wall"] / len(generated),
     }
     return generated[: args.num], timings
 
@@ -269,7 +269,7 @@ def tables(rows: list[list[dict[str, Any]]], extra: dict[str, Any]) -> str:
         costs.append([
             first["system"], f"{first['parameters'] / 1e6:.2f}M", of_stages(first, "learning_rate"),
             of_stages(first, "images_per_second"), f"{first['tokens']:,.0f}",
-            figures([row["seconds_a_sample"] for row in seeds], ".2f"),
+            figures([row["seconds_per_sample"] for row in seeds], ".2f"),
             figures([row["bits_per_pixel"] for row in seeds], ".3f"),
         ])  # fmt: skip
     return "\n".join("".join("| " + " | ".join(line) + " |\n" for line in part) for part in (lines, costs))

@@ -79,8 +79,8 @@ def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "triples": round(triples),
         "step_seconds": statistics.median(times),
         "step_mib": memory,
-        "seconds_a_triple": engine,
-        "decoder_seconds_a_triple": engine - encoder,
+        "seconds_per_triple": engine,
+        "decoder_seconds_per_triple": engine - encoder,
         "sample_seconds": engine * triples,
         "parameters": parameters,
     }
@@ -180,7 +180,7 @@ def main() -> None:
         rows.append(row)
         cells = (
             f"{size}", f"{row['triples']}", f"{row['step_seconds']:.3f}", f"{row['step_mib']:.0f}",
-            f"{row['seconds_a_triple'] * 1e3:.2f}", f"{row['decoder_seconds_a_triple'] * 1e3:.2f}",
+            f"{row['seconds_per_triple'] * 1e3:.2f}", f"{row['decoder_seconds_per_triple'] * 1e3:.2f}",
             f"{row['sample_seconds']:.1f}",
         )  # fmt: skip
         print(" ".join(f"{cell:>13s}" for cell in cells), flush=True)

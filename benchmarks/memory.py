@@ -73,7 +73,7 @@ def main() -> None:
             fits = [max(0, int((0.9 * gib * 2**30 - states) / per_chunk)) for gib in arguments.gib]
             table.append(
                 {"preset": name, "size": size, "quality": config.quality, "parameters": count, "chunk": config.chunk,
-                 "states_gib": round(states / 2**30, 2), "mib_a_chunk": round(per_chunk / 2**20, 1),
+                 "states_gib": round(states / 2**30, 2), "mib_per_chunk": round(per_chunk / 2**20, 1),
                  "fits": dict(zip(map(str, arguments.gib), fits, strict=True))}
             )  # fmt: skip
             print(

@@ -125,7 +125,7 @@ def cached(
         extractor: the network.
         pictures: at least one.
         folder: of the cache; None for that of `cache_folder`.
-        keep: see `extract`; a file that holds fewer is made anew.
+        keep: see `extract`; a file that holds fewer is written again.
         progress: show a bar.
 
     Raises:
