@@ -8,10 +8,10 @@ the same classes, which are scored against the training pictures before the code
 are trained) and after it (on which DCTransformer is trained), by features and by the classifier two-sample test, which
 needs no features. See docs/baselines.md.
 
-Weights, pictures and the row of each system are written to FOLDER as soon as they are finished. The same command, also
-with another ``--num`` or ``--features``, continues from there. The outputs are tables (``table.md``), a sheet of
-samples (``sheet.png``) and one line of JSON, in which ``ratio`` is the Fréchet distance to the originals of the best
-baseline divided by that of DCTransformer, averaged over the seeds.
+Training writes a checkpoint every two minutes; weights, pictures and the row of each system are written to FOLDER as
+soon as they are finished. The same command, also with another ``--num`` or ``--features``, continues from there. The
+outputs are tables (``table.md``), a sheet of samples (``sheet.png``) and one line of JSON, in which ``ratio`` is the
+Fréchet distance to the originals of the best baseline divided by that of DCTransformer, averaged over the seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines.judge import Judge
-from baselines.loop import CLOCKS, base_config, fit, parameters, step_seconds, tune
+from baselines.loop import CLOCKS, base_config, fit, parameters, remove_checkpoints, step_seconds, tune
 from baselines.systems import Data, DCTransformerSystem, System, systems
 from dctransformer.files import atomic_write, make_folder, write_tensors, write_text
 from dctransformer.model.config import preset
@@ -147,6 +147,7 @@ def learn(system: System, args: Args, folder: Path, rates: dict[str, Any]) -> di
         log(f"{system.name}, {stage.name}: {facts[stage.name]}")
     system.save(folder)
     write_text(folder / TRAINED, json.dumps({"settings": args.settings(), "stages": facts}, indent=2) + "\n")
+    remove_checkpoints(folder)
     return facts
 
 

@@ -33,6 +33,7 @@ from dctransformer.codec import Codec
 from dctransformer.data import prepare
 from dctransformer.model.config import preset
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.training.trainer import Trainer
 from pictures import photo, photo_folder
 
 TINY = RasterConfig(side=5, kinds=7, num_labels=2, width=32, heads=2, layers=2, hidden=48)
@@ -293,6 +294,38 @@ def test_the_loop_trains_and_chooses_a_rate(tmp_path: Path, monkeypatch: pytest.
     assert losses["0.003"] < losses["1e-05"] < losses["1e+30"] == float("inf")
     with pytest.raises(ValueError, match="diverged with every learning rate"):
         loop.tune(stage_of_raster((1e30,)), 0.5, loop.base_config(), tmp_path, 1.0, "steps")
+
+
+def test_an_interrupted_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with the weights of a training that was not interrupted; with another rate it starts from scratch."""
+    monkeypatch.setitem(loop.CLOCKS, "steps", itertools.count().__next__)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 4.0)
+    stage = stage_of_raster((3e-3,))
+    whole = loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path / "whole", 1.0, "steps")
+    step, taken = Trainer.step, itertools.count()
+
+    def interrupted(trainer: Trainer, batch: Batch) -> torch.Tensor:
+        if next(taken) == 17:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", interrupted)
+        loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path / "broken", 1.0, "steps")
+    steps: list[int] = []
+    monkeypatch.setattr(Trainer, "step", lambda trainer, batch: steps.append(1) or step(trainer, batch))
+    # The warmup is that of the beginning, though the machine has become slower.
+    continued = loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path / "broken", 2.0, "steps")
+    assert len(steps) == 15 and continued.facts["steps"] == 30
+    assert continued.facts["warmup"] == whole.facts["warmup"]
+    for a, b in zip(whole.network.parameters(), continued.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    loop.fit(stage, 0.5, 3e-3, loop.base_config(), tmp_path / "broken", 1.0, "steps")
+    assert len(steps) == 15, "finished already"
+    loop.fit(stage, 0.5, 1e-3, loop.base_config(), tmp_path / "broken", 1.0, "steps")
+    assert len(steps) == 45
+    loop.remove_checkpoints(tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:

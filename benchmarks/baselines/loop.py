@@ -7,16 +7,20 @@ time, or the CPU time of this process on a machine that runs other jobs.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from vector_quantize_pytorch import VectorQuantize
 
+from dctransformer.files import write_tensors
 from dctransformer.sequence.conditions import Conditions
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.log import MetricsLog
@@ -31,6 +35,9 @@ RATES = (1e-3, 3e-3, 9e-3)
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 """Clocks that measure training time; ``processor`` is the sum over threads, so it is meant for one thread."""
+
+CHECKPOINT_SECONDS = 120.0
+"""Training time between checkpoints."""
 
 _PROBES = 3
 """Steps that are timed to estimate the seconds per step; the first is a warmup."""
@@ -85,14 +92,17 @@ def base_config(*, seed: int = 0, device: str = "auto", precision: str = "auto")
 def fit(
     stage: Stage, minutes: float, rate: float, base: TrainConfig, run: Path, pace: float, clock: str = "wall"
 ) -> Trained:
-    """Train a stage.
+    """Train a stage, or continue a training that was interrupted.
+
+    A checkpoint is written to ``run`` every `CHECKPOINT_SECONDS` and at the end. (What a VQ-VAE draws at random to
+    replace unused codes is not part of it.)
 
     Args:
         stage: what to train.
         minutes: training time, over which the learning rate decays to its final value.
         rate: peak learning rate.
         base: all other settings.
-        run: folder for the training curves.
+        run: folder for the training curves and the checkpoint.
         pace: seconds per step, from `step_seconds`, from which the number of warmup steps follows.
         clock: one of `CLOCKS`.
 
@@ -101,16 +111,19 @@ def fit(
         ValueError: there is not enough memory.
     """
     steps = round(WARMUP * 60 * minutes / pace)
-    config = dataclasses.replace(
-        base, minutes=minutes, lr=rate, batch=stage.batch, warmup=min(max(steps, 1), base.warmup)
-    )
+    config = dataclasses.replace(base, minutes=minutes, lr=rate, batch=stage.batch)
+    state_file = _StateFile(run, config)
+    config = dataclasses.replace(config, warmup=state_file.warmup or min(max(steps, 1), base.warmup))
     trainer = _trainer(stage, config)
-    batches, state = stage.batches(config), trainer.progress
+    batches = stage.batches(config)
     trainer.fit_memory(batches[0])
     run.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(RunFolder(run), -1)
+    resumed = state_file.load(trainer)
+    state = trainer.progress
+    log = MetricsLog(RunFolder(run), state.step if resumed else -1)
     total, counted = 0.0, 0
-    now, began = CLOCKS[clock], time.perf_counter()
+    now, began = CLOCKS[clock], time.perf_counter() - state_file.wall_seconds
+    saved = state.seconds
     while state.done(config) < 1:
         start, before = now(), state.triples
         loss = float(trainer.step(batches[state.step]).sum())  # waits for the device
@@ -119,6 +132,9 @@ def fit(
         if state.step % 20 == 0:
             log.write(state, {"train/loss": total / counted, "lr": trainer.rate})
             total, counted = 0.0, 0
+        if state.seconds - saved > CHECKPOINT_SECONDS or state.done(config) >= 1:
+            state_file.save(trainer, time.perf_counter() - began)
+            saved = state.seconds
     log.close()
     for ema_buffer, buffer in zip(trainer.ema.buffers(), trainer.model.buffers(), strict=True):
         ema_buffer.copy_(buffer)  # the EMA covers parameters only
@@ -130,6 +146,50 @@ def fit(
         "learning_rate": rate, "warmup": config.warmup, "batch": stage.batch, "precision": trainer.precision,
     }  # fmt: skip
     return Trained(trainer.ema, facts)
+
+
+class _StateFile:
+    """The checkpoint of a stage, and what else its training needs to continue: buffers, warmup steps, wall-clock time.
+
+    Attributes:
+        warmup: warmup steps of the interrupted training; None if there is none with these settings.
+        wall_seconds: its wall-clock time.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig):
+        self.checkpoint, self.buffers = RunFolder(run).checkpoint, run / "buffers.safetensors"
+        self.settings = json.dumps(dataclasses.asdict(dataclasses.replace(config, warmup=0)), default=str)
+        self.warmup: int | None = None
+        self.wall_seconds = 0.0
+        if self.checkpoint.exists() and self.buffers.exists():
+            with safetensors.safe_open(self.buffers, framework="pt") as file:
+                notes = file.metadata()
+            if notes["settings"] == self.settings:
+                self.warmup, self.wall_seconds = int(notes["warmup"]), float(notes["wall_seconds"])
+
+    def load(self, trainer: Trainer) -> bool:
+        """Restore a trainer, and return whether there was anything to restore."""
+        if self.warmup is None:
+            return False
+        trainer.load(self.checkpoint)
+        tensors = load_file(self.buffers)
+        for name, buffer in trainer.model.named_buffers():
+            buffer.copy_(tensors[name])
+        return True
+
+    def save(self, trainer: Trainer, wall_seconds: float) -> None:
+        """Write the state of a trainer."""
+        notes = {"settings": self.settings, "warmup": str(trainer.config.warmup), "wall_seconds": str(wall_seconds)}
+        tensors = {name: buffer.cpu().contiguous() for name, buffer in trainer.model.named_buffers()}
+        write_tensors(self.buffers, tensors, notes)
+        trainer.save(self.checkpoint)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of all stages below a folder, which are large, once their weights are saved."""
+    for name in (RunFolder(folder).checkpoint.name, "buffers.safetensors"):
+        for path in folder.rglob(name):
+            path.unlink()
 
 
 def tune(
