@@ -30,7 +30,7 @@ from dctransformer.codec.grid import BAND_OF_RANK, IS_CHROMA_RANK, Grid, rank_of
 from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
-from dctransformer.model.ops import log_at_least_one
+from dctransformer.model.ops import log_at_least_one, rows_at
 from dctransformer.model.texture_layers import Block, GatedMLP
 from dctransformer.model.texture_state import Channels, Occupancy, Picture, Values, checkerboard, chroma_half, settle
 from dctransformer.model.texture_values import MAGNITUDES, VALUE_OUTPUTS, value_log_p
@@ -296,9 +296,7 @@ class Texture(nn.Module):
             chroma = (self.is_chroma[channels.rank] == 1)[:, None, None, None]
             around = torch.where(chroma, convolutions[1](planes), convolutions[0](planes))
         features = channels.features + around.permute(0, 2, 3, 1).flatten(1, 2)
-        count, places, _ = features.shape
-        index = where + places * torch.arange(count, device=where.device)[:, None]
-        return features.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, where.shape)
+        return rows_at(features, torch.arange(len(features), device=where.device)[:, None], where)
 
     # -- occupancy ----------------------------------------------------------------------------------------------
 
