@@ -70,7 +70,7 @@ def metrics_of(run: Path) -> list[dict]:
 def test_training_lowers_the_bits_and_fills_the_run_folder(data: Path, tmp_path: Path) -> None:
     """Validation bytes per image fall; weights, settings, curves and samples are written."""
     run = tmp_path / "run"
-    config = TrainConfig(triples=40_000, **{**QUICK, "sample_every": 30_000}, lr=5e-3, warmup=10)
+    config = TrainConfig(triples=40_000, **{**QUICK, "sample_every": 30_000, "eval_every": 2000}, lr=5e-3, warmup=10)
     final = train(data, run, preset("tiny"), config, progress=False)
     scores = [m["validation/bytes_per_image"] for m in metrics_of(run) if "validation/bytes_per_image" in m]
     assert scores[-1] < 0.8 * scores[0]

@@ -22,14 +22,18 @@ from dctransformer import files
 from dctransformer.codec import libjpeg, order
 from dctransformer.codec.dct_image import DCTImage, grid_sizes
 from dctransformer.codec.metadata import Metadata
-from dctransformer.codec.segments import CUT, DQT, FRAMES, SOS, Picture, Unreadable, read_picture, segments
-
-MAX_PIXELS = 178_956_970
-"""Largest picture that is read unless asked otherwise (Pillow's own limit for untrusted files)."""
-
-MAX_SIDE = 65_500
-"""Largest side that libjpeg writes."""
-
+from dctransformer.codec.segments import (
+    CUT,
+    DQT,
+    FRAMES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    SOS,
+    Picture,
+    Unreadable,
+    read_picture,
+    segments,
+)
 
 # Files ----------------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,12 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 
+MAX_PIXELS = 178_956_970
+"""Largest picture that is read unless asked otherwise (Pillow's own limit for untrusted files)."""
+
+MAX_SIDE = 65_500
+"""Largest side that libjpeg writes."""
+
 MAX_SCANS = 100
 """Most scans of a file that is read. Encoders write 1 to about 20; each scan costs a pass over the whole picture."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 from dctransformer.codec import check_scans
-from dctransformer.codec.jpeg import MAX_PIXELS
 from dctransformer.codec.metadata import orientation
 from dctransformer.codec.order import check_quality
+from dctransformer.codec.segments import MAX_PIXELS
 from dctransformer.data.formats import png_without_text, reason, register_optional_readers
 from dctransformer.data.rgb import as_rgb, to_rgb, upright
 from dctransformer.data.shapes import Shape

@@ -8,7 +8,7 @@ import re
 from PIL import Image
 
 from dctransformer.codec import order
-from dctransformer.codec.jpeg import MAX_SIDE
+from dctransformer.codec.segments import MAX_SIDE
 
 _WORDS = {"size": "size", "long_side": "long side", "short_side": "short side"}
 
