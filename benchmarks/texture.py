@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from baselines.loop import CLOCKS, Stage, base_config, fit, step_seconds
+from baselines.loop import CLOCKS, Stage, base_config, fit, remove_checkpoints, step_seconds
 from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT
@@ -81,6 +81,7 @@ def train(store: TripleStore, shape: ModelConfig, share: float, seed: int, folde
     network = trained.network
     assert isinstance(network, DCTransformer)
     save_model(network, folder)
+    remove_checkpoints(folder)
     return {"pictures_per_second": trained.facts["images_per_second"], "steps": trained.facts["steps"]}
 
 

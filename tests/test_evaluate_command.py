@@ -389,3 +389,16 @@ def test_a_report_opens_no_data_that_a_run_names(
         patch.setattr("dctransformer.evaluate.report._Work.sections", lambda work: iter([work._no_data("Bits")]))
         run(capsys, "report", rundir, "--out", out, "--num", "1")
     assert f"the evaluation used {photos}" in out.read_text(encoding="utf-8")
+
+
+def test_data_is_checked_before_an_extractor_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without pictures is reported first: fetching the Inception weights may take long, or fail."""
+
+    def fetch(*_: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("dctransformer.evaluate.evaluation.open_extractor", fetch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        evaluate("flowers64", "empty")

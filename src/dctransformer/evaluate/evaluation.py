@@ -76,10 +76,10 @@ def evaluate(
         raise ValueError(f"there is no folder {data}; check the path")
     device = resolve_device(config.device)
     network = load_model(model, device)
-    extractor = open_extractor(config.features, device) if distances else None
     held_out = None
     if "bits" in wanted:
         held_out = open_held_out(data, network.config, otherwise=config.split, progress=progress).first(config.num)
+    extractor = open_extractor(config.features, device) if distances else None
     result: dict[str, Any] = {"model": str(model), "data": str(data), "settings": None, "scores": {}}
     result |= {"c2st": None, "bits": None}
     result["weights"] = weights_hash(model_folder(model))
