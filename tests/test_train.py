@@ -27,10 +27,11 @@ from dctransformer.data import prepare
 from dctransformer.data.store import TripleStore
 from dctransformer.model.config import preset
 from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
-from dctransformer.training.setup import Steps, new_model
+from dctransformer.training.setup import Steps, new_model, train_texture_alone
 from dctransformer.training.trainer import Trainer
 from forked import errors_of, forked
 from pictures import photo_folder
@@ -374,6 +375,75 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="width"):
         train(data, tmp_path / "third", preset("tiny", width=48, texture_from=2), config, progress=False)
     assert not (tmp_path / "third").exists()
+
+
+def test_training_texture_alone(data: Path, tmp_path: Path) -> None:
+    """Without structure only the texture's weights change, or a new texture network starts next to the structure."""
+    shape = preset("tiny", texture_from=2)
+    train(data, tmp_path / "first", shape, TrainConfig(triples=300, batch=2), progress=False)
+    first = DCTransformer.from_pretrained(tmp_path / "first")
+    config = TrainConfig(triples=900, batch=2, init=str(tmp_path / "first"), structure=False, lr=0.01)
+    train(data, tmp_path / "whole", shape, config, progress=False)
+    whole = DCTransformer.from_pretrained(tmp_path / "whole")
+    for name, p in whole.named_parameters():
+        same = torch.equal(p, first.get_parameter(name))
+        assert same != name.startswith("texture.") or not p.numel(), name
+    steps = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert not any("train/structure" in step for step in steps)
+    assert steps[-1]["final/structure"] > 0
+
+    # Another texture network starts anew next to the structure that is kept.
+    wider = dataclasses.replace(shape, texture_width=24, texture_blocks=1)
+    train(data, tmp_path / "wider", wider, config, progress=False)
+    model = DCTransformer.from_pretrained(tmp_path / "wider")
+    assert model.texture.value_out.weight.shape[1] == 24
+    assert torch.equal(model.value_head.out.weight, first.value_head.out.weight)
+    with pytest.raises(ValueError, match="texture_width"):
+        train(data, tmp_path / "x", wider, dataclasses.replace(config, structure=True), progress=False)
+    with pytest.raises(ValueError, match="width"):
+        train(data, tmp_path / "x", dataclasses.replace(wider, width=48), config, progress=False)
+    with pytest.raises(ValueError, match="--init"):
+        train(data, tmp_path / "x", shape, dataclasses.replace(config, init=None), progress=False)
+    train(data, tmp_path / "triples", preset("tiny"), TrainConfig(triples=100, batch=2), progress=False)
+    with pytest.raises(ValueError, match="has no texture"):
+        alone = dataclasses.replace(config, init=str(tmp_path / "triples"))
+        train(data, tmp_path / "x", preset("tiny"), alone, progress=False)
+
+
+def test_a_stopped_training_of_texture_goes_on_exactly(data: Path, tmp_path: Path) -> None:
+    """A trainer loaded from a checkpoint takes the same steps, and frozen weights need no optimiser state."""
+    torch.manual_seed(0)
+    network = new_model(preset("tiny", quality=30, size=32, texture_from=2), 0)
+    train_texture_alone(network)
+    config = TrainConfig(batch=2, structure=False, init="x", precision="fp32")
+    trainer = Trainer(network, config)
+    steps = Steps(TripleStore.open(data, "train"), network.config, config)
+    for k in range(2):
+        trainer.step(steps[k])
+    trainer.save(tmp_path / "checkpoint.safetensors")
+    other = new_model(network.config, 1)
+    train_texture_alone(other)
+    resumed = Trainer(other, config)
+    resumed.load(tmp_path / "checkpoint.safetensors")
+    for k in (2, 3):
+        assert torch.equal(trainer.step(steps[k]), resumed.step(steps[k]))
+    for a, b in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_texture_scores_do_not_depend_on_the_structure(data: Path) -> None:
+    """With and without scoring the chunks, a batch's textures cost the same, and chunks that are not scored nothing."""
+    network = new_model(preset("tiny", quality=30, size=32, texture_from=2), 0)
+    config = TrainConfig(batch=3, texture=1.0)
+    store = TripleStore.open(data, "train")
+    both = Steps(store, network.config, config)[1]
+    alone = Steps(store, network.config, dataclasses.replace(config, structure=False, init="x", texture=0.3))[1]
+    with torch.no_grad():
+        (nats, texture), (none, same) = network(both), network(alone)
+    assert torch.equal(texture, same) and float(nats.sum()) > 0 and not none.any()
+    assert none.shape == nats.shape
+    counts, same_counts = count_by_band(both), count_by_band(alone)
+    assert same_counts[2:4] == counts[2:4] and not any(same_counts[:2]) and all(counts[:2])
 
 
 def test_compiled_stacks_take_the_same_steps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

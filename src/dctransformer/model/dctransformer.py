@@ -302,11 +302,13 @@ class DCTransformer(nn.Module):
 
         Returns:
             fp32 nats ``[B, L, 3]`` (channel, position, value); 0 where nothing is predicted (`ChunkBatch.predicted`),
-            and position and value are 0 at the stop. If the batch has textures, also what `Texture.forward` returns.
+            and position and value are 0 at the stop; 0 everywhere if the chunks are not to be scored
+            (`ChunkBatch.scored`). If the batch has textures, also what `Texture.forward` returns.
         """
+        nats = self.triple_nats(batch) if batch.scored else torch.zeros(*batch.predicted.shape, 3, device=self.device)
         if batch.texture is None or not len(batch.texture.labels):
-            return self.triple_nats(batch)
-        return self.triple_nats(batch), self.texture(batch.texture)
+            return nats
+        return nats, self.texture(batch.texture)
 
     def triple_nats(self, batch: ChunkBatch) -> Tensor:
         """Compute −log p of every triple of some chunks: see `forward`."""

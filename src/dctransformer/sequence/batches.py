@@ -45,6 +45,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         texture_from: int = order.NUM_CHANNELS,
         texture: float = 0.5,
         texture_channels: int = 8,
+        structure: bool = True,
         positions: int = 0,
     ):
         """Count the chunks.
@@ -68,6 +69,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
                 of those after it (`order.NUM_CHANNELS`: there are none).
             texture: pictures whose texture a step trains, as a part of its chunks.
             texture_channels: most texture channels of each of them.
+            structure: whether chunks are scored; if not, only textures are, those of all pictures.
             positions: MCUs along a side of the model's position tables, in which each step's pictures get a random
                 offset, so that all rows and columns are trained; 0: pictures lie at the beginning.
 
@@ -82,6 +84,8 @@ class ChunkBatches(Dataset[ChunkBatch]):
         self.num_labels = len(store.info.labels) if num_labels is None else num_labels
         self.flip, self.label_dropout = flip, label_dropout
         self.texture_from, self.texture_channels, self.positions = texture_from, texture_channels, positions
+        self.structure = structure
+        texture = texture if structure else 1.0
         self.textures = max(1, round(batch * texture)) if texture_from < order.NUM_CHANNELS and texture else 0
         if self.textures and not self._texture_rows(self.sampler.rows):
             raise ValueError(
@@ -120,6 +124,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         batch = cut_chunks(sequences, index, self.chunk, self.overlap)
         if self.textures:
             batch.texture = self._texture(step, sequences, weights)
+        batch.scored = self.structure
         if self.positions:
             top, left = np.random.default_rng([sampler.seed, 14, step]).integers(
                 (self.positions - grid.rows + 1, self.positions - grid.cols + 1)

@@ -132,6 +132,7 @@ class ChunkBatch:
         texture: textures that are trained in the same step, of some of the pictures; None for none.
         offset: the row and the column of MCUs in the model's position tables where the pictures lie.
         runs: the chunks' channel runs; None where they are not known yet.
+        scored: whether the model scores the chunks, or only the textures.
     """
 
     coefficients: Tensor
@@ -147,6 +148,7 @@ class ChunkBatch:
     texture: TextureBatch | None = None
     offset: tuple[int, int] = (0, 0)
     runs: Runs | None = None
+    scored: bool = True
 
     @property
     def predicted(self) -> Tensor:
@@ -179,9 +181,9 @@ class ChunkBatch:
         return dataclasses.replace(self, ranks=ranks, positions=positions, values=values, runs=None)
 
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
-        kept = ("grid", "texture", "offset", "runs")
-        changed = {f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in kept}
-        return ChunkBatch(**changed, grid=self.grid, texture=texture, offset=self.offset, runs=None)
+        others = ("grid", "texture", "offset", "runs", "scored")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in others]
+        return dataclasses.replace(self, **{n: change(getattr(self, n)) for n in names}, texture=texture, runs=None)
 
 
 def settled_before(rank: int, position: int, grid: Grid) -> Tensor:

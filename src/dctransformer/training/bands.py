@@ -55,7 +55,8 @@ def count_by_band(batch: Any) -> list[float]:
     ranks = getattr(batch, "ranks", None)
     if ranks is None:
         return [float(batch.predicted.sum())] + [0.0] * (len(BANDS) - 1)
-    counts = torch.bincount(_bands(ranks)[batch.predicted], minlength=len(BANDS)).double()
+    counted = batch.predicted & batch.scored
+    counts = torch.bincount(_bands(ranks)[counted], minlength=len(BANDS)).double()
     texture = batch.texture
     if texture is not None:
         open_ = (texture.coefficients != 0) & ~texture.given & ~texture.hidden & (texture.first <= RANK_OF_SLOT)

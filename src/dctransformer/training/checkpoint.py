@@ -23,6 +23,9 @@ from dctransformer.training.optimizer import Optimizers
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
 """Names of the optimisers' states of a parameter."""
 
+TEXTURE_NETWORK = {"texture_state", "texture_width", "texture_hidden", "texture_blocks"}
+"""Settings of the texture network alone."""
+
 
 def save_checkpoint(
     path: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizers, progress: dict[str, Any], *, write: bool
@@ -89,12 +92,13 @@ def _current_key(key: str) -> str:
     return re.sub(r"^(weights|average|optimizer\.\w+)\.(.+)", lambda m: f"{m[1]}.{current_name(m[2])}", key)
 
 
-def start_from(model: DCTransformer, name: str) -> None:
+def start_from(model: DCTransformer, name: str, *, new_texture: bool = False) -> None:
     """Copy the weights of another model; classes are matched by name, new ones start as "no label".
 
     Args:
         model: the model to be trained, on the CPU.
         name: run folder, saved model's folder, hf:owner/name or shipped weights.
+        new_texture: where the settings of the texture network differ, keep the model's own texture network.
 
     Raises:
         ValueError: there is no such model, or its architecture or quality is another.
@@ -106,6 +110,8 @@ def start_from(model: DCTransformer, name: str) -> None:
         "memory",
     }  # fmt: skip
     differ = [field for field in now if field not in free and before[field] != now[field]]
+    keeps_texture = new_texture and any(field in TEXTURE_NETWORK for field in differ)
+    differ = [field for field in differ if not (keeps_texture and field in TEXTURE_NETWORK)]
     if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
         raise ValueError(
             f"{name} can't be started from: its {', '.join(differ or ['chunk'])} differs; "
@@ -115,5 +121,7 @@ def start_from(model: DCTransformer, name: str) -> None:
     rows = model_labels(source.config, model.config.label_names, range(len(model.config.label_names)))
     with torch.no_grad():
         for key, p in model.named_parameters():
+            if keeps_texture and key.startswith("texture."):
+                continue
             by_label = key.endswith("label.weight")  # the structure's, and the texture's two
             p.copy_(state[key][[*rows, source.config.null_label]] if by_label else state[key])

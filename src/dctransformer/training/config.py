@@ -65,6 +65,10 @@ class TrainConfig:
     """Put each step's pictures at a random row and column of the model's position tables, so that all of them are
     trained and pictures of any size up to the tables' end are known; where a picture begins is then not known. For
     photographs that have no fixed framing."""
+    structure: bool = True
+    """Train the structure. Off, its weights stay those of ``init``, and texture alone is trained, that of every picture
+    in a step, which takes a fraction of the time (the budget still counts the triples of the structure). Texture
+    settings of the model that differ from those of ``init`` then give a new texture network."""
     texture: Part = 0.5
     """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure needs many
     epochs and decides what a picture shows; texture is local and learns from few pictures."""
@@ -119,6 +123,8 @@ class TrainConfig:
             parse_size(self.window, "window")
             if self.starts == "early":
                 raise ValueError("early starts are for whole pictures; leave --window out, or --starts at uniform")
+        if not self.structure and self.init is None:
+            raise ValueError("without structure only the texture is trained; give --init, whose structure is kept")
         if self.starts == "early" and self.shuffle != "all":
             raise ValueError("early starts are drawn from the whole set; leave --shuffle at all")
         if isinstance(self.micro_batch, int) and self.micro_batch > self.batch:

@@ -49,12 +49,15 @@ class Optimizers:
                 part.dtype = dtype
 
     def state_of(self, p: Tensor) -> dict[str, Any]:
-        """Return the optimiser state of a parameter: moments, and AdamW's number of steps (can be changed in place)."""
-        return self._owner[p].state[p]
+        """Return the optimiser state of a parameter: moments, and AdamW's number of steps (can be changed in place).
+
+        It is empty for a parameter that is not trained.
+        """
+        return self._owner[p].state[p] if p in self._owner else {}
 
     def began(self, p: Tensor) -> bool:
-        """Return whether a parameter has optimiser state yet."""
-        return bool(self._owner[p].state.get(p))
+        """Return whether a parameter has optimiser state yet, or never will, because it is not trained."""
+        return p not in self._owner or bool(self._owner[p].state.get(p))
 
     def step(self) -> None:
         """Take an optimiser step."""
@@ -92,7 +95,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = t
         stacked |= {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
     pairs = {id(weight) for module in model.modules() for weight in fused_pairs(module)}
     groups: dict[str, list[Tensor]] = {"stacked": [], "matrices": [], "vectors": [], "tables": []}
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.requires_grad):
         kind = "tables" if id(p) in tables else "matrices" if p.ndim >= 2 and id(p) not in dense else "vectors"
         groups["stacked" if id(p) in stacked else kind].append(p)
     adamw = torch.optim.AdamW(

@@ -59,6 +59,18 @@ def new_model(shape: ModelConfig, seed: int) -> DCTransformer:
     return DCTransformer(shape)
 
 
+def train_texture_alone(model: DCTransformer) -> None:
+    """Exclude the structure's weights from training.
+
+    Raises:
+        ValueError: the model has no texture network.
+    """
+    if model.config.texture_rank == order.NUM_CHANNELS:
+        raise ValueError("this model decides everything triple by triple and has no texture to train; train structure")
+    model.requires_grad_(False)
+    model.texture.requires_grad_(True)
+
+
 class Steps(ChunkBatches):
     """The batches of a training: `ChunkBatches` by the settings of a model and of the loop."""
 
@@ -69,5 +81,6 @@ class Steps(ChunkBatches):
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,
             shuffle=config.shuffle, starts=config.starts, window=training_window(config),
             texture_from=model.texture_rank, texture=config.texture, texture_channels=config.texture_channels,
+            structure=config.structure,
             positions=model.max_grid // 2 if config.offsets else 0,
         )  # fmt: skip

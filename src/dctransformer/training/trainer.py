@@ -197,7 +197,7 @@ class Trainer:
         passes, since each has other chunks.
         """
         is_plain = self.device.type == "cpu" and self.config.compile != "on" and self.parallel != "fsdp"
-        return is_plain and self.config.micro_batch == "auto" and isinstance(batch, ChunkBatch)
+        return is_plain and self.config.micro_batch == "auto" and isinstance(batch, ChunkBatch) and batch.scored
 
     @property
     def _product_dtype(self) -> torch.dtype:
