@@ -262,7 +262,7 @@ def tables(rows: list[list[dict[str, Any]]], extra: dict[str, Any]) -> str:
         return " + ".join(f"{stage[field]:.3g}" for stage in row["stages"].values())
 
     costs = [
-        ["system", "parameters", "learning rate", "training images/s", "tokens per image", "s per sample", "bits/px"]
+        ["system", "parameters", "learning rate", "training images/s", "steps per sample", "s per sample", "bits/px"]
     ]
     costs.append(["---"] * len(costs[0]))
     for seeds in rows:

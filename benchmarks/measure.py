@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dctransformer.codec import Codec
+from dctransformer.codec import Codec, order
 from dctransformer.codec.grid import Grid
+from dctransformer.data.store import TripleStore
 from dctransformer.model.config import ModelConfig
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
@@ -67,6 +68,15 @@ def chunks(pool: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) 
     chosen = [pool[int(i)] for i in draw.integers(0, len(pool), rows)]
     index = [int(draw.integers(0, max(len(s) // config.stride, 1))) for s in chosen]
     return cut_chunks(chosen, index, config.chunk, config.overlap)
+
+
+def decisions(store: TripleStore, texture: int) -> float:
+    """Mean number of sequential decisions per picture: triples of ranks below ``texture``, plus used channels above."""
+    counts = []
+    for i in range(len(store)):
+        rank = order.RANK[store.channels[store.offsets[i] : store.offsets[i + 1]]]
+        counts.append((rank < texture).sum() + len(np.unique(rank[rank >= texture])))
+    return float(np.mean(counts))
 
 
 # Floating-point operations --------------------------------------------------------------------------------------------

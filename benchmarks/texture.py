@@ -28,7 +28,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from baselines.loop import CLOCKS, Stage, base_config, fit, remove_checkpoints, step_seconds
@@ -47,21 +46,12 @@ from dctransformer.sampling.engine import Engine, sample
 from dctransformer.sampling.rows import Request
 from dctransformer.training.config import RATES, TrainConfig
 from dctransformer.training.setup import Steps
-from measure import machine
+from measure import decisions, machine
 
 Row = dict[str, float]
 
 STRUCTURE = order.BAND_NAMES[:2]
 """Bands of structure, whose bytes are also counted separately."""
-
-
-def decisions(store: TripleStore, texture: int) -> float:
-    """Mean number of sequential decisions per picture: triples of ranks below ``texture``, plus used channels above."""
-    counts = []
-    for i in range(len(store)):
-        rank = order.RANK[store.channels[store.offsets[i] : store.offsets[i + 1]]]
-        counts.append((rank < texture).sum() + len(np.unique(rank[rank >= texture])))
-    return float(np.mean(counts))
 
 
 def train(store: TripleStore, shape: ModelConfig, share: float, seed: int, folder: Path, args: Any) -> Row:

@@ -35,6 +35,7 @@ from dctransformer.sampling.rows import Request
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import Steps
 from dctransformer.training.validation import validation_sequences
+from measure import decisions
 
 PREDICTIONS_PER_STEP = 2048
 """Predictions per training step of every network: 16 chunks of 128 triples for DCTransformer. A batch has at least one
@@ -111,7 +112,7 @@ class System(abc.ABC):
     @property
     @abc.abstractmethod
     def tokens(self) -> float:
-        """Tokens per picture, one per sampling step (for DCTransformer the mean number of triples)."""
+        """Mean number of sequential sampling steps per picture."""
 
     @abc.abstractmethod
     def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
@@ -174,14 +175,15 @@ class DCTransformerSystem(System):
             return Steps(self.store, self.config, config)
 
         def loss(network: DCTransformer) -> float:
-            return self._bits(network) * math.log(2) / self.tokens
+            return self._bits(network) * math.log(2) / (float(np.diff(self.store.offsets).mean()) + 1)
 
-        return [Stage("model", lambda: DCTransformer(self.config), batches, loss, batch, self.tokens)]
+        listed = float(self.store.listed(self.config.texture_rank).mean()) + 1
+        return [Stage("model", lambda: DCTransformer(self.config), batches, loss, batch, listed)]
 
     @property
     def tokens(self) -> float:
-        """Mean number of triples per training picture, plus one for the stop."""
-        return float(np.diff(self.store.offsets).mean()) + 1
+        """Mean sequential decisions per training picture: triples of structure, texture channels in use, the stop."""
+        return decisions(self.store, self.config.texture_rank) + 1
 
     def draw(self, labels: list[int], config: SampleConfig, first: int = 0) -> Tensor:
         """Generate pictures with the sampling engine."""
