@@ -324,6 +324,9 @@ def test_an_interrupted_training_continues(tmp_path: Path, monkeypatch: pytest.M
     assert len(steps) == 15, "finished already"
     loop.fit(stage, 0.5, 1e-3, loop.base_config(), tmp_path / "broken", 1.0, "steps")
     assert len(steps) == 45
+    other = dataclasses.replace(stage, make=lambda: RasterTransformer(dataclasses.replace(TINY, width=24)))
+    loop.fit(other, 0.5, 1e-3, loop.base_config(), tmp_path / "broken", 1.0, "steps")
+    assert len(steps) == 75, "a checkpoint of another network is not continued"
     loop.remove_checkpoints(tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -168,14 +168,21 @@ class _StateFile:
                 self.warmup, self.wall_seconds = int(notes["warmup"]), float(notes["wall_seconds"])
 
     def load(self, trainer: Trainer) -> bool:
-        """Restore a trainer, and return whether there was anything to restore."""
-        if self.warmup is None:
+        """Restore a trainer, and return whether there was anything to restore, of the same network."""
+        if self.warmup is None or not self._is_of(trainer.model):
             return False
         trainer.load(self.checkpoint)
         tensors = load_file(self.buffers)
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(tensors[name])
         return True
+
+    def _is_of(self, network: nn.Module) -> bool:
+        """Return whether the checkpoint's weights have the names and shapes of a network's."""
+        with safetensors.safe_open(self.checkpoint, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith("weights.")]  # noqa: SIM118 (not a dict)
+            shapes = {key.removeprefix("weights."): tuple(file.get_slice(key).get_shape()) for key in keys}
+        return shapes == {name: tuple(p.shape) for name, p in network.named_parameters()}
 
     def save(self, trainer: Trainer, wall_seconds: float) -> None:
         """Write the state of a trainer."""
