@@ -22,7 +22,7 @@ import torch
 
 from dctransformer.codec import Codec, DCTImage, write_jpeg_bytes
 from dctransformer.codec.triples import gather, public
-from dctransformer.data.coefficients import Coefficients, Pictures
+from dctransformer.data.coefficients import Coefficients, PictureSource
 from dctransformer.evaluate.coders import compare
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence.chunks import Sequence
@@ -78,9 +78,9 @@ def main() -> None:
         packing = cpu_seconds(pack)
         restoring = cpu_seconds(lambda: decompress(files, restored_folder, model=arguments.model))
         headers = {path.relative_to(files).with_suffix("").as_posix(): read_file(path)[0] for path in result.files}
-        listed = Pictures(arguments.data, "validation", config)
+        listed = PictureSource(arguments.data, "validation", config)
         pictures = {name: listed.read(i) for i, name in enumerate(listed.names) if name in headers}
-        restored = Pictures(restored_folder, "validation", config)
+        restored = PictureSource(restored_folder, "validation", config)
         for i, name in enumerate(restored.names):
             assert torch.equal(restored.read(i).mcus, pictures[name].mcus), f"{name} was not restored bit for bit"
         assert len(restored) == len(pictures) == len(result.files)

@@ -23,7 +23,7 @@ from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
 from dctransformer.sampling import bits
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
-from dctransformer.sampling.coding import PictureCoder, Task
+from dctransformer.sampling.coding import CodingTask, PictureCoder
 from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sampling.texture import next_channel
@@ -74,14 +74,14 @@ def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int
     assert count == (1 if overlap else 2)
     pictures = [random_picture(i, density) for i, density in enumerate((0.02, 0.015)[:count])]
     labels = [0, 3][:count]
-    coded = coder.run([Task(k, p) for k, p in zip(labels, pictures, strict=True)], GRID)
+    coded = coder.run([CodingTask(k, p) for k, p in zip(labels, pictures, strict=True)], GRID)
     data = [c.data for c in coded if c is not None]
     for size, exact in zip(map(len, data), bytes_of(model, pictures, labels, GRID), strict=True):
         # No symbol costs more than 24 bits, so that an untrained model even gains.
         assert 0.8 * exact - 1 < size < 1.001 * exact + 1.5
     for rows in ([0, 1], [1]):
         chosen = [row for row in rows if row < count]
-        tasks = [Task(labels[row], data=data[row]) if row in chosen else None for row in range(count)]
+        tasks = [CodingTask(labels[row], data=data[row]) if row in chosen else None for row in range(count)]
         for row, decoded in enumerate(coder.run(tasks, GRID)):
             assert (decoded is not None) == (row in chosen)
             assert decoded is None or torch.equal(decoded.coefficients, pictures[row])
@@ -90,9 +90,9 @@ def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int
 def test_other_rows_change_no_bit_of_a_row() -> None:
     """The bits of a picture do not depend on other rows of the batch or on idle rows."""
     coder = PictureCoder(make_model(2))
-    first, *others = (Task(i, random_picture(i, 0.02, Grid(1, 2))) for i in range(3))
+    first, *others = (CodingTask(i, random_picture(i, 0.02, Grid(1, 2))) for i in range(3))
 
-    def bits_with(*rest: Task | None) -> bytes:
+    def bits_with(*rest: CodingTask | None) -> bytes:
         coded = coder.run([first, *rest], Grid(1, 2))[0]
         assert coded is not None
         return coded.data

@@ -78,7 +78,7 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, mon
     monkeypatch.setattr(plan, "pictures_per_shard", lambda size: 30)
     local = run(photos, tmp_path / "local", workers=1)
     killed, kept = [], []
-    keep = shards.Job.keep
+    keep = shards.UnitJob.keep
 
     def keep_and_kill(job, unit, piece):
         keep(job, unit, piece)
@@ -87,7 +87,7 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster, photos, tmp_path, mon
             killed.extend(rays_workers()[:1])
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(shards.Job, "keep", keep_and_kill)
+    monkeypatch.setattr(shards.UnitJob, "keep", keep_and_kill)
     by_ray = run(photos, tmp_path / "ray", workers=2, engine="ray")
     assert len(killed) == 1 and 5 < len(kept) == len(set(kept)) > 35
     assert by_ray == local and by_ray.skipped == 1
@@ -99,7 +99,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
     """A run interrupted in one engine continues in the other; the source is a URL."""
     monkeypatch.setattr(plan, "UNIT", 8)
     run(photos.as_uri(), tmp_path / "whole", workers=1)
-    keep, kept = shards.Job.keep, []
+    keep, kept = shards.UnitJob.keep, []
 
     def stop_half_way(job, unit, piece):
         if len(kept) == 4:
@@ -108,11 +108,11 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
         kept.append(unit.piece)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards.Job, "keep", stop_half_way)
+        patch.setattr(shards.UnitJob, "keep", stop_half_way)
         run(photos.as_uri(), tmp_path / "out", workers=1, engine="ray")
     assert not (tmp_path / "out" / "dctransformer.json").exists()
     second = []
-    monkeypatch.setattr(shards.Job, "keep", lambda *args: second.append(args[1].piece) or keep(*args))
+    monkeypatch.setattr(shards.UnitJob, "keep", lambda *args: second.append(args[1].piece) or keep(*args))
     run(photos.as_uri(), tmp_path / "out", workers=1)
     assert second and not set(second) & set(kept)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -21,13 +21,13 @@ from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.features import inception_extractor, open_extractor
 from dctransformer.model.config import preset
-from dctransformer.model.texture_state import Picture
+from dctransformer.model.texture_state import TextureState
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sampling.likelihood import code_lengths, triple_bits
 from dctransformer.sampling.texture import NoiseKey, fill_texture
-from dctransformer.sampling.tiles import Job, complete
+from dctransformer.sampling.tiles import CompletionJob, complete
 from dctransformer.sequence import conditions
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.runs import Runs, round_up
@@ -123,10 +123,10 @@ def test_the_host_does_not_wait_for_texture(channels: float) -> None:
     zeros = torch.zeros(2, GRID.mcus, 6, 64, dtype=torch.int16)
     nothing, labels = torch.zeros_like(zeros, dtype=torch.bool), torch.tensor([0, 1])
     keys, configs = [NoiseKey(0, i, 0) for i in range(2)], [SampleConfig(), SampleConfig()]
-    expected, counted = fill_texture(model, Picture(zeros, nothing, nothing, labels, GRID), keys, configs)
+    expected, counted = fill_texture(model, TextureState(zeros, nothing, nothing, labels, GRID), keys, configs)
     with pretend_device() as pretended:
         device = pretended.device
-        picture = Picture(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
+        picture = TextureState(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
         model = on_device(model, pretended)
         filled, decided = fill_texture(model, picture, keys, configs)
         turns = rounded_up_to(max(decided) + 1, texture_sampling.TURNS_PER_READ)
@@ -184,7 +184,7 @@ def test_tiles_on_a_device() -> None:
     model = network(channels=-3.0)
     given = torch.zeros(GRID.mcus, 6, 64, dtype=torch.bool)
     given[:, :, 32:] = True
-    jobs = [Job(0, 1, random_picture(1, 0.05, GRID), given)]
+    jobs = [CompletionJob(0, 1, random_picture(1, 0.05, GRID), given)]
     expected = complete(model, jobs, GRID, CONFIG)
     with pretend_device() as pretended:
         results = complete(on_device(model, pretended), jobs, GRID, CONFIG)
@@ -222,16 +222,16 @@ def test_likelihood_of_a_part_given_the_other(tmp_path: Path) -> None:
 def test_a_device_compresses(kind: str, texture_from: int) -> None:
     """Compressed bits decode to the picture, and are as many as on the CPU."""
     pytest.importorskip("constriction", reason="constriction is not installed (pip install '.[compress]')")
-    from dctransformer.sampling.coding import PictureCoder, Task
+    from dctransformer.sampling.coding import CodingTask, PictureCoder
 
     grid = Grid(1, 1)
     picture, model = random_picture(2, 0.02, grid, top=3), network(texture_from)
-    (expected,) = PictureCoder(model).run([Task(0, picture)], grid)
+    (expected,) = PictureCoder(model).run([CodingTask(0, picture)], grid)
     with pretend_device(kind) as pretended:
         coder = PictureCoder(on_device(model, pretended))
-        (coded,) = coder.run([Task(0, picture)], grid)
+        (coded,) = coder.run([CodingTask(0, picture)], grid)
         assert coded is not None and expected is not None and len(coded.data) == len(expected.data)
-        (decoded,) = coder.run([Task(0, data=coded.data)], grid)
+        (decoded,) = coder.run([CodingTask(0, data=coded.data)], grid)
     assert decoded is not None and torch.equal(decoded.coefficients, picture)
 
 

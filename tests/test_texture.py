@@ -16,7 +16,7 @@ from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.legality import NEVER
-from dctransformer.model.texture_state import Picture, checkerboard
+from dctransformer.model.texture_state import TextureState, checkerboard
 from dctransformer.model.texture_values import MAGNITUDES, value_log_p, value_logits
 from dctransformer.sampling import drawing, tiles
 from dctransformer.sampling import likelihood as likelihood_module
@@ -67,10 +67,10 @@ def random_mask(seed: int, share: float, grid: Grid = GRID) -> Tensor:
     return torch.rand(grid.mcus, 6, 64, generator=torch.Generator().manual_seed(seed)) < share
 
 
-def whole(sequence: Sequence, model: DCTransformer) -> tuple[Picture, Tensor]:
+def whole(sequence: Sequence, model: DCTransformer) -> tuple[TextureState, Tensor]:
     """The picture as input of the texture network, and its used channels."""
     used = channels_in_use(sequence, model.config.texture_rank)
-    return Picture.of(texture_batch([sequence], [used], [torch.ones(len(used))])), used
+    return TextureState.of(texture_batch([sequence], [used], [torch.ones(len(used))])), used
 
 
 @pytest.mark.parametrize("texture_from", [1, 2])
@@ -144,7 +144,7 @@ def test_decoding_equals_the_teacher_forced_pass() -> None:
     assert len(used) > 20
     for i, rank in enumerate(used):
         decoded = picture.coefficients * ((rank >= RANK_OF_SLOT) | given)
-        part = Picture(decoded, picture.given, picture.hidden, picture.labels, GRID)
+        part = TextureState(decoded, picture.given, picture.hidden, picture.labels, GRID)
         nats = model.texture.channel_nats(part, torch.tensor([0]), rank[None])
         for one, all_of in zip(nats, (occupancy[i], values[i], saved[i]), strict=True):
             torch.testing.assert_close(one[0], all_of, atol=1e-4, rtol=0)
@@ -362,7 +362,7 @@ def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPat
     given = RANK_OF_SLOT.expand(grid.mcus, 6, 64) < model.config.texture_rank
     known = random_picture(1, 0.1, grid) * given
     monkeypatch.setattr(tiles, "waves", None)
-    done = tiles.complete(model, [tiles.Job(0, 3, known, given)], grid, SampleConfig(workers=1))
+    done = tiles.complete(model, [tiles.CompletionJob(0, 3, known, given)], grid, SampleConfig(workers=1))
     assert torch.equal(done[0][given], known[given]) and bool((done[0][~given] != 0).any())
 
 
@@ -377,7 +377,7 @@ def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
     parts = []
     for coefficients, grid in ((picture, Grid(7, 7)), (window, Grid(5, 5))):
         none = torch.zeros(1, grid.mcus, 6, 64, dtype=torch.bool)
-        batch = Picture(coefficients[None], none, none, torch.tensor([1]), grid)
+        batch = TextureState(coefficients[None], none, none, torch.tensor([1]), grid)
         channels = model.texture.begin(batch, torch.tensor([0]), torch.tensor([rank]))
         per_mcu = 1 if channels.kind else 2
         parts.append(channels.features.view(per_mcu * grid.rows, per_mcu * grid.cols, -1))
@@ -395,7 +395,7 @@ def test_channels_of_one_kind_cost_less_and_change_nothing(
     model = make_model(2, texture_blocks=blocks)
     pictures = torch.stack([random_picture(k, 0.3, grid) for k in range(2)])
     none = torch.zeros_like(pictures, dtype=torch.bool)
-    batch = Picture(pictures, none, none, torch.tensor([0, 2]), grid)
+    batch = TextureState(pictures, none, none, torch.tensor([0, 2]), grid)
     rows = torch.tensor([0, 1, 1])
     for ranks, kind in ((torch.tensor([12, 20, 60]), 0), (torch.tensor([30, 130, 170]), 1)):
         seen = model.texture.begin(batch, rows, ranks)
@@ -421,11 +421,11 @@ def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
     given |= rank_of < first
     hidden, labels = torch.zeros_like(given), torch.tensor([1, 2])
 
-    def as_of(ranks: list[int]) -> Picture:
+    def as_of(ranks: list[int]) -> TextureState:
         known = given | (rank_of < torch.tensor(ranks)[:, None, None, None])
-        return Picture(torch.where(known, pictures, 0).to(torch.int16), given, hidden, labels, grid)
+        return TextureState(torch.where(known, pictures, 0).to(torch.int16), given, hidden, labels, grid)
 
-    whole, rows = Picture(pictures, given, hidden, labels, grid), torch.arange(2)
+    whole, rows = TextureState(pictures, given, hidden, labels, grid), torch.arange(2)
     running_rates, mix = (make(texture, as_of([first, first])) for make in (RunningRates, RunningMix))
     path = [(first, first), (first + 7, first), (60, 61), (100, 191)]  # the second picture waits once
     for ranks in path:

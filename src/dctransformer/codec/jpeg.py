@@ -29,7 +29,7 @@ from dctransformer.codec.segments import (
     MAX_PIXELS,
     MAX_SIDE,
     SOS,
-    Picture,
+    JpegFile,
     Unreadable,
     read_picture,
     segments,
@@ -147,7 +147,7 @@ def huffman_bytes(dct: DCTImage) -> int:
 # Coefficients ---------------------------------------------------------------------------------------------------------
 
 
-def _chroma_step(picture: Picture) -> tuple[int, int]:
+def _chroma_step(picture: JpegFile) -> tuple[int, int]:
     """Return the luma samples per chroma sample, down and across."""
     components = picture.components
     if len(components) not in (1, 3):
@@ -164,7 +164,7 @@ def _chroma_step(picture: Picture) -> tuple[int, int]:
     return luma.down // cb.down, luma.across // cb.across
 
 
-def _whole(picture: Picture) -> bytes:
+def _whole(picture: JpegFile) -> bytes:
     """Return the picture as a file without metadata, whose scans a strict decoder could read to their end."""
     try:
         return _decode_strictly(picture)
@@ -177,7 +177,7 @@ def _whole(picture: Picture) -> bytes:
         return _decode_strictly(shorter)
 
 
-def _decode_strictly(picture: Picture) -> bytes:
+def _decode_strictly(picture: JpegFile) -> bytes:
     """Return the picture as a file without metadata, unless its scans end early or hold impossible codes."""
     data = picture.plain()
     try:
@@ -191,11 +191,11 @@ def _decode_strictly(picture: Picture) -> bytes:
     raise Unreadable(f"subsamples its colours unusually ({_factor_names(picture)}); re-encode it at 4:2:0 or 4:4:4")
 
 
-def _factor_names(picture: Picture) -> str:
+def _factor_names(picture: JpegFile) -> str:
     return "factors " + ", ".join(f"{c.across}×{c.down}" for c in picture.components)
 
 
-def _read_coefficients(picture: Picture, data: bytes, step: tuple[int, int]) -> DCTImage:
+def _read_coefficients(picture: JpegFile, data: bytes, step: tuple[int, int]) -> DCTImage:
     """Return the coefficients of a file that passed the checks."""
     grey = len(picture.components) == 1
     luma_grid, chroma_grid = grid_sizes(picture.height, picture.width, step)

@@ -2,7 +2,7 @@
 
 Its functions write to whatever memory they get, through files. So buffers are sized by what this very library reports
 of the very bytes it reads (`frame`), and its Python wrappers, which keep files in the shared temporary folder, are
-passed by. Give it only files that `segments.Picture.plain` wrote and a strict decoder accepted: an error inside
+passed by. Give it only files that `segments.JpegFile.plain` wrote and a strict decoder accepted: an error inside
 the library prints a line to stderr, and one in a header would close a file that was never opened.
 """
 
@@ -99,8 +99,8 @@ def read(blank: bytes, data: bytes, expected: Frame) -> tuple[list[np.ndarray], 
     """Read quantised coefficients.
 
     Args:
-        blank: a file that is the same as ``data`` up to the first scan, with empty scans (`segments.Picture.blank`).
-        data: a file without metadata (`segments.Picture.plain`).
+        blank: a file that is the same as ``data`` up to the first scan, with empty scans (`segments.JpegFile.blank`).
+        data: a file without metadata (`segments.JpegFile.plain`).
         expected: what the file is believed to hold; 1 to 4 components.
 
     Returns:

@@ -77,7 +77,7 @@ class Component:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class JpegFile:
     """A file's frame and the segments that its coefficients depend on, in the order of the file.
 
     Attributes:
@@ -99,7 +99,7 @@ class Picture:
         """Sampling factors (down, across) of each component."""
         return [(c.down, c.across) for c in self.components]
 
-    def without_padding(self, count: int) -> Picture | None:
+    def without_padding(self, count: int) -> JpegFile | None:
         """Return the picture without the last ``count`` bytes of its last scan, or None if these are not all zeros."""
         last = self.segments[-1]
         if not 0 < count <= len(last.scan) or any(last.scan[-count:]):
@@ -194,7 +194,7 @@ def segments(data: bytes) -> Iterator[Segment]:
     raise Unreadable(f"has more than {MAX_SEGMENTS} segments; re-encode it as an ordinary JPEG file")
 
 
-def read_picture(data: bytes) -> Picture:
+def read_picture(data: bytes) -> JpegFile:
     """Read a JPEG file's segments without decoding anything.
 
     Raises:
@@ -242,7 +242,7 @@ def read_picture(data: bytes) -> Picture:
         adobe_transform == 0 if adobe_transform is not None
         else bytes(c.identifier for c in components) == b"RGB"
     )  # fmt: skip
-    return Picture(height, width, components, is_rgb, tuple(kept))
+    return JpegFile(height, width, components, is_rgb, tuple(kept))
 
 
 def check_scans(data: bytes, name: str = "the picture") -> None:

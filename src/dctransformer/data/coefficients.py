@@ -38,7 +38,7 @@ class Coefficients:
     grid: Grid
 
 
-class Pictures:
+class PictureSource:
     """The pictures of a prepared data set or of any source, one at a time.
 
     Attributes:

@@ -25,7 +25,7 @@ from dctransformer.data.images import check_quality
 from dctransformer.data.info import INFO, SKIPPED, SPLITS, DatasetInfo, shard_paths
 from dctransformer.data.plan import Shard, contents, describe_plan, fingerprint, has_validation, plan
 from dctransformer.data.shapes import Shape
-from dctransformer.data.shards import Job, balance, keys_of, labels_of, make_shards, skipped_of
+from dctransformer.data.shards import UnitJob, balance, keys_of, labels_of, make_shards, skipped_of
 from dctransformer.data.sources import Source, is_url, open_source, text
 from dctransformer.files import locked_folder, printable, sweep, write_text
 
@@ -160,7 +160,7 @@ def _make(
     if progress:
         for line in describe_plan(listing, shards):
             tqdm.write(printable(line), file=sys.stderr)
-    job = Job(listing, out / PARTIAL, info.target, info.quality)
+    job = UnitJob(listing, out / PARTIAL, info.target, info.quality)
     make_shards(job, shards, path_of, info.labels, workers, progress, engine)
     if staged is None and not has_validation(listing):
         balance(shards, listing, path_of, info)

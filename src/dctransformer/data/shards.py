@@ -43,7 +43,7 @@ _PIECE_SCHEMA = pa.schema(
 
 
 def make_shards(
-    job: Job,
+    job: UnitJob,
     shards: list[Shard],
     path_of: Callable[[Shard], Path],
     labels: list[str],
@@ -96,14 +96,14 @@ def make_shards(
                 join(of_name[name], job.folder, path_of(of_name[name]), labels)
 
 
-def _by_ray(job: Job, todo: list[Unit], workers: int | None) -> Iterator[tuple[Unit, int]]:
+def _by_ray(job: UnitJob, todo: list[Unit], workers: int | None) -> Iterator[tuple[Unit, int]]:
     for unit, (piece, failures) in on_ray(job.piece_of, todo, workers):
         job.keep(unit, piece)
         yield unit, failures
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class UnitJob:
     """The job of a worker process: it prepares any unit of a source."""
 
     source: Source

@@ -32,7 +32,15 @@ from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
 from dctransformer.model.ops import log_at_least_one, rows_at
 from dctransformer.model.texture_layers import Block, GatedMLP
-from dctransformer.model.texture_state import Channels, Occupancy, Picture, Values, checkerboard, chroma_half, settle
+from dctransformer.model.texture_state import (
+    Channels,
+    Occupancy,
+    TextureState,
+    Values,
+    checkerboard,
+    chroma_half,
+    settle,
+)
 from dctransformer.model.texture_values import MAGNITUDES, VALUE_OUTPUTS, value_log_p
 from dctransformer.sequence.texture import TextureBatch
 
@@ -128,7 +136,7 @@ class Texture(nn.Module):
 
     # -- use ----------------------------------------------------------------------------------------------------
 
-    def use_rates(self, picture: Picture) -> Tensor:
+    def use_rates(self, picture: TextureState) -> Tensor:
         """Return the expected numbers of coefficients of all channels, each given the channels before it.
 
         Args:
@@ -140,7 +148,7 @@ class Texture(nn.Module):
         """
         return self.rates(self.before(picture), picture.opened.sum(-1), picture.labels)
 
-    def before(self, picture: Picture) -> Tensor:
+    def before(self, picture: TextureState) -> Tensor:
         """Sum up for every channel what is known of the others: ``[B, C, W]``.
 
         Those are the statistics of channels of lower ranks, and of the others as far as they are given.
@@ -199,7 +207,7 @@ class Texture(nn.Module):
              (settled & exists).sum(-1) / places], dim=-1,
         )  # fmt: skip
 
-    def use_nats(self, picture: Picture) -> Tensor:
+    def use_nats(self, picture: TextureState) -> Tensor:
         """Compute −log p of which channels are in use: fp32 ``[B, C]`` (0 for channels that can't be used)."""
         rate = self.use_rates(picture)
         nats = torch.where(picture.used, -log_at_least_one(rate), rate)
@@ -208,8 +216,8 @@ class Texture(nn.Module):
     # -- place features -----------------------------------------------------------------------------------------
 
     def begin(
-        self, picture: Picture, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None, labels: Tensor | None = None,
-        whole: bool = False,
+        self, picture: TextureState, row: Tensor, rank: Tensor, *, mixed: Tensor | None = None,
+        labels: Tensor | None = None, whole: bool = False,
     ) -> Channels:  # fmt: skip
         """Compute the features of the places of channels about to be decided.
 
@@ -238,7 +246,7 @@ class Texture(nn.Module):
         value = torch.where(known, picture.planes[row, rank], 0).float()
         return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind, whole)
 
-    def mix(self, picture: Picture, row: Tensor, rank: Tensor) -> Tensor:
+    def mix(self, picture: TextureState, row: Tensor, rank: Tensor) -> Tensor:
         """Sum up the settled coefficients around every place, before a channel: ``[T, 2 W, rows, cols]``.
 
         It is linear in the settled coefficients' features, so that sampling adds what has become settled to it.
@@ -391,7 +399,7 @@ class Texture(nn.Module):
         Returns:
             fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel's times its weight.
         """
-        picture = Picture.of(batch)
+        picture = TextureState.of(batch)
         count, channels = batch.rank.shape
         rank = batch.rank.flatten()
         row = torch.arange(count, device=rank.device).repeat_interleave(channels)
@@ -404,7 +412,7 @@ class Texture(nn.Module):
         use_row = (torch.arange(count, device=rank.device)[:, None] * bands + self.band).flatten()
         return result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2))).view(count, bands, 3)
 
-    def channel_nats(self, picture: Picture, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def channel_nats(self, picture: TextureState, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −log p of the occupancy and the values of channels in use.
 
         Args:

@@ -26,7 +26,7 @@ Values = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass
-class Picture:
+class TextureState:
     """B pictures during the decisions about their texture: what is settled, and what is open.
 
     Attributes:
@@ -45,7 +45,7 @@ class Picture:
     grid: Grid
 
     @classmethod
-    def of(cls, batch: TextureBatch) -> Picture:
+    def of(cls, batch: TextureBatch) -> TextureState:
         """Return the pictures of a batch."""
         return cls(batch.coefficients, batch.given, batch.hidden, batch.labels, batch.grid)
 

@@ -27,7 +27,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.ops import next_channel_log_p
 from dctransformer.model.precision import full_fp32
-from dctransformer.model.texture_state import Occupancy, Picture, Values
+from dctransformer.model.texture_state import Occupancy, TextureState, Values
 from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.bits import DamagedBits, SymbolCoder
 from dctransformer.sampling.decoder_state import Decoding, for_steps
@@ -45,7 +45,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass
-class Task:
+class CodingTask:
     """A picture to encode, or the bits of one to decode.
 
     Attributes:
@@ -93,7 +93,7 @@ class PictureCoder:
 
     @torch.inference_mode()
     @full_fp32()
-    def run(self, tasks: Sequence[Task | None], grid: Grid) -> list[Coded | None]:
+    def run(self, tasks: Sequence[CodingTask | None], grid: Grid) -> list[Coded | None]:
         """Encode or decode the pictures of a batch.
 
         Args:
@@ -161,7 +161,7 @@ class PictureCoder:
         index = torch.arange(len(rows), device=device)
         before = [texture.first - 1] * len(rows)
         while True:
-            view = Picture(coefficients[:, :-1].view_as(picture), nothing, nothing, labels, grid)
+            view = TextureState(coefficients[:, :-1].view_as(picture), nothing, nothing, labels, grid)
             rates = texture.use_rates(view).cpu()
             self._check(rates)
             following = next_channel_log_p(rates, torch.tensor(before))
@@ -258,7 +258,7 @@ class _Row:
         coefficients: int16 ``[N, 6, 64]``, as far as it is coded.
     """
 
-    def __init__(self, task: Task | None, grid: Grid, model: DCTransformer):
+    def __init__(self, task: CodingTask | None, grid: Grid, model: DCTransformer):
         self.grid, self.first = grid, model.config.texture_rank
         self.label = model.config.null_label if task is None else task.label
         self.coder = None if task is None else SymbolCoder(task.data)

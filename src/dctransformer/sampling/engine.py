@@ -27,7 +27,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import NEVER
 from dctransformer.model.precision import resolve_precision
 from dctransformer.model.texture import TEXTURE_PLACES
-from dctransformer.model.texture_state import Picture
+from dctransformer.model.texture_state import TextureState
 from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, for_steps
@@ -213,7 +213,7 @@ class Engine:
         """Generate the texture of pictures whose structure is complete; returns how many channels were in use."""
         parts = [row.before_texture() for row in rows]
         given = torch.stack([part[1] for part in parts]).to(self.device, non_blocking=True)
-        picture = Picture(
+        picture = TextureState(
             torch.stack([part[0] for part in parts]).to(self.device, non_blocking=True), given, torch.zeros_like(given),
             torch.tensor([row.request.label for row in rows]).to(self.device, non_blocking=True), rows[0].grid,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.legality import open_places
 from dctransformer.model.precision import full_fp32
 from dctransformer.model.texture import TEXTURE_PLACES
-from dctransformer.model.texture_state import Picture
+from dctransformer.model.texture_state import TextureState
 from dctransformer.sequence.chunks import START, ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import TextureBatch, channels_in_use, texture_batch
 
@@ -250,7 +250,7 @@ def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[
         fp64 on the CPU: ``[192]`` of which channels are in use; ``[T, P]`` of the occupancy and ``[T, P]`` of the
         values; ``[T]``, what the channels' being in use saves (negative).
     """
-    picture = Picture.of(texture_batch([sequence], [used], [torch.ones(len(used))]).to(model.device))
+    picture = TextureState.of(texture_batch([sequence], [used], [torch.ones(len(used))]).to(model.device))
     parts = [
         model.texture.channel_nats(picture, torch.zeros_like(rank), rank)
         for rank in used.to(model.device).split(max(1, TEXTURE_PLACES // sequence.grid.positions))

@@ -15,7 +15,7 @@ from torch import Tensor
 from dctransformer.codec.grid import CHANNEL_OF_RANK
 from dctransformer.model.context import value_features
 from dctransformer.model.texture import PLACE_INPUTS, Texture
-from dctransformer.model.texture_state import Picture
+from dctransformer.model.texture_state import TextureState
 
 LARGE = 1024
 """Positions from which on a picture is large, and its mix is kept up to date: 256 × 256 pixels."""
@@ -24,7 +24,7 @@ LARGE = 1024
 class RunningRates:
     """The rates of channels in use of B pictures, on any device."""
 
-    def __init__(self, texture: Texture, picture: Picture):
+    def __init__(self, texture: Texture, picture: TextureState):
         """Sum up the statistics before the first channel of texture.
 
         Args:
@@ -65,7 +65,7 @@ class RunningRates:
 class RunningMix:
     """The mix of B pictures on a CPU."""
 
-    def __init__(self, texture: Texture, picture: Picture):
+    def __init__(self, texture: Texture, picture: TextureState):
         """Compute the mix before the first channel of texture.
 
         Args:

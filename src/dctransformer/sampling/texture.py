@@ -20,7 +20,7 @@ from torch import Tensor
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid, rank_slots
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.texture_state import Channels, Picture, settle
+from dctransformer.model.texture_state import Channels, TextureState, settle
 from dctransformer.model.texture_values import value_logits
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.drawing import Draws, PredictionCheck, draw_dtype, overflow_error, pick, uniform_on
@@ -80,7 +80,7 @@ class _Noise:
 
 def fill_texture(
     model: DCTransformer,
-    picture: Picture,
+    picture: TextureState,
     keys: list[NoiseKey],
     configs: list[SampleConfig],
     *,

@@ -29,7 +29,7 @@ from dctransformer.sampling.rows import Request
 
 
 @dataclasses.dataclass
-class Job:
+class CompletionJob:
     """A picture to complete.
 
     Attributes:
@@ -73,7 +73,7 @@ def tiles(grid: Grid, tile: Grid) -> Iterator[tuple[Grid, Tensor]]:
 
 def complete(
     model: DCTransformer,
-    jobs: list[Job],
+    jobs: list[CompletionJob],
     grid: Grid,
     config: SampleConfig,
     *,
@@ -142,7 +142,7 @@ def waves(grid: Grid, tile_grid: Grid) -> list[list[tuple[int, Grid, Tensor]]]:
 
 
 def _request(
-    job: Job, number: int, tile: Grid, mcus: Tensor, known: Tensor, given: Tensor, quality: int
+    job: CompletionJob, number: int, tile: Grid, mcus: Tensor, known: Tensor, given: Tensor, quality: int
 ) -> Request:  # fmt: skip
     """Build the request for one tile.
 

@@ -13,13 +13,13 @@ import torch
 from dctransformer.codec import Codec, DCTImage, order, read_jpeg, write_jpeg
 from dctransformer.codec.adapt import mcu_grid
 from dctransformer.codec.grid import Grid
-from dctransformer.data.coefficients import Coefficients, Pictures
+from dctransformer.data.coefficients import Coefficients, PictureSource
 from dctransformer.files import atomic_write, check_place, make_folder
 from dctransformer.hub.pretrained import HUB, SHIPPED, load_model, model_folder, shipped_names
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.bits import require_constriction
-from dctransformer.sampling.coding import MAX_BATCH, PictureCoder, Task
+from dctransformer.sampling.coding import MAX_BATCH, CodingTask, PictureCoder
 from dctransformer.sequence.labels import model_labels
 from dctransformer.settings import check_positive
 from dctransformer.tasks.dct_file import (
@@ -109,7 +109,7 @@ def compress(
     require_constriction()
     network = resolve_model(model, device)
     config, name = network.config, _stored_name(model)
-    pictures = Pictures(data, split, config, exclude=Path(out))
+    pictures = PictureSource(data, split, config, exclude=Path(out))
     count = len(pictures) if num is None else min(num, len(pictures))
     labels = [config.null_label] * count
     if use_labels:
@@ -211,11 +211,13 @@ class _Compression:
 
     def _write(self, group: list[_Waiting]) -> None:
         grid = group[0].picture.grid
-        encoded = self.coder.run([Task(item.label, item.picture.mcus) for item in group], grid)
+        encoded = self.coder.run([CodingTask(item.label, item.picture.mcus) for item in group], grid)
         decoded = encoded
         if self.verify:
             bits = [b"" if coded is None else coded.data for coded in encoded]
-            decoded = self.coder.run([Task(i.label, data=data) for i, data in zip(group, bits, strict=True)], grid)
+            decoded = self.coder.run(
+                [CodingTask(i.label, data=data) for i, data in zip(group, bits, strict=True)], grid
+            )
         make_folder(self.folder)
         for row, (item, coded, again) in enumerate(zip(group, encoded, decoded, strict=True)):
             if coded is None or again is None or not torch.equal(again.coefficients, item.picture.mcus):
@@ -353,7 +355,7 @@ class _Decompression:
     ) -> None:
         labels = {row: _label(file, coder.model) for row, file in together.items()}
         tasks = [
-            Task(labels[row], data=together[row].data) if row in together and labels[row] >= 0 else None
+            CodingTask(labels[row], data=together[row].data) if row in together and labels[row] >= 0 else None
             for row in range(batch)
         ]
         codec = Codec(coder.model.config.quality)

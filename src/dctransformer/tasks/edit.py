@@ -33,7 +33,7 @@ from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.processes import useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.pool import Pool
-from dctransformer.sampling.tiles import Job, complete
+from dctransformer.sampling.tiles import CompletionJob, complete
 from dctransformer.sequence import masks as given_masks
 from dctransformer.sequence.conditions import BY_FACTOR
 from dctransformer.sequence.labels import label_number
@@ -352,13 +352,13 @@ def _run(
     config = network.config
     codec = Codec(config.quality)
     label = config.null_label if options.label is None else label_number(config, options.label)
-    jobs: dict[Grid, list[tuple[str, _Canvas, Job]]] = {}
+    jobs: dict[Grid, list[tuple[str, _Canvas, CompletionJob]]] = {}
     identities: dict[str, str] = {}
     weights = "" if options.out is None else identity(network)
     for canvas, (given, kept) in zip(canvases, masks, strict=True):
         picture = zlib.crc32(canvas.mcus.numpy().tobytes())  # so that other pictures have other noise
         for k in range(options.num):
-            job = Job((picture << 16) + k, label, canvas.mcus, given, kept)
+            job = CompletionJob((picture << 16) + k, label, canvas.mcus, given, kept)
             jobs.setdefault(canvas.grid, []).append((f"{canvas.name}-{k}", canvas, job))
             if options.out is not None:
                 parts = [given, canvas.mcus, *([] if kept is None else [kept]), *_file_parts(canvas.file)]

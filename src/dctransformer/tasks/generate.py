@@ -19,7 +19,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import check_sampling, fill
 from dctransformer.sampling.pool import Pool
 from dctransformer.sampling.rows import Request, Samples, Snapshot
-from dctransformer.sampling.tiles import Job, complete, tile_of
+from dctransformer.sampling.tiles import CompletionJob, complete, tile_of
 from dctransformer.sequence.labels import draw_labels, label_name, label_number
 from dctransformer.settings import check_positive
 from dctransformer.sheets import MOST, contact_sheet, heat_map_sheet
@@ -103,7 +103,7 @@ def _by_tiles(
 ) -> Samples:
     """Generate pictures that are larger than the model knows, by tiles."""
     nothing = torch.zeros(grid.mcus, order.BLOCKS_PER_MCU, 64, dtype=torch.int16)
-    jobs = [Job(i, label, nothing, nothing.bool()) for i, label in zip(numbers, labels, strict=True)]
+    jobs = [CompletionJob(i, label, nothing, nothing.bool()) for i, label in zip(numbers, labels, strict=True)]
 
     def share(done: float) -> None:
         if progress is not None:
