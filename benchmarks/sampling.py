@@ -83,7 +83,7 @@ def uncached_step(model: Model, sequences: list[Sequence], filled: int) -> Calla
         model.channel_head(channel[:, last], rank, batch.positions[:, -1:], context).softmax(-1)
         here = dataclasses.replace(places, of_triple=places.of_triple[:, last])
         model.position_head(position[:, last], rank, batch.positions[:, -1:] * 0 - 1, here, context).softmax(-1)
-        model.value_head(value[:, last], rank, batch.positions[:, -1:], here, context).softmax(-1)
+        model.value_head(value[:, last], rank).softmax(-1)
 
     return step
 

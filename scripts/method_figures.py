@@ -329,7 +329,7 @@ def steps_of(model: DCTransformer, batch: ChunkBatch) -> tuple[list[Step], Conte
     cursor = torch.where(before[0] == rank, before[1], -1)
     channel = model.channel_head(streams[0], *before, context).softmax(-1)[0]
     position = model.position_head(streams[1], rank, cursor, places, context)[0]
-    value = model.value_head(streams[2], rank, batch.positions[:, 1:], places, context).softmax(-1)[0]
+    value = model.value_head(streams[2], rank).softmax(-1)[0]
     steps = [
         Step(c.numpy(), p.double().numpy(), v.numpy(), int(r), int(at), int(level))
         for c, p, v, r, at, level in zip(

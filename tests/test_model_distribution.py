@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dctransformer import DCTransformer
 from dctransformer.codec import order
-from dctransformer.codec.grid import IS_CHROMA_RANK, Grid
+from dctransformer.codec.grid import Grid
 from dctransformer.codec.triples import ranked
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.context import States, neighbour_table
@@ -176,31 +176,6 @@ def test_given_coefficients_of_the_channel_are_seen_on_all_sides() -> None:
         with torch.no_grad():
             nothing, zero, three = features(0, 0), features(0, 1), features(3, 1)
         assert torch.equal((nothing != zero).any(-1), around) and torch.equal((zero != three).any(-1), around)
-
-
-@torch.no_grad()
-def test_ordinal_values_lie_near_their_neighbours() -> None:
-    """With all weight on the left neighbour and a steep slope, its value is the likeliest; off, nothing is added."""
-    model = make_model()
-    head = model.value_head
-    for p in (head.out.weight, head.out.bias, head.after.weight, head.ordinal_rank.weight, head.ordinal_stream.weight):
-        p.zero_()
-    head.ordinal_rank.weight[:, 0], head.ordinal_rank.weight[:, -1] = 1.0, 1.0
-    sequence = make_sequence(1, model, density=0.6)
-    batch = cut_chunks([sequence], [0], model.config.chunk, 0)
-    context = model.encode(batch.coefficients, batch.settled, batch.closed, batch.labels, batch.grid)
-    places = model.places_of_chunk(batch, context)
-    rank, position = batch.ranks[:, 1:].clamp(max=order.NUM_CHANNELS - 1), batch.positions[:, 1:]
-    logits = head(torch.zeros(*rank.shape, model.config.width), rank, position, places, context)
-    likeliest = model.alphabet.decode(logits.argmax(-1))
-    left = places.same_at((position - 1).clamp(min=0))
-    has_left = (rank < order.NUM_CHANNELS) & ~IS_CHROMA_RANK[rank] & (position % GRID.width > 0) & (left != 0)
-    assert int(has_left.sum()) > 10
-    assert torch.equal(likeliest[has_left].float(), left[has_left])
-    farther = logits.gather(-1, model.alphabet.encode(left.long() + left.sign().long())[..., None])[..., 0]
-    assert bool((farther < logits.amax(-1))[has_left].all())
-    without = make_model(ordinal_values=False)
-    assert not any("ordinal" in name for name, _ in without.named_parameters())
 
 
 def test_a_given_zero_differs_from_a_hidden_coefficient() -> None:

@@ -66,8 +66,6 @@ class Architecture:
     local_context: bool = True
     """Give position and value decisions the coefficients around each place, up to date for every channel, and decide on
     channels and places one after the other (hazards); off, a softmax over all channels and one over all places."""
-    ordinal_values: bool = False
-    """Make a value less likely the farther it lies from a weighted sum of its neighbours' (with ``local_context``)."""
     state_width: Width = 64
     """Width of the running sum over a place's coefficients (with ``local_context``)."""
     place_width: Width = 96
@@ -190,17 +188,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For tests: everything is there, nothing is large.
     "tiny": {
         "width": 32, "heads": 2, "hidden": 64, "encoder": (1,), "channel": (1,), "position": (1,), "value": (1,),
-        "chunk": 64, "overlap": 16, "state_width": 8, "place_width": 16, "ordinal_values": True,
+        "chunk": 64, "overlap": 16, "state_width": 8, "place_width": 16,
     },
     # What two CPU cores train in an hour: more layers cost more than they gain (docs/results.md, Ablations).
     "small": {
         "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1,),
-        "value": (1,), "chunk": 384, "texture_from": 2, "ordinal_values": True,
+        "value": (1,), "chunk": 384, "texture_from": 2,
     },
     # One GPU.
     "base": {
         "width": 512, "heads": 8, "hidden": 1408, "encoder": (1,) * 6, "channel": (1,) * 2, "position": (1,) * 4,
-        "value": (1,) * 6, "chunk": 512, "state_width": 96, "place_width": 192, "ordinal_values": True, "dropout": 0.1,
+        "value": (1,) * 6, "chunk": 512, "state_width": 96, "place_width": 192, "dropout": 0.1,
         "texture_from": 2, "texture_state": 96, "texture_width": 160, "texture_hidden": 384, "texture_blocks": 3,
     },
     # The 448M layout of the paper's supplement. The encoder's and the value decoder's depths are reported;

@@ -327,7 +327,7 @@ class DCTransformer(nn.Module):
         cursor = torch.where(before[0] == rank, before[1], -1)
         channel = self.channel_head(streams[0], *before, context)
         where = self.position_head(streams[1], chosen, cursor, places, context)
-        what = self.value_head(streams[2], chosen, position, places, context)
+        what = self.value_head(streams[2], chosen)
 
         predicted = batch.predicted
         has_place = predicted & (rank < order.NUM_CHANNELS)

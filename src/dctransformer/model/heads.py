@@ -21,9 +21,6 @@ from dctransformer.model.legality import NEVER, ValueAlphabet, legal_channels, l
 from dctransformer.model.ops import rows_at, take
 from dctransformer.sequence.chunks import START
 
-START_SLOPE, MAX_SLOPE = -3.0, 3.0
-"""Log slope of the ordinal part of value logits at the start of training, and the largest; per 1/64 of the limit."""
-
 
 def hazard_logits(score: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
     """Turn hazards into logits of the first outcome that is taken, where the possible ones are met in order.
@@ -185,12 +182,7 @@ class PositionHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """The value head: its input at the chosen place, and the logits of the value.
-
-    With `Architecture.ordinal_values` a value's logit is less by a slope times its distance from a weighted sum of its
-    neighbours' values in the same channel; slope and weights depend on the channel and on the decoder's stream. So the
-    head need not learn apart for every value that it lies close to its neighbours.
-    """
+    """The value head: its input at the chosen place, and the logits of the value."""
 
     is_chroma: Tensor
     """int64 ``[192]`` by rank: 0 for luma, 1 for chroma."""
@@ -198,35 +190,23 @@ class ValueHead(nn.Module):
     """int64 ``[192]`` by rank: largest magnitude of each channel."""
     legal: Tensor
     """bool ``[192, V]`` by rank: values that a channel can have."""
-    values: Tensor
-    """fp32 ``[V]``: the values of the alphabet."""
 
     def __init__(self, config: Architecture, alphabet: ValueAlphabet):
         super().__init__()
         d, self.local = config.width, config.local_context
-        self.ordinal = self.local and config.ordinal_values
         self.register_buffer("is_chroma", IS_CHROMA_RANK.long(), persistent=False)
         self.register_buffer("limits", alphabet.limits.clone(), persistent=False)
         self.register_buffer("legal", alphabet.legal, persistent=False)
-        self.register_buffer("values", alphabet.decode(torch.arange(len(alphabet))).float(), persistent=False)
         self.encoder_at_place = nn.Linear(d, d)
         self.out = nn.Linear(d, len(alphabet))
         self.after = nn.Embedding(order.NUM_CHANNELS, len(alphabet))
         if self.local:
             self.context = nn.Sequential(nn.Linear(config.place_width + 2 * BEFORE, d), nn.SiLU(), nn.Linear(d, d))
 
-        if self.ordinal:
-            self.ordinal_stream = nn.Linear(d, BEFORE + 2, bias=False)
-            self.ordinal_rank = nn.Embedding(order.NUM_CHANNELS, BEFORE + 2)
-
     def initialise(self) -> None:
         """Set the start of training; linear layers have their usual weights already."""
         nn.init.normal_(self.out.weight, std=0.1 / math.sqrt(self.out.in_features))
         nn.init.zeros_(self.after.weight)
-        if self.ordinal:
-            nn.init.zeros_(self.ordinal_stream.weight)
-            nn.init.zeros_(self.ordinal_rank.weight)
-            nn.init.constant_(self.ordinal_rank.weight[:, -1], START_SLOPE)
 
     def read(self, x: Tensor, rank: Tensor, position: Tensor, places: Places, context: Context) -> Tensor:
         """Add what is known at and around the chosen places: the encoder's feature and the local context.
@@ -246,37 +226,13 @@ class ValueHead(nn.Module):
         x = x + rows_at(context.at_place, batch, grid.mcu_at(position))
         if places.features is None:
             return x
-        near = self._near(rank, position, places, context)
+        near = context.neighbours[self.is_chroma[rank], :BEFORE, position]
+        same = places.same_at(near).masked_fill(near == grid.positions, 0.0)
         limit = self.limits[rank][..., None]
-        around = torch.cat([near.sign() * near.abs().log1p(), 4 * near / limit], dim=-1)
+        around = torch.cat([same.sign() * same.abs().log1p(), 4 * same / limit], dim=-1)
         here = rows_at(places.features, places.of_triple, position)
         return x + self.context(torch.cat([here, around.to(here.dtype)], dim=-1))
 
-    def _near(self, rank: Tensor, position: Tensor, places: Places, context: Context) -> Tensor:
-        """Return the values of the same channel at the places before, 0 outside of the picture: fp32 ``[B, L, 4]``."""
-        near = context.neighbours[self.is_chroma[rank], :BEFORE, position]
-        return places.same_at(near).masked_fill(near == context.grid.positions, 0.0)
-
-    def forward(self, stream: Tensor, rank: Tensor, position: Tensor, places: Places, context: Context) -> Tensor:
-        """Return the logits of the value.
-
-        Args:
-            stream: of the value decoder, ``[B, L, D]``.
-            rank: int64 ``[B, L]``, less than 192; likewise the position.
-            position: see above.
-            places: the places of those channels.
-            context: of the chunk.
-
-        Returns:
-            fp32 ``[B, L, V]``, `NEVER` where the channel can't have a value.
-        """
-        logits = self.out(stream).float() + self.after(rank)
-        if self.ordinal:
-            weight, offset, slope = (self.ordinal_stream(stream).float() + self.ordinal_rank(rank)).split(
-                (BEFORE, 1, 1), -1
-            )
-            unit = self.limits[rank][..., None] / 64
-            near = self._near(rank, position, places, context)
-            centre = (weight * near).sum(-1, keepdim=True) + 4 * unit * offset
-            logits = logits - slope.clamp(max=MAX_SLOPE).exp() / unit * (self.values - centre).abs()
-        return logits.masked_fill(~self.legal[rank], NEVER)
+    def forward(self, stream: Tensor, rank: Tensor) -> Tensor:
+        """Return the logits of the value, fp32 ``[B, L, V]``, from the value decoder's stream ``[B, L, D]``."""
+        return (self.out(stream).float() + self.after(rank)).masked_fill(~self.legal[rank], NEVER)

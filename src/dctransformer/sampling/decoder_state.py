@@ -223,7 +223,7 @@ class Decoding:
         self.chosen_position = position
         x = m.embed_position(self.stream, rank, position[:, None], self.state.places, self.state.context)
         self.stream = self._run(2, x)
-        return m.value_head(self.stream, rank, position[:, None], self.state.places, self.state.context)[:, 0]
+        return m.value_head(self.stream, rank)[:, 0]
 
     def _run(self, decoder: int, x: Tensor) -> Tensor:
         stack, state = self.model.decoders[decoder], self.state
