@@ -164,7 +164,8 @@ class _StateFile:
         if self.checkpoint.exists() and self.buffers.exists():
             with safetensors.safe_open(self.buffers, framework="pt") as file:
                 notes = file.metadata()
-            if notes["settings"] == self.settings:
+            before, now = json.loads(notes["settings"]), json.loads(self.settings)
+            if all(before.get(name, value) == value for name, value in now.items()):  # settings may have been added
                 self.warmup, self.wall_seconds = int(notes["warmup"]), float(notes["wall_seconds"])
 
     def load(self, trainer: Trainer) -> bool:
