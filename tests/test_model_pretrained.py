@@ -49,7 +49,7 @@ def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
 def test_configs_with_retired_switches_load_where_they_have_what_is_built_in(saved: Path) -> None:
     """Configs of older weights with retired switches load if they have the built-in value."""
     before = DCTransformer.from_pretrained(saved)
-    _field(saved, **RETIRED, survival=True)
+    _field(saved, **{name: value for name, (value, _) in RETIRED.items()}, survival=True)
     assert DCTransformer.from_pretrained(saved).config == before.config
 
 
@@ -247,6 +247,10 @@ DAMAGE = {
     "a retired switch": (
         lambda f: _field(f, pointer=False),
         "pointer False are no .*; check out commit 3940652",
+    ),
+    "a switch that was retired later": (
+        lambda f: _field(f, ordinal_values=True),
+        "ordinal_values True are no .*; check out commit 324a6b1",
     ),
     "another retired switch": (lambda f: _field(f, survival=False), "survival False are no longer supported"),
     "a retired switch of no sense": (lambda f: _field(f, norm=[1] * 100_000), "^.{,500}$"),

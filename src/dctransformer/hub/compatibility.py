@@ -5,13 +5,15 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-RETIRED: dict[str, Any] = {
-    "norm": "layer", "legality": True, "pointer": True, "gathered": True, "settled_input": True,
-}  # fmt: skip
-"""Fields that configs no longer have, and the value that is built in now."""
-
-LAST_WITH_SWITCHES = "3940652"
-"""The last commit that has the retired fields."""
+RETIRED: dict[str, tuple[Any, str]] = {
+    "norm": ("layer", "3940652"),
+    "legality": (True, "3940652"),
+    "pointer": (True, "3940652"),
+    "gathered": (True, "3940652"),
+    "settled_input": (True, "3940652"),
+    "ordinal_values": (False, "324a6b1"),
+}
+"""Fields that configs no longer have: the value that is built in now, and the last commit that has the field."""
 
 
 def without_retired(fields: dict[str, Any], local_context: bool = True) -> dict[str, Any]:
@@ -27,12 +29,12 @@ def without_retired(fields: dict[str, Any], local_context: bool = True) -> dict[
     Raises:
         ValueError: a retired field has another value than the one that is built in now.
     """
-    built_in = {**RETIRED, "survival": fields.get("local_context", local_context)}
-    for name, value in built_in.items():
+    built_in = {**RETIRED, "survival": (fields.get("local_context", local_context), "3940652")}
+    for name, (value, commit) in built_in.items():
         if name in fields and fields[name] != value:
             raise ValueError(
                 f"models with {name} {reprlib.repr(fields[name])} are no longer supported; "
-                f"check out commit {LAST_WITH_SWITCHES}, the last that can load one"
+                f"check out commit {commit}, the last that can load one"
             )
     return {name: value for name, value in fields.items() if name not in built_in}
 
