@@ -124,7 +124,8 @@ class ChunkBatches(Dataset[ChunkBatch]):
         batch = cut_chunks(sequences, index, self.chunk, self.overlap)
         if self.textures:
             batch.texture = self._texture(step, sequences, weights)
-        batch.scored = self.structure
+        if not self.structure:
+            batch.scored = False
         if self.positions:
             top, left = np.random.default_rng([sampler.seed, 14, step]).integers(
                 (self.positions - grid.rows + 1, self.positions - grid.cols + 1)
