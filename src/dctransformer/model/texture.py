@@ -400,9 +400,8 @@ class Texture(nn.Module):
             fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel's times its weight.
         """
         picture = TextureState.of(batch)
-        count, channels = batch.rank.shape
-        rank = batch.rank.flatten()
-        row = torch.arange(count, device=rank.device).repeat_interleave(channels)
+        count, rank = len(batch.rank), batch.rank.flatten()
+        row = torch.arange(count, device=rank.device).repeat_interleave(batch.rank.shape[1])
         occupancy, values, saved = self.channel_nats(picture, row, rank)
         held = torch.stack([occupancy.sum(-1) + saved, values.sum(-1)], dim=-1) * batch.weight.flatten()[:, None]
         use = self.use_nats(picture) * batch.use_weight[:, None]
