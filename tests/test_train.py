@@ -31,7 +31,7 @@ from dctransformer.training.bands import count_by_band
 from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
-from dctransformer.training.setup import Steps, new_model, train_texture_alone
+from dctransformer.training.setup import Steps, freeze_structure, new_model
 from dctransformer.training.trainer import Trainer
 from forked import errors_of, forked
 from pictures import photo_folder
@@ -414,7 +414,7 @@ def test_a_stopped_training_of_texture_goes_on_exactly(data: Path, tmp_path: Pat
     """A trainer loaded from a checkpoint takes the same steps, and frozen weights need no optimiser state."""
     torch.manual_seed(0)
     network = new_model(preset("tiny", quality=30, size=32, texture_from=2), 0)
-    train_texture_alone(network)
+    freeze_structure(network)
     config = TrainConfig(batch=2, structure=False, init="x", precision="fp32")
     trainer = Trainer(network, config)
     steps = Steps(TripleStore.open(data, "train"), network.config, config)
@@ -422,7 +422,7 @@ def test_a_stopped_training_of_texture_goes_on_exactly(data: Path, tmp_path: Pat
         trainer.step(steps[k])
     trainer.save(tmp_path / "checkpoint.safetensors")
     other = new_model(network.config, 1)
-    train_texture_alone(other)
+    freeze_structure(other)
     resumed = Trainer(other, config)
     resumed.load(tmp_path / "checkpoint.safetensors")
     for k in (2, 3):

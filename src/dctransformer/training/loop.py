@@ -23,7 +23,7 @@ from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
-from dctransformer.training.setup import Steps, new_model, shape_for, train_texture_alone
+from dctransformer.training.setup import Steps, freeze_structure, new_model, shape_for
 from dctransformer.training.signals import StopSignal
 from dctransformer.training.trainer import Trainer
 from dctransformer.training.validation import draw_sheet, is_due, save_ema, score_kept, validate, what_is_scored
@@ -74,7 +74,7 @@ def _train(
         if config.init is not None and not resumed:
             start_from(network, config.init, new_texture=not config.structure)
         if not config.structure:
-            train_texture_alone(network)
+            freeze_structure(network)
         trainer = Trainer(network, config, processes)
         steps = Steps(store, network.config, config, rows)
     with processes.fail_together():

@@ -59,7 +59,7 @@ def new_model(shape: ModelConfig, seed: int) -> DCTransformer:
     return DCTransformer(shape)
 
 
-def train_texture_alone(model: DCTransformer) -> None:
+def freeze_structure(model: DCTransformer) -> None:
     """Exclude the structure's weights from training.
 
     Raises:
