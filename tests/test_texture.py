@@ -458,11 +458,12 @@ def test_large_pictures_are_drawn_alike(guidance: float, monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("window", [1, 7, 500])
-def test_channels_are_searched_in_windows(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_are_searched_in_windows(window: int, guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same pictures, however many channels are looked at together."""
     model = make_model(5)
-    config = SampleConfig(batch=3, workers=1)
+    config = SampleConfig(batch=3, workers=1, guidance=guidance)
     expected = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))
     monkeypatch.setattr(texture_sampling, "WINDOW", window)
     samples = sample(model, 3, config, labels=[0, 1, 2], size=(32, 48))

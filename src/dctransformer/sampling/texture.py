@@ -171,9 +171,9 @@ def _following(
         draws: guidance of each.
         check: sees the rates before they are mixed, which would hide NaN.
     """
-    labels = _labels(model, running_rates.picture.labels[rows], draws)
-    if rows.device.type != "cpu" or len(draws.twins):
-        rates = running_rates(draws.both(rows), labels)
+    labels = running_rates.picture.labels[rows]
+    if rows.device.type != "cpu":
+        rates = running_rates(draws.both(rows), _labels(model, labels, draws))
         check.see(rates, limit=torch.inf)
         return next_channel(_mixed_rates(rates, draws), before, uniform)
     # Mostly one of the next few channels is in use: the rates of the others need not be known.
@@ -182,9 +182,10 @@ def _following(
     begin, searching = before + 1, torch.arange(len(rows))
     while len(searching := searching[begin[searching] < order.NUM_CHANNELS]):
         ranks = begin[searching, None] + torch.arange(WINDOW)
-        rates = running_rates(rows[searching], labels[searching], ranks.clamp(max=order.NUM_CHANNELS - 1))
+        some, existing = draws.of_elements(searching), ranks.clamp(max=order.NUM_CHANNELS - 1)
+        rates = running_rates(some.both(rows[searching]), _labels(model, labels[searching], some), some.both(existing))
         check.see(rates, limit=torch.inf)
-        rates = torch.where(ranks < order.NUM_CHANNELS, rates, 0.0)
+        rates = torch.where(ranks < order.NUM_CHANNELS, _mixed_rates(rates, some), 0.0)
         sums = passed[searching, None] + rates.to(passed.dtype).cumsum(-1)
         count = (sums <= aim[searching, None]).sum(-1)  # p(none up to c is in use) = exp(−sum up to c)
         found = count < WINDOW
