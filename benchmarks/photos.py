@@ -133,7 +133,7 @@ def main(args: Args) -> None:
         checks[name] = {"value": round(value, 4), "low": low, "high": high, "met": low <= value <= high}
 
     small = shrunk(truth, 2, args.shrink) if args.shrink == "lanczos" else [shrunk([t], 2, "dct")[0] for t in truth]
-    upscaled = [edit.pixels()[0] for edit in upscale(model, small, 2, Options(1, None, sampling))]
+    upscaled = [edit.pixels()[0] for edit in upscale(model, small, 2, Options(1, None, sampling), args.shrink)]
     extractor = open_extractor("small64")
 
     def features_of(pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:

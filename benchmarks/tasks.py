@@ -174,7 +174,10 @@ def main(args: Args) -> None:
 
     for factor in (2, 4):
         small = shrunk(truth, factor, args.shrink)
-        upscaled = [p[0] for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o))]
+        upscaled = [
+            p[0]
+            for p in run(f"upscale ×{factor}", lambda o, f=factor, s=small: upscale(args.model, s, f, o, args.shrink))
+        ]
         rivals = {
             "bicubic": [resized(s, side, Image.Resampling.BICUBIC) for s in small],
             "Lanczos": [resized(s, side, Image.Resampling.LANCZOS) for s in small],

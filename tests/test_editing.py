@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dctransformer import DCTransformer
 from dctransformer.cli import main
-from dctransformer.codec import Codec, DCTImage, order, read_jpeg
+from dctransformer.codec import Codec, DCTImage, order, read_jpeg, resize
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.resize import enlarged_corners, shrink
 from dctransformer.model.config import preset
@@ -97,10 +97,63 @@ def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tu
         assert not edit.results[0].equal(edit.results[1])
 
 
+FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+
+
+def downsampled(large: np.ndarray, factor: int, by: resize.DownsampledBy) -> Tensor:
+    """Return a picture that is shrunk by a filter of Pillow, or by its low frequencies: uint8 ``[1, h, w, 3]``."""
+    if by == "dct":
+        return shrink(torch.from_numpy(large.copy())[None], factor)
+    side = large.shape[1] // factor, large.shape[0] // factor
+    return torch.from_numpy(np.array(Image.fromarray(large).resize(side, FILTERS[by])))[None]
+
+
+@pytest.mark.parametrize("by", ["lanczos", "box", "dct"])
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("is_chroma", [False, True])
+def test_a_wave_has_the_same_amplitude_in_the_small_and_the_large_picture(
+    by: resize.DownsampledBy, factor: int, is_chroma: bool
+) -> None:
+    """What a filter and the averages of chroma attenuate is restored, for every frequency that is given."""
+    codec = Codec(95)
+    for k in range(1, 8 // factor):
+        x = np.arange(256) + 0.5
+        wave = 50 * np.cos(np.pi * k * x / (16 if is_chroma else 8))  # one basis function, but for its sign, per block
+        rgb = 128 + wave[:, None] * ([0, -0.344136, 1.772] if is_chroma else [1, 1, 1])
+        large = np.tile(rgb.round().astype(np.uint8), (64, 1, 1))
+        true, low = codec.encode(large), enlarged_corners(downsampled(large, factor, by), factor, codec, by)
+        channel = order.ZIGZAG.tolist().index(k)
+        amplitude, expected = (
+            float((dct.cb if is_chroma else dct.luma)[0, 1:-1, 2:-2, channel].abs().double().mean())
+            for dct in (low, true)
+        )
+        # A wave of chroma is no basis function of the 8 × 8 pixels that are shrunk in the DCT domain.
+        assert amplitude == pytest.approx(expected, rel=0.05 if by == "dct" else 0.02)
+
+
+@pytest.mark.parametrize("by", ["lanczos", "box"])
+def test_corners_are_nearer_to_the_large_picture_where_the_filter_is_known(by: resize.DownsampledBy) -> None:
+    """On pictures, amplifying what the filter has attenuated makes the low frequencies more accurate."""
+    codec, error = Codec(75), {}
+    for name in ("dct", by):
+        error[name] = 0.0
+        for large in pictures(4, (64, 64)):
+            true, low = codec.encode(large), enlarged_corners(downsampled(large, 2, by), 2, codec, name)
+            corner = masks.low(4, Grid.of_size(64, 64))
+            error[name] += float((mcus(true) - mcus(low))[corner].double().square().sum())
+    assert error[by] < 0.97 * error["dct"]
+
+
+def test_an_unknown_filter_is_refused(model: Path) -> None:
+    """The message lists the filters that are known."""
+    with pytest.raises(ValueError, match="'bicubic' is not known; choose one of lanczos, box, dct"):
+        upscale(model, pictures(1, (16, 16)), 2, downsampled_by="bicubic")  # pyright: ignore[reportArgumentType]
+
+
 def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
     """Shrinking an upscaled picture restores it within 0.5 dB of the codec's own error."""
     small = [shrink(torch.from_numpy(p.copy())[None], 2) for p in pictures(4, (64, 64))]
-    edits = upscale("flowers64", [s[0].numpy() for s in small], 2)
+    edits = upscale("flowers64", [s[0].numpy() for s in small], 2, downsampled_by="dct")
     codec = Codec(DCTransformer.from_pretrained("flowers64").config.quality)
 
     def decibels(dct: DCTImage, expected: Tensor) -> float:
@@ -108,7 +161,7 @@ def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
         return float(10 * torch.log10(255**2 / error.square().mean()))
 
     upscaled = np.mean([decibels(e.results[0], s) for e, s in zip(edits, small, strict=True)])
-    floor = np.mean([decibels(enlarged_corners(s, 2, codec), s) for s in small])
+    floor = np.mean([decibels(enlarged_corners(s, 2, codec, "dct"), s) for s in small])
     assert upscaled > floor - 0.5
 
 

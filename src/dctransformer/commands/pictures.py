@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -128,12 +128,15 @@ class Upscale(_Edit):
 
     factor: int = 2
     """2, 4 or 8."""
+    downsampled_by: Literal["lanczos", "box", "dct"] = "lanczos"
+    """How the small pictures were made. lanczos suits most pictures: the highest frequencies, which such a filter
+    attenuates, are amplified; those of box still more. dct: by the low frequencies of each block, kept as they are."""
 
     def edited(self, options: Any) -> list[Any]:
         """Upscale the pictures."""
         from dctransformer.tasks.edit import upscale
 
-        return upscale(with_revision(self.model, self.revision), self.images, self.factor, options)
+        return upscale(with_revision(self.model, self.revision), self.images, self.factor, options, self.downsampled_by)
 
 
 @dataclasses.dataclass

@@ -25,7 +25,7 @@ from dctransformer.codec.adapt import crop, mcu_grid, merge, pad_to_mcus, read_o
 from dctransformer.codec.grid import BAND_OF_RANK, RANK_OF_SLOT, Grid
 from dctransformer.codec.jpeg import MAX_PIXELS, MAX_SIDE
 from dctransformer.codec.metadata import Metadata, read_metadata
-from dctransformer.codec.resize import check_factor, enlarged_corners
+from dctransformer.codec.resize import DownsampledBy, check_factor, enlarged_corners
 from dctransformer.data.images import load_image
 from dctransformer.data.rgb import as_rgb
 from dctransformer.files import atomic_write, check_regular
@@ -112,8 +112,9 @@ class _Canvas:
 
 
 def upscale(
-    model: Model, images: Source | Sequence[Source], factor: int = 2, options: Options | None = None
-) -> list[Edited]:
+    model: Model, images: Source | Sequence[Source], factor: int = 2, options: Options | None = None,
+    downsampled_by: DownsampledBy = "lanczos",
+) -> list[Edited]:  # fmt: skip
     """Enlarge pictures: their own content becomes the low frequencies, the high ones are generated.
 
     Args:
@@ -121,6 +122,7 @@ def upscale(
         images: small pictures.
         factor: 2, 4 or 8.
         options: alternatives, label, sampling.
+        downsampled_by: how the small pictures were made: see `dctransformer.codec.resize.corner_gains`.
 
     Returns:
         One `Edited` per picture, ``factor`` times as large.
@@ -135,7 +137,7 @@ def upscale(
     for name, image in _named(images):
         pixels = _pixels(image)
         _check_size(name, pixels.shape[1] * factor, pixels.shape[0] * factor)
-        low = enlarged_corners(torch.from_numpy(pixels.copy())[None], factor, codec)
+        low = enlarged_corners(torch.from_numpy(pixels.copy())[None], factor, codec, downsampled_by)
         grid = Grid.of_size(low.height, low.width)
         height, width = pixels.shape[0] * factor, pixels.shape[1] * factor
         canvases.append(_Canvas(name, low.to_mcus()[0], grid, height, width))
