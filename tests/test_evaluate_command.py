@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import shutil
@@ -17,10 +18,10 @@ from dctransformer import Codec, DCTransformer
 from dctransformer.cli import main
 from dctransformer.data.images import crop_resize, load_image
 from dctransformer.evaluate import plots
-from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.evaluate.evaluation import evaluate
 from dctransformer.evaluate.figures import run_figures
 from dctransformer.evaluate.pictures import of_folder, open_reference
+from dctransformer.evaluate.tables import sampling_text
 from dctransformer.hub.curves import read_curves
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.config import SampleConfig
@@ -119,10 +120,27 @@ def test_evaluate_says_all_that_the_scores_depend_on(
     assert sorted(cache.rglob("*.safetensors")) == files
 
 
-def test_pictures_are_generated_with_the_settings_of_the_evaluation(
-    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sampling settings are passed under their names, and apply to texture as to structure."""
+SAMPLING = SampleConfig(
+    7, temperature=0.8, top_p=0.9, guidance=1.5, texture_temperature=1.0, texture_top_p=0.95, texture_guidance=1.1,
+    batch=3,
+)  # fmt: skip
+
+
+def options(sampling: SampleConfig) -> list[str]:
+    """Return settings of sampling as options of a command."""
+    names = ("seed", "temperature", "top_p", "guidance")
+    names += ("texture_temperature", "texture_top_p", "texture_guidance", "batch")
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(sampling, name)))]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_pictures_are_generated_with_the_settings_of_the_command(
+    command: str, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Settings of structure and of texture reach the sampler under their names, and are stated with the scores."""
+    if command == "report":
+        pytest.importorskip("matplotlib")
     used: list[SampleConfig] = []
 
     def watched(network: DCTransformer, number: int, sampling: SampleConfig, **options: Any) -> Samples:
@@ -130,12 +148,24 @@ def test_pictures_are_generated_with_the_settings_of_the_evaluation(
         return sample(network, number, sampling, **options)
 
     monkeypatch.setattr("dctransformer.evaluate.evaluation.sample", watched)
-    config = EvaluateConfig(
-        5, "precision", "small64", seed=7, temperature=0.8, top_p=0.9, guidance=1.5, batch=3, neighbours=6
-    )
-    result = evaluate(model, data, config)
-    assert used == [SampleConfig(seed=7, temperature=0.8, top_p=0.9, guidance=1.5, batch=3)]
-    assert {"texture_temperature": None, "batch": 3}.items() <= result["settings"]["generated"].items()
+    out = tmp_path / "report.html"
+    words = ["--data", data, "--num", 5, *options(SAMPLING)]
+    words += ["--metrics", "precision", "--features", "small64"] if command == "evaluate" else ["--out", out]
+    text = run(capsys, command, model, *words)
+    assert used == [SAMPLING]
+    text = text if command == "evaluate" else out.read_text(encoding="utf-8")
+    for phrase in (
+        "seed 7, temperature 0.8, top-p 0.9, guidance 1.5, ",
+        "temperature of texture 1, top-p of texture 0.95, guidance of texture 1.1",
+    ):
+        assert phrase in text
+
+
+def test_evaluations_without_settings_of_texture_can_be_shown() -> None:
+    """Files of older versions hold no settings of texture; the defaults of texture are not stated."""
+    old = {"seed": 3, "temperature": 1.0, "top_p": 1.0, "guidance": 1.0}
+    assert sampling_text(old) == "seed 3, temperature 1, top-p 1, guidance 1"
+    assert sampling_text(dataclasses.asdict(SampleConfig(3))) == sampling_text(old)
 
 
 def test_a_folder_is_its_own_original(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import tyro
 from dctransformer.commands.common import print_facts, with_revision
 from dctransformer.evaluate.config import EvaluateConfig
 from dctransformer.files import printable
+from dctransformer.sampling.config import SampleConfig
 from dctransformer.sequence.conditions import CONDITIONS
 
 if TYPE_CHECKING:
@@ -118,10 +119,8 @@ class Report:
     """Figures to show, a JSON file written by `evaluate`; the run's own if not given."""
     num: int = 512
     """Pictures to generate, for the sheets and, if there is no evaluation, for scores."""
-    seed: int = 0
-    """Seed of the generated pictures."""
-    top_p: float = 1.0
-    """Top-p of the generated pictures."""
+    sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=SampleConfig)
+    """How to sample."""
     features: str = "small64"
     """The extractor for nearest training pictures and scores: small64, inception, or a TorchScript or .onnx file."""
     device: str = "auto"
@@ -135,8 +134,8 @@ class Report:
 
         write_report(
             with_revision(self.run_, self.revision), self.out, data=self.data,
-            evaluation=self.evaluation, num=self.num, seed=self.seed,
-            top_p=self.top_p, features=self.features, device=self.device, progress=True,
+            evaluation=self.evaluation, num=self.num, sampling=self.sampling,
+            features=self.features, device=self.device, progress=True,
         )  # fmt: skip
         print(f"the report: {printable(self.out)}")
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from annotated_types import Ge
 
+from dctransformer.sampling.config import SampleConfig
+
 DISTANCES = ("fid", "sfid", "precision", "recall", "kid")
 """Metrics of an extractor's features."""
 
@@ -46,16 +48,8 @@ class EvaluateConfig:
     pixels."""
     few: bool = False
     """Allow Fréchet distances from no more pictures than there are features. They are then far too large."""
-    seed: int = 0
-    """Seed of the generated pictures and of the kernel distance's subsets."""
-    temperature: float = 1.0
-    """Temperature of the generated pictures."""
-    top_p: float = 1.0
-    """Top-p of the generated pictures."""
-    guidance: float = 1.0
-    """Guidance scale of the generated pictures."""
-    batch: Count = 64
-    """Pictures generated at a time."""
+    sampling: SampleConfig = dataclasses.field(default_factory=lambda: SampleConfig(batch=64))
+    """How pictures are generated. The seed is that of the kernel distance's subsets, too."""
     device: str = "auto"
     """cpu, cuda, …"""
     cache: Path | None = None

@@ -29,7 +29,7 @@ from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
-from dctransformer.sampling.engine import sample
+from dctransformer.sampling.engine import check_sampling, sample
 from dctransformer.sampling.likelihood import code_lengths, require_finite
 from dctransformer.sampling.rows import Samples
 from dctransformer.sequence.chunks import Sequence
@@ -66,9 +66,7 @@ def evaluate(
         ValueError: something is missing, does not fit or is too little; this is checked before the long work.
     """
     wanted = config.wanted()
-    sampling = SampleConfig(
-        config.seed, temperature=config.temperature, top_p=config.top_p, guidance=config.guidance, batch=config.batch
-    )
+    sampling = config.sampling
     distances = tuple(name for name in wanted if name in DISTANCES)
     check_ranges(config)
     # A misspelt path is reported before an extractor is fetched.
@@ -76,6 +74,7 @@ def evaluate(
         raise ValueError(f"there is no folder {data}; check the path")
     device = resolve_device(config.device)
     network = load_model(model, device)
+    check_sampling(network, sampling)
     held_out = None
     if "bits" in wanted:
         held_out = open_held_out(data, network.config, otherwise=config.split, progress=progress).first(config.num)
@@ -207,7 +206,7 @@ def score(
         "neighbours": min(config.neighbours, len(reference)),
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": config.kid_subset,
-        "seed": config.seed,
+        "seed": config.sampling.seed,
     }
     return settings, scores
 
@@ -298,7 +297,7 @@ def _compare(
         scores["precision"], scores["recall"] = precision_recall(real.features[: config.neighbours], found.features)
     if "kid" in metrics:
         scores["kid"], spread = kernel_distance(
-            real.features[: config.neighbours], found.features, subset_size=config.kid_subset, seed=config.seed
+            real.features[: config.neighbours], found.features, subset_size=config.kid_subset, seed=config.sampling.seed
         )
     named = {extractor.metric(name): scores[name] for name in metrics}
     if "kid" in metrics:

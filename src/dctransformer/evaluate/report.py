@@ -43,6 +43,7 @@ from dctransformer.hub.pretrained import load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.engine import check_sampling
 from dctransformer.sampling.rows import Samples
 from dctransformer.settings import check_positive
 from dctransformer.sheets import contact_sheet, heat_map_sheet
@@ -57,6 +58,8 @@ SHOWN = 8
 
 BITS_PICTURES = 256
 """Held-out pictures whose bits are counted if no evaluation did."""
+
+_SAMPLING = SampleConfig()
 
 
 @dataclasses.dataclass
@@ -75,8 +78,7 @@ def write_report(
     data: str | Path | None = None,
     evaluation: str | Path | None = None,
     num: int = 512,
-    seed: int = 0,
-    top_p: float = 1.0,
+    sampling: SampleConfig = _SAMPLING,
     features: str = "small64",
     device: str = "auto",
     progress: bool = False,
@@ -90,8 +92,7 @@ def write_report(
             the page. (Paths in a run's files are not opened, since a stranger may have written them.)
         evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
         num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
-        seed: of them.
-        top_p: of them.
+        sampling: seed, temperature and so on.
         features: the extractor for nearest training pictures and for those scores.
         device: cpu, cuda, … or auto.
         progress: show bars.
@@ -103,8 +104,8 @@ def write_report(
     plots.require_matplotlib()
     folder = model_folder(run)
     figures = read_evaluation(folder, evaluation)
-    sampling = SampleConfig(seed=seed, top_p=top_p)
     network = load_model(run, resolve_device(device))
+    check_sampling(network, sampling)
     check_place(out)
     extractor = None if data is None else open_extractor(features, network.device)
     work = _Work(str(run), folder, network, data, figures, num, sampling, extractor, progress)
@@ -185,7 +186,7 @@ class _Work:
             ["classes", f"{len(facts['labels']):,}" if facts["labels"] else "none"],
             ["weights", f"{facts['file_bytes']:,} bytes"],
             ["data", str(self.data or "none given")],
-            ["samples on this page", f"seed {self.sampling.seed}, temperature 1, top-p {self.sampling.top_p:g}"],
+            ["samples on this page", tables.sampling_text(dataclasses.asdict(self.sampling))],
             ["dctransformer", dctransformer.__version__],
         ]
         return Section("Model", "", table([["", ""], *rows]))
@@ -195,10 +196,7 @@ class _Work:
         extractor = self.extractor
         assert extractor is not None  # there is data
         config = EvaluateConfig(
-            num=self.num,
-            seed=self.sampling.seed,
-            top_p=self.sampling.top_p,
-            kid_subset=max(2, min(1000, self.num, len(training))),
+            num=self.num, sampling=self.sampling, kid_subset=max(2, min(1000, self.num, len(training)))
         )
         widths = feature_widths(extractor, training)
         possible = []

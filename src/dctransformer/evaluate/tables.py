@@ -74,14 +74,22 @@ def two_sample_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def sampling_text(sampling: dict[str, Any]) -> str:
+    """Return the seed and the settings of sampling, the fields of a `SampleConfig`, as a phrase."""
+    names = {"temperature": "temperature", "top_p": "top-p", "guidance": "guidance"}
+    parts = [f"seed {sampling['seed']}", *(f"{words} {sampling[name]:g}" for name, words in names.items())]
+    # Evaluations of older versions have no settings of texture.
+    texture = {words: sampling.get(f"texture_{name}") for name, words in names.items()}
+    return ", ".join([*parts, *(f"{words} of texture {x:g}" for words, x in texture.items() if x is not None)])
+
+
 def setting_lines(settings: dict[str, Any]) -> list[str]:
     """Return everything that the scores depend on, a sentence or two per line."""
     reference, generated = settings["reference"], settings["generated"]
     pictures = (
         f"{generated['pictures']:,} from {generated['folder']}"
         if generated["folder"]
-        else f"{generated['pictures']:,}, seed {generated['seed']}, temperature {generated['temperature']:g}, "
-        f"top-p {generated['top_p']:g}, guidance {generated['guidance']:g}; labels: {generated['labels']}"
+        else f"{generated['pictures']:,}, {sampling_text(generated)}; labels: {generated['labels']}"
     )
     size = reference["size"]
     size = f"{size}×{size}" if isinstance(size, int) else size.replace("x", "×")
