@@ -276,11 +276,12 @@ def tables(rows: list[list[dict[str, Any]]], extra: dict[str, Any]) -> str:
     return "\n".join("".join("| " + " | ".join(line) + " |\n" for line in part) for part in (lines, costs))
 
 
-def sheet(rows: list[dict[str, Any]], samples: Path, folder: Path) -> None:
-    """Write a sheet of samples of one seed, one row per system, with the same classes in each row."""
-    shown = [_samples(samples / _slug(row["system"]))[:SHOWN] for row in rows]
+def sheet(rows: list[dict[str, Any]], samples: Path, folder: Path, originals: Tensor) -> None:
+    """Write a sheet of originals and of samples of one seed, one row per system, with the same classes in each row."""
+    shown = [originals[:SHOWN], *(_samples(samples / _slug(row["system"]))[:SHOWN] for row in rows)]
+    names = ["originals", *(row["system"] for row in rows)]
     captions = [
-        row["system"] if i == 0 else "" for row, pictures in zip(rows, shown, strict=True) for i in range(len(pictures))
+        name if i == 0 else "" for name, pictures in zip(names, shown, strict=True) for i in range(len(pictures))
     ]
     with atomic_write(folder / "sheet.png") as temporary:
         contact_sheet(torch.cat(shown), columns=len(shown[0]), captions=captions).save(temporary, "PNG", optimize=True)
@@ -369,7 +370,7 @@ def compare(args: Args) -> dict[str, Any]:
         extra["held_out"] = judge.scores(data.held_out.pixels[: args.num])
     text = tables(rows, extra)
     write_text(out / "table.md", text)
-    sheet([seeds[0] for seeds in rows], out / f"seed-{args.seeds[0]}", out)
+    sheet([seeds[0] for seeds in rows], out / f"seed-{args.seeds[0]}", out, data.train.pixels)
     print(text)
     frechet = {
         seeds[0]["system"]: statistics.mean(row["scores"]["originals"]["frechet"] for row in seeds) for seeds in rows

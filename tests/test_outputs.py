@@ -160,3 +160,15 @@ def test_sheets_stay_within_reason() -> None:
     assert max(heat_map_sheet(pictures, torch.zeros(1, 2, 2).expand(50_000, -1, -1)).size) < 70_000
     rows = [[pictures[0].numpy()] * 2] * 50_000
     assert max(captioned_rows(rows, ["a", "b"], side=16).size) < 20_000
+
+
+def test_rows_are_as_high_as_their_highest_picture() -> None:
+    """Flat pictures leave no gap between rows, and each is where it belongs."""
+    flat, square = np.full((24, 48, 3), 10, np.uint8), np.full((48, 48, 3), 200, np.uint8)
+    sheet = np.asarray(captioned_rows([[flat, flat], [flat, square], [flat, flat]], ["a", "b"], side=48))
+    rows = [14, 14 + 28, 14 + 28 + 52]  # below the captions; a margin of 4 after each
+    assert sheet.shape == (rows[2] + 28 + 4, 2 * 52 + 4, 3)
+    for top in rows:
+        assert (sheet[top : top + 24, 4:52] == 10).all()
+    assert all((sheet[top - 4 : top, 4:52] == 255).all() for top in rows[1:])
+    assert (sheet[rows[1] : rows[1] + 48, 56:104] == 200).all() and (sheet[rows[1] + 24 : rows[2], 4:52] == 255).all()

@@ -101,23 +101,29 @@ def captioned_rows(rows: list[list[np.ndarray]], captions: list[str], *, side: i
     Args:
         rows: pictures uint8 ``[H, W, 3]`` of any size, one per caption in each row; about `MOST` pictures are shown.
         captions: of the columns.
-        side: of the squares, in pixels.
+        side: of the squares, in pixels; a row is as high as its highest picture.
 
     Returns:
         An RGB picture.
     """
     captions = captions[:MOST]
     rows = [row[: len(captions)] for row in rows[: max(1, MOST // len(captions))]]
+    fitted = [[_fitted(picture, side) for picture in row] for row in rows]
+    heights = [max(image.height for image in row) + _MARGIN for row in fitted]
     cell = side + _MARGIN
-    sheet = Image.new("RGB", (len(captions) * cell + _MARGIN, len(rows) * cell + _MARGIN + 14), "white")
+    sheet = Image.new("RGB", (len(captions) * cell + _MARGIN, sum(heights) + _MARGIN + 14), "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
         draw.text((_MARGIN + column * cell, 1), caption[: side // 6], fill="black")
-    for r, pictures in enumerate(rows):
-        for c, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
-            scale = side / max(height, width)
-            size = max(1, round(width * scale)), max(1, round(height * scale))
-            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-            sheet.paste(Image.fromarray(picture).resize(size, how), (_MARGIN + c * cell, 14 + r * cell))
+    for row, images in enumerate(fitted):
+        for column, image in enumerate(images):
+            sheet.paste(image, (_MARGIN + column * cell, 14 + sum(heights[:row])))
     return sheet
+
+
+def _fitted(picture: np.ndarray, side: int) -> Image.Image:
+    """Scale a picture uint8 ``[H, W, 3]`` so that its longer side is ``side``; enlarged, its pixels stay squares."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
