@@ -125,7 +125,7 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
             assert file.equal(result)
 
 
-def test_inspect_tells_triples_bits_and_surprises(studio: Studio) -> None:
+def test_inspect_reports_triples_bits_and_surprises(studio: Studio) -> None:
     """Inspect reports on the file itself and on the version that the model reads."""
     data = pillow_jpeg(photo(48, 80, 0), 70)
     dct = read_jpeg_bytes(data)
@@ -162,7 +162,7 @@ def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: 
     assert batches[0] == 2
 
 
-def test_work_that_nobody_waits_for_stops(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_jobs_stop_at_the_next_chunk(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled job stops at the next chunk, and the next user's job starts."""
     chunks = []
     run = Engine.run
@@ -248,7 +248,7 @@ def test_nothing_painted_is_one_sentence(squares: str | None) -> None:
 @pytest.mark.parametrize(
     "squares", ["6", "-1", "0,6", "1.5", "x", ",", "0,", "data:,", "0 1", "²", "0," * 10**6, "9" * 10**6]
 )
-def test_squares_that_are_none_are_refused(squares: str) -> None:
+def test_invalid_masks_are_refused(squares: str) -> None:
     """Invalid masks, which the page's script would not send, are refused."""
     with pytest.raises(ValueError, match="does not fit the picture; paint it again"):
         read_squares(squares, (32, 48))
@@ -386,7 +386,7 @@ def test_models_without_classes_get_photographs_too() -> None:
 # The server -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture) -> None:
+def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture) -> None:
     """A port in use is reported with exit status 2 before the model is loaded."""
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -422,7 +422,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     assert stop.value.code == 2 and "pip install 'dctransformer[app]'" in capsys.readouterr().err
 
 
-def test_the_folder_for_uploads_is_private_and_goes() -> None:
+def test_the_upload_folder_is_private_and_is_removed() -> None:
     """The folder for uploads is private, and is removed even after an error."""
     with pytest.raises(KeyboardInterrupt), server.private_folder() as folder:
         (folder / "upload").write_bytes(b"x")
@@ -454,7 +454,7 @@ def test_what_goes_wrong_is_shown_in_the_page(capsys: pytest.CaptureFixture) -> 
     assert "secret" not in shown and "RuntimeError: secret" in capsys.readouterr().err
 
 
-def test_any_class_means_none_is_asked_for() -> None:
+def test_any_class_leaves_the_label_option_out() -> None:
     """If no class is chosen, the command line that is shown has no label."""
     assert "--label" not in Settings(ANY).words() and "--label 'Tree Poppy'" in Settings("Tree Poppy").words()
 

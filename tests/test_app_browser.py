@@ -244,7 +244,7 @@ def test_inspect(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "truncated", "bomb", "heavy", "animated"])
-def test_bad_uploads_are_said_and_the_server_stays_up(page: Page, tmp_path: Path, name: str) -> None:
+def test_invalid_uploads_are_reported_and_the_server_keeps_running(page: Page, tmp_path: Path, name: str) -> None:
     """Invalid files are reported, and the server keeps running."""
     page.open()  # without the results of the previous test
     page.tab("Colorize")
@@ -297,7 +297,7 @@ def test_two_tabs_at_once_and_a_full_queue(page: Page) -> None:
     driver.switch_to.window(first)
 
 
-def test_nothing_is_asked_of_other_machines(page: Page) -> None:
+def test_the_page_sends_no_requests_to_other_hosts(page: Page) -> None:
     """The browser has sent requests to this server only, and none was blocked."""
     page.open()
     asked = [

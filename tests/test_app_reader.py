@@ -89,7 +89,7 @@ def test_a_file_that_takes_too_much_memory_is_one_sentence(reading: Reader, monk
     assert isinstance(reading.read(pillow_jpeg(photo(16, 16), 90)), Upload)
 
 
-def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> None:
+def test_a_crashing_reader_affects_no_other_reader(reading: Reader) -> None:
     """A crashing reader takes down neither other readers nor the process that forks them."""
     assert reading._process is not None
     parent, slow = psutil.Process(reading._process.pid), slow_file()
@@ -124,7 +124,7 @@ def test_a_crash_is_one_sentence_and_nobody_else_notices(reading: Reader) -> Non
         save({"answer": reader._text({"notes": [], "height": 9, "width": 9}), "luma": np.zeros((1, 9), np.int16)}),
     ],
 )  # fmt: skip
-def test_nonsense_from_a_reader_that_was_taken_over_is_refused(
+def test_invalid_replies_of_a_compromised_reader_are_refused(
     reading: Reader, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
     """Shapes and types from a compromised reader are checked, and nothing is decoded or unpickled."""

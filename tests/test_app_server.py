@@ -139,7 +139,7 @@ def test_no_address_gives_files(client: Client, tmp_path: Path) -> None:
         (b" " * (guard.FORM_BYTES + 1), {"Content-Type": "application/json"}, 413),
     ],
 )
-def test_forms_that_are_none_are_refused(client: Client, data: bytes, headers: dict, status: int) -> None:
+def test_malformed_forms_are_refused(client: Client, data: bytes, headers: dict, status: int) -> None:
     """Malformed forms are refused before Gradio reads them."""
     assert client.ask("POST", "/gradio_api/queue/join", data, headers)[0] == status
 
@@ -241,7 +241,7 @@ def test_names_that_a_server_answers_to() -> None:
         ("http://example.org:8080/a", "http://example.org:8080/a", "example.org"),
     ],
 )  # fmt: skip
-def test_where_a_proxy_shows_the_page(given: str, path: str, name: str) -> None:
+def test_root_paths_may_have_slashes_or_be_urls(given: str, path: str, name: str) -> None:
     """The root path may have slashes or be a full URL."""
     assert public_path(given) == (path, name)
 
@@ -249,7 +249,7 @@ def test_where_a_proxy_shows_the_page(given: str, path: str, name: str) -> None:
 @pytest.mark.parametrize(
     "given", ["a b", "/a?b", "/a#b", "//a//b", "../a", "ftp://a/b", "https:///a", "https://a:x/", "https://u:p@a/", "é"]
 )
-def test_no_place_where_a_proxy_shows_the_page(given: str) -> None:
+def test_invalid_root_paths_are_refused(given: str) -> None:
     """An invalid root path is refused before anything is loaded."""
     with pytest.raises(ValueError, match="is neither a path"):
         public_path(given)
@@ -313,7 +313,7 @@ def test_what_arrives_is_counted() -> None:
         asyncio.run(guard.body(never, 100, 0.01))
 
 
-def test_memory_for_uploads_is_lent_within_bounds() -> None:
+def test_upload_memory_is_limited_and_returned() -> None:
     """Memory for uploads is limited in total and per visitor, and is returned after timeouts and broken connections."""
 
     async def scene() -> None:
@@ -373,7 +373,7 @@ def test_a_visitor_with_many_files_keeps_nobody_else_waiting(client: Client) -> 
         thread.join()
 
 
-def test_jobs_that_nobody_waits_for_end() -> None:
+def test_abandoned_jobs_are_cancelled() -> None:
     """Without a listener only the final message is kept, and the job is cancelled after a while."""
     now = [0.0]
     presence = Presence(grace=10, clock=lambda: now[0])
@@ -445,7 +445,7 @@ def test_a_burst_of_clicks_gets_no_larger_part_of_the_queue() -> None:
     assert len(queued) == 3
 
 
-def test_what_a_browser_does_not_read_is_not_heaped_up() -> None:
+def test_unread_messages_do_not_accumulate() -> None:
     """A client that does not read its messages receives only the final one."""
     presence = Presence()
     presence.opened("tab")
@@ -495,7 +495,7 @@ def test_a_visitor_is_an_address_or_a_network() -> None:
 
 
 @pytest.mark.parametrize("session", ["", "a" * 65, "a b", "../x"])
-def test_sessions_that_are_none_are_refused(client: Client, session: str) -> None:
+def test_invalid_session_ids_are_refused(client: Client, session: str) -> None:
     """Invalid session ids are refused, as long ones would occupy memory."""
     assert client.join(client.endpoints()[0]["id"], SETTINGS, session)[0] == 400
     assert client.ask("GET", f"/gradio_api/queue/data?session_hash={session.replace(' ', '+')}")[0] == 400

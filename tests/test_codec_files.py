@@ -61,13 +61,13 @@ def stray_bytes() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", stray_bytes())
-def test_what_costs_no_coefficient_is_read(name, capfd):
+def test_files_with_stray_bytes_are_read(name, capfd):
     expected = read_jpeg_bytes(pillow_jpeg(photo(64, 64), 75))
     assert read_jpeg_bytes(stray_bytes()[name]).equal(expected)
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_costs_coefficients_is_refused(capfd):
+def test_files_with_lost_coefficients_are_refused(capfd):
     data = pillow_jpeg(photo(64, 64), 75)
     parts, rest = cut(data)
     for damaged, message in [

@@ -101,7 +101,7 @@ def test_inpaint_keeps_the_coefficients_of_files_with_a_wrong_scan_header(model:
 
 
 @pytest.mark.parametrize("block", BROKEN.values(), ids=BROKEN)
-def test_a_broken_exif_block_is_of_no_concern(block: bytes, recwarn: pytest.WarningsRecorder) -> None:
+def test_broken_exif_blocks_are_ignored(block: bytes, recwarn: pytest.WarningsRecorder) -> None:
     """The coefficients are used, nothing is printed, and no version of the picture has the broken block."""
     data = with_block(block)
     kept = read_own_coefficients(data)
@@ -110,7 +110,7 @@ def test_a_broken_exif_block_is_of_no_concern(block: bytes, recwarn: pytest.Warn
     assert not recwarn.list
 
 
-def test_whatever_an_exif_parser_raises_is_no_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_exceptions_of_the_exif_parser_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any exception of the EXIF parser is ignored; older versions of Pillow raise SyntaxError."""
 
     def fail(self: Image.Image) -> Image.Exif:

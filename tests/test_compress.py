@@ -66,7 +66,7 @@ def bytes_of(model: DCTransformer, pictures: list[Tensor], labels: list[int], gr
 
 
 @pytest.mark.parametrize(("texture_from", "overlap"), [(4, 0), (2, 0), (1, 0), (2, 4)])
-def test_pictures_come_back_alone_and_in_company(texture_from: int, overlap: int) -> None:
+def test_pictures_are_restored_alone_and_in_batches(texture_from: int, overlap: int) -> None:
     """Pictures are restored bit for bit in any batch, from files of the size given by the likelihood."""
     model = make_model(texture_from, overlap)
     coder = PictureCoder(model)
@@ -208,7 +208,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_there_and_back(
+def test_compressed_files_restore_the_pictures(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files and bytes are listed, the model is found by name, and JPEG files with its tables are lossless."""
@@ -267,7 +267,7 @@ def test_shipped_weights_are_found_by_their_number(
     assert Path(run(capsys, "decompress", facts["files"][0], "--out", tmp_path / "back")["files"][0]).name == "one.jpg"
 
 
-def test_the_same_command_makes_what_is_missing(
+def test_compress_resumes_and_replaces_missing_files(
     model: Path, photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command continues after an interruption or a lost file, and leaves no partial files."""
@@ -337,7 +337,7 @@ def test_refusals(
         assert "pip install 'dctransformer[compress]'" in refusal(capsys, *command, *out)
 
 
-def test_a_machine_that_computes_otherwise_gets_a_sentence(
+def test_irreproducible_logits_are_reported(
     model: Path, photos: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

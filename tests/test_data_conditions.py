@@ -48,7 +48,7 @@ def test_the_centre_hole_lies_inside_and_is_never_empty(grid: Grid) -> None:
         assert not bool(hole.all())
 
 
-def test_every_condition_is_drawn_about_as_often_as_asked() -> None:
+def test_conditions_are_drawn_in_proportion_to_their_shares() -> None:
     """Conditions are drawn with their probabilities, and every mask leaves something to predict."""
     mixture = Conditions(none=0.4, low=0.3, luma=0.1, region=0.2, tiled=0, first=0.25)
     noise = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_the_registry_is_complete() -> None:
         conditions.find_condition("low3")
 
 
-def test_names_say_what_is_drawn() -> None:
+def test_condition_names_are_those_with_a_share() -> None:
     """A model's config lists the conditions that it was trained on."""
     assert Conditions().names() == conditions.NAMES
     assert Conditions(none=1, low=0, luma=0, region=0).names() == ("none",)

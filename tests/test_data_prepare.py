@@ -362,7 +362,7 @@ def test_urls(tmp_path, where):
         run("ftq://nowhere", tmp_path / "nothing")
 
 
-def test_a_network_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+def test_transient_network_errors_are_retried(tmp_path, monkeypatch):
     photos = make_folder(tmp_path / "photos", 4)
     listing = sources.open_source(photos.as_uri())
     failures = [OSError("connection reset"), OSError("connection reset")]
@@ -645,9 +645,7 @@ def test_info_that_is_damaged_or_newer(tmp_path):
             DatasetInfo.load(tmp_path / "out")
 
 
-def test_a_misspelt_folder_is_said_where_there_is_no_datasets_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_folder_is_reported_before_a_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing folder, which could be a data set of the hub, is reported before a missing library."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"no file or folder nowhere; .* needs the `datasets` library"):

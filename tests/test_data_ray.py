@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(cluster, photos, tmp_path
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch, capsys):
+def test_missing_ray_is_reported_with_install_instructions(photos, tmp_path, monkeypatch, capsys):
     """Without Ray, one sentence says what to install, with exit status 2."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit) as caught:

@@ -98,7 +98,7 @@ def sequences(model: DCTransformer) -> list[Sequence]:
         ("mps", 4, {}),
     ],
 )
-def test_a_device_samples_what_a_cpu_does(kind: str, texture_from: int, settings: dict[str, float]) -> None:
+def test_samples_on_a_device_equal_those_on_the_cpu(kind: str, texture_from: int, settings: dict[str, float]) -> None:
     """Samples equal those of the CPU, with and without guidance, drawn in fp64 and fp32."""
     model, config = network(texture_from, overlap=1), dataclasses.replace(CONFIG, **settings)
     expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
@@ -333,7 +333,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_the_device_arrives(
+def test_commands_pass_the_device_on(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every command passes ``--device`` to the function that does the work."""

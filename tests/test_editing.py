@@ -353,7 +353,7 @@ def test_a_task_that_a_model_was_not_trained_for_is_refused(model: Path, tmp_pat
             refused()
 
 
-def test_commands_write_files_and_tell_scripts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_commands_write_files_and_print_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Every task has the same options and the same JSON output."""
     source = tmp_path / "picture.png"
     Image.fromarray(photo(32, 32, 0)).save(source)

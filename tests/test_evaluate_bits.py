@@ -59,7 +59,7 @@ def test_headers_do_not_count() -> None:
     assert len(rows) == 4 and all(size is None or 100 < size < 500 for size in rows.values())
 
 
-def test_a_missing_coder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_coder_is_listed_with_install_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing coder keeps its row without a figure, with instructions to install it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     rows = coders.compare([coded()])

@@ -85,7 +85,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Example: dctransformer" in text and option in text
 
 
-def test_evaluate_says_all_that_the_scores_depend_on(
+def test_evaluate_reports_everything_that_scores_depend_on(
     model: Path, data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The report has three comparisons (one is the floor), exact bits and tables; the cache gives the same."""

@@ -112,7 +112,7 @@ def test_bits_about_marked_coefficients(run: tuple[Path, Path], given: str) -> N
     assert float(lengths.marked[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_command_says_it(run: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_the_command_reports_conditional_code_lengths(run: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     """The command prints a table or JSON, and refuses an unknown condition in one sentence."""
     main(["likelihood", *map(str, run), "--given", "luma", "--num", "2"])
     assert "given luma:" in capsys.readouterr().out

@@ -330,7 +330,7 @@ def _context(model: DCTransformer, batch):
     return dataclasses.replace(context, encoded_places=torch.zeros_like(context.encoded_places))
 
 
-def test_pick_draws_what_it_is_told() -> None:
+def test_pick_follows_the_distribution_and_the_settings() -> None:
     """Frequencies match the probabilities; temperature 0 is the argmax; top-p keeps a nucleus; masks always hold."""
     count = 20_000
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()

@@ -154,7 +154,7 @@ def load_file_of(data: bytes, folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_without_a_token_it_says_how_to_log_in(
+def test_a_missing_token_is_reported_with_login_instructions(
     model: DCTransformer, tmp_path: Path, offline: str, no_token: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

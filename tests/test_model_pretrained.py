@@ -32,7 +32,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_what_is_saved_comes_back(saved: Path, tmp_path: Path) -> None:
+def test_saved_models_are_restored_exactly(saved: Path, tmp_path: Path) -> None:
     """Config and weights are restored bit for bit, or rounded once to bf16; files are JSON and safetensors only."""
     model = DCTransformer.from_pretrained(saved)
     assert model.config == preset("tiny", num_labels=2, label_names=("Röse", "Tulip"))

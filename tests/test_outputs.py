@@ -85,7 +85,7 @@ def test_an_interrupted_sample_keeps_its_pictures_and_goes_on(
     assert generated == [0, 1, 2, 3]
 
 
-def test_pictures_of_another_command_do_not_pass_for_finished_ones(model: DCTransformer, tmp_path: Path) -> None:
+def test_results_of_other_commands_are_not_reused(model: DCTransformer, tmp_path: Path) -> None:
     """Another seed removes the pictures that it replaces before it starts."""
     generate(model, 3, sampling=ONE, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):

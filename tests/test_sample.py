@@ -177,7 +177,7 @@ def test_a_batch_too_large_for_memory_is_halved(model: DCTransformer, monkeypatc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
-def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransformer) -> None:
+def test_worker_processes_give_the_same_pictures_and_report_progress(model: DCTransformer) -> None:
     """Any number of processes gives the same pictures, and all progress and snapshots arrive."""
     alone = sample(model, 7, SampleConfig(seed=4, workers=1), size=(32, 48))
     for workers in (2, 3):
@@ -198,7 +198,7 @@ def test_processes_make_the_same_pictures_and_tell_what_they_do(model: DCTransfo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
-def test_a_process_that_fails_or_is_killed_is_told(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_and_killed_workers_are_reported(model: DCTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed or killed process is reported in one sentence without a deadlock."""
 
     def refuse(*_: object) -> int:

@@ -47,7 +47,7 @@ def model() -> DCTransformer:
 
 
 @pytest.mark.parametrize("fields", [{}, {"texture_from": 2}], ids=["triples", "texture"])
-def test_a_picture_is_the_same_alone_and_in_company(fields: dict) -> None:
+def test_a_picture_does_not_depend_on_other_jobs(fields: dict) -> None:
     """A picture does not depend on settings, sizes, beginnings and arrival of the others."""
     model = make_model(**fields)
     kept = fill(model, [Request(9, 1)], GRID, SETTINGS[0]).triples[0][:5]
@@ -101,7 +101,7 @@ def test_pictures_of_several_jobs_share_their_steps(model: DCTransformer, monkey
 
 
 @pytest.mark.parametrize(("arrival", "shared"), [(3, True), (10, False)])
-def test_who_arrives_just_after_a_turn_began_shares_it(
+def test_late_arrivals_join_a_turn_that_has_just_begun(
     model: DCTransformer, monkeypatch: pytest.MonkeyPatch, arrival: int, shared: bool
 ) -> None:
     """The chunk is restarted with a new job if little work is lost; pictures are the same either way."""

@@ -239,7 +239,7 @@ def test_untrained_models_draw_legal_pictures(texture_from: int, tmp_path) -> No
     assert torch.equal(second.mcus, samples.mcus)
 
 
-def test_what_is_given_and_kept_stays() -> None:
+def test_given_and_kept_coefficients_are_preserved() -> None:
     """Given coefficients are preserved, and so is a prefix that ends inside a texture channel."""
     model = make_model(5)
     picture, given = random_picture(1, 0.1), random_mask(2, 0.4)
@@ -368,7 +368,7 @@ def test_texture_of_a_large_picture_needs_no_tiles(monkeypatch: pytest.MonkeyPat
 
 @torch.inference_mode()
 @pytest.mark.parametrize("rank", [20, 30], ids=["luma", "chroma"])
-def test_texture_depends_on_what_is_near_alone(rank: int) -> None:
+def test_texture_features_are_local(rank: int) -> None:
     """Features of places inside a window equal those in the whole picture, away from the border."""
     model = make_model(1)
     picture = random_picture(1, 0.1, Grid(7, 7))
@@ -411,7 +411,7 @@ def test_channels_of_one_kind_cost_less_and_change_nothing(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("grid", [Grid(2, 3), Grid(3, 3)], ids=["even", "odd"])
-def test_running_sums_equal_those_made_anew(grid: Grid) -> None:
+def test_running_sums_equal_recomputed_sums(grid: Grid) -> None:
     """Running sums updated from channel to channel equal those computed from the picture."""
     model = make_model(3)
     texture, first = model.texture, model.config.texture_rank

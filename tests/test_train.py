@@ -271,7 +271,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> 
         assert resumed.exitcode == 130
 
 
-def test_labels_are_hidden_as_often_as_asked(data: Path) -> None:
+def test_label_dropout_hides_the_given_share_of_labels(data: Path) -> None:
     """Label dropout hides all labels at 1, none at 0 and about half at 0.5."""
     store = TripleStore.open(data, "train")
     model = preset("tiny", num_labels=2, size=32, quality=30)
@@ -346,7 +346,7 @@ def test_a_mixture_of_conditions_depends_on_the_step_alone(data: Path) -> None:
     assert 0.35 < given / 160 < 0.75
 
 
-def test_the_run_says_what_it_was_trained_on(data: Path, tmp_path: Path) -> None:
+def test_the_config_records_the_trained_conditions(data: Path, tmp_path: Path) -> None:
     """The config lists the trained conditions, so that other tasks can be refused."""
     only = TrainConfig(triples=200, batch=2, conditions=Conditions(none=1, low=1, luma=0, region=0, factors=(2,)))
     train(data, tmp_path / "run", preset("tiny"), only, progress=False)

@@ -124,7 +124,7 @@ def test_a_precision_that_the_device_does_not_have_is_refused(monkeypatch: pytes
     assert precision.resolve_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_a_missing_gpu_falls_back_to_the_cpu_and_says_so(
+def test_a_missing_gpu_falls_back_to_the_cpu_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The warning is on standard error, so that JSON output stays valid."""

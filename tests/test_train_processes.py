@@ -80,7 +80,7 @@ def curve(run: Path) -> list[dict]:
     return [{k: line[k] for k in keys if k in line} for line in lines]
 
 
-def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     """Losses, scores and weights are equal: replicated, sharded, accumulated and resumed."""
     runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp", "from-one")}
     for run in (runs["one"], runs["from-one"]):

@@ -56,7 +56,7 @@ def test_the_model_records_what_it_was_trained_on(data, window, size, shape, ext
         shape_for(store, preset("tiny", max_grid=2, size=16), TrainConfig(window=window))
 
 
-def test_two_processes_train_what_one_does_and_resuming_changes_nothing(data, tmp_path, monkeypatch):
+def test_two_processes_train_as_one_and_resume_exactly(data, tmp_path, monkeypatch):
     """Two processes equal one on buckets, one with fewer pictures than processes, and on windows."""
     step = Trainer.step
 
@@ -103,7 +103,7 @@ def test_bits_of_mixed_sizes_are_those_of_each_size_alone(data):
     assert summary["bits_per_pixel"] == pytest.approx(float(everything.bits.sum()) / pixels)
 
 
-def test_validation_says_what_it_scores(data, tmp_path, capsys):
+def test_the_log_states_what_validation_scores(data, tmp_path, capsys):
     """Validation scores whole pictures or centre windows, and their Huffman bytes."""
     store = TripleStore.open(data, "train", progress=False)
     assert what_is_scored(store, TrainConfig()) == "validation scores whole pictures (4 sizes, most often 64x32)"

@@ -174,7 +174,7 @@ def _synthetic(grids: list[Grid], lengths: list[int]) -> TripleStore:
 
 @pytest.mark.parametrize("window", [None, "32", "64x96"])
 @pytest.mark.parametrize("shuffle", ["all", "stretches"])
-def test_rows_are_the_same_whoever_makes_them(store, window, shuffle):
+def test_rows_do_not_depend_on_the_process(store, window, shuffle):
     """Two processes together have the rows of one, and steps do not depend on earlier ones."""
     options = {
         "seed": 5, "conditions": Conditions(), "window": window and parse_window(window), "shuffle": shuffle,
