@@ -3,33 +3,38 @@
     python benchmarks/memory.py [--presets tiny small base paper] [--gib 12 24 40 80]
 
 *States*: fp32 weights, gradients, two moments and the EMA, 20 bytes per parameter. *Activations*: tensors that the
-forward pass of one chunk saves for the backward pass, counted on the CPU (eager, with bf16 autocast and fused attention
-as on a GPU; without weights, and shared storage counted once). From both follows the number of chunks that fit into
-nine tenths of the memory of some GPUs. This is an estimate; `--micro-batch auto` measures. The last line is JSON.
+forward pass of one more chunk saves for the backward pass, counted on the CPU (eager, with bf16 autocast and fused
+attention as on a GPU; without weights, and shared storage counted once). For presets that decide texture a channel at a
+time the chunk is one of the structure, to which the texture of half a picture is added, as `train` does it by default.
+From both follows the number of chunks that fit into nine tenths of the memory of some GPUs. This is an estimate;
+`--micro-batch auto` measures. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 
+from dctransformer.codec import order
 from dctransformer.model import layers
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
+from dctransformer.sequence.texture import sample_texture
+from dctransformer.training.config import TrainConfig
 from measure import chunks, machine, sequences
 
 STATES = 20
 """Bytes of weights, gradients and optimiser states per parameter."""
 
 
-def saved_bytes(model: DCTransformer, config: ModelConfig, rows: int) -> int:
-    """Bytes of the tensors that a forward pass over ``rows`` chunks saves for the backward pass."""
-    batch = chunks(sequences(2, config.size, config.quality, config.null_label), config, rows)
+def saved_bytes(model: DCTransformer, forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes of the tensors that a forward pass saves for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 
@@ -39,7 +44,8 @@ def saved_bytes(model: DCTransformer, config: ModelConfig, rows: int) -> int:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: None) -> torch.Tensor:
+        assert seen is None, "only decoding attends to a part"
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     with (
@@ -47,9 +53,22 @@ def saved_bytes(model: DCTransformer, config: ModelConfig, rows: int) -> int:
         torch.autocast("cpu", torch.bfloat16),
         mock.patch.object(layers, "attention", fused),
     ):
-        nats = model(batch)
+        nats = forward()
     del nats
     return sum(sizes.values())
+
+
+def bytes_per_chunk(model: DCTransformer, config: ModelConfig) -> tuple[int, int]:
+    """Bytes that one more chunk keeps, and those that the texture of one more picture keeps (0 without texture)."""
+    [picture] = sequences(1, config.size, config.quality, config.null_label)
+    listed = picture.structure(config.texture_rank)
+    one, two = (saved_bytes(model, lambda n=n: model(chunks([listed], config, n))) for n in (1, 2))
+    if config.texture_rank == order.NUM_CHANNELS:
+        return two - one, 0
+    channels = TrainConfig().texture_channels
+    textures = (sample_texture([picture] * n, torch.full((n,), 0.5), channels, config.texture_rank) for n in (1, 2))
+    textured = [saved_bytes(model, lambda batch=batch: model.texture(batch)) for batch in textures]
+    return two - one, textured[1] - textured[0]
 
 
 def main() -> None:
@@ -68,12 +87,13 @@ def main() -> None:
             config = preset(name, size=size, quality=20 if size < 256 else 50)
             model = DCTransformer(config)
             count = sum(p.numel() for p in model.parameters())
-            one_chunk, two_chunks = (saved_bytes(model, config, rows) for rows in (1, 2))
-            per_chunk, states = two_chunks - one_chunk, STATES * count
+            chunk, texture = bytes_per_chunk(model, config)
+            per_chunk, states = chunk + TrainConfig().texture * texture, STATES * count
             fits = [max(0, int((0.9 * gib * 2**30 - states) / per_chunk)) for gib in arguments.gib]
             table.append(
                 {"preset": name, "size": size, "quality": config.quality, "parameters": count, "chunk": config.chunk,
                  "states_gib": round(states / 2**30, 2), "mib_per_chunk": round(per_chunk / 2**20, 1),
+                 "mib_per_texture": round(texture / 2**20, 1),
                  "fits": dict(zip(map(str, arguments.gib), fits, strict=True))}
             )  # fmt: skip
             print(
