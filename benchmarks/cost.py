@@ -2,9 +2,10 @@
 
     python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
 
-The model is untrained, and the pictures are synthetic, with the spectrum of photographs, at quality 20. Each size runs
-in a separate process, so that peak memory is measured per size. Chunks have the same length at every size. The encoder,
-whose cost grows with the picture, runs once per chunk, so large pictures need long chunks (896 in the paper).
+The model is untrained and lists every triple (``texture_from = 4``), and the pictures are synthetic, with the spectrum
+of photographs, at quality 20. Each size runs in a separate process, so that peak memory is measured per size. Chunks
+have the same length at every size. The encoder, whose cost grows with the picture, runs once per chunk, so large
+pictures need long chunks (896 in the paper).
 
 * *step*: one optimiser step of ``--batch`` chunks.
 * *sampling*: one picture at a time, the engine continues from a quarter, a half and three quarters of the triples of a
@@ -38,7 +39,6 @@ from dctransformer import DCTransformer
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.codec.triples import public
-from dctransformer.model.config import preset
 from dctransformer.sampling import stepper
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Engine
@@ -47,7 +47,7 @@ from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
-from measure import chunks, machine, seconds, sequences
+from measure import chunks, machine, seconds, sequences, triple_preset
 
 GOAL = 1.1
 """Largest exponent that counts as linear."""
@@ -63,7 +63,7 @@ def peak_mib(device: torch.device) -> float:
 def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure training and sampling at one size."""
     device = torch.device(arguments.device)
-    config = preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk)
+    config = triple_preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk)
     pool = sequences(arguments.pictures, size, config.quality, config.null_label)
     triples = statistics.mean(len(s) for s in pool)
     settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")

@@ -3,11 +3,11 @@
     python benchmarks/gpu_train.py [--presets small] [--batches 64 256 1024] [--modes eager compiled muon]
                                    [--seconds 80] [--steps 10] [--device cuda]
 
-A step is the one of `dctransformer train`: bf16 autocast, fused optimiser, EMA; batches are in host memory. ``eager``
-and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed variants are reported with their errors, and variants
-for which no time is left are skipped, so that the last line is always JSON. Operations are counted by
-`measure.step_flops`. Utilisation is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other
-GPUs, to a measured matrix product.
+The presets list every triple (``texture_from = 4``). A step is the one of `dctransformer train`: bf16 autocast, fused
+optimiser, EMA; batches are in host memory. ``eager`` and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed
+variants are reported with their errors, and variants for which no time is left are skipped, so that the last line is
+always JSON. Operations are counted by `measure.step_flops`. Utilisation is relative to the GPU's dense bf16 peak in the
+vendor's data sheet or, for other GPUs, to a measured matrix product.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from dctransformer.model.config import ModelConfig, preset
+from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
-from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops
+from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops, triple_preset
 
 
 class TimeUp(BaseException):
@@ -53,7 +53,7 @@ WARM_UP = 3
 
 def configuration(name: str) -> ModelConfig:
     """A preset at its intended size and quality: 256 px at quality 50 for `paper`, else 64 px at quality 20."""
-    return preset(name) if name == "paper" else preset(name, size=64, quality=20)
+    return triple_preset(name) if name == "paper" else triple_preset(name, size=64, quality=20)
 
 
 def flops_of(config: ModelConfig) -> float:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dctransformer.codec import Codec, order
 from dctransformer.codec.grid import Grid
 from dctransformer.data.store import TripleStore
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import ModelConfig, preset
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 
 PEAKS = {
@@ -68,6 +68,11 @@ def chunks(pool: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) 
     chosen = [pool[int(i)] for i in draw.integers(0, len(pool), rows)]
     index = [int(draw.integers(0, max(len(s) // config.stride, 1))) for s in chosen]
     return cut_chunks(chosen, index, config.chunk, config.overlap)
+
+
+def triple_preset(name: str, **fields: Any) -> ModelConfig:
+    """A preset with ``texture_from = 4``: it lists every triple, so that a chunk holds triples of all bands."""
+    return preset(name, texture_from=len(order.BANDS), **fields)
 
 
 def decisions(store: TripleStore, texture: int) -> float:
