@@ -34,8 +34,8 @@ SESSIONS = 20
 WELCOME = """
 # DCTransformer
 
-A Transformer that writes JPEG files: it decides, one by one, which quantised DCT coefficients are not zero, coarse to
-fine. What you see below *is* the JPEG file it wrote.
+A Transformer that writes JPEG files: it decides which quantised DCT coefficients are not zero, coarse to fine. Every
+picture that you see below *is* a JPEG file that it wrote.
 """
 
 
@@ -103,7 +103,7 @@ class _Form:
         with gr.Accordion("More settings", open=False):
             self.temperature = gr.Slider(
                 0, 1.5, 0.9, step=0.05, label="Temperature",
-                info="Of the structure; below 1 is tamer, 0 takes the likeliest.", elem_id=f"{task}-temperature",
+                info="Of the structure: below 1 fewer unusual pictures.", elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.top_p = gr.Slider(
                 0.5, 1, 1, step=0.01, label="Top-p", info="Leave out the unlikeliest; 1 leaves out nothing.",
@@ -198,7 +198,7 @@ def _connect(
 # Tabs -----------------------------------------------------------------------------------------------------------------
 
 _PRESETS = {
-    "Any flower, tame": (ANY, 0.9, 1.0),
+    "Any flower": (ANY, 0.9, 1.0),
     "Sunflower": ("Sunflower", 1.0, 1.5),
     "Rose": ("Rose", 1.0, 1.5),
     "Oxeye daisy": ("Oxeye Daisy", 1.0, 1.5),
@@ -208,7 +208,7 @@ _PRESETS = {
 
 def _generate(studio: Studio, presence: Presence) -> None:
     gr.Markdown(
-        "Pictures from nothing. Watch one sharpen band by band, with a heat-map of the places that got coefficients.",
+        "New pictures. Watch one sharpen band by band, with a heat map of where its coefficients are.",
         elem_classes="dct-say",
     )
     with gr.Row():

@@ -21,8 +21,8 @@ class SampleConfig:
     """Picture i of a seed is the same whatever the batch size and the number of pictures: its noise depends on i."""
     _: dataclasses.KW_ONLY
     temperature: float = 1.0
-    """Divides the logits of positions, occupancy and values (not those of channels); below 1 is tamer, 0 takes the
-    likeliest. Less than 0.001 counts as 0."""
+    """Divides the logits of positions, occupancy and values (not those of channels): below 1 fewer unusual outcomes,
+    at 0 the likeliest. Less than 0.001 counts as 0."""
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     guidance: float = 1.0
