@@ -189,6 +189,15 @@ def test_shapes_that_are_refused(photos, tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("shape", [Shape.of((96, 64)), Shape(long_side=384), Shape(short_side=80)])
+def test_shapes_are_read_as_they_are_written(shape):
+    """A shape comes back from its text, and holds windows up to its sides."""
+    assert Shape.parse(str(shape)) == shape
+    side = min(shape.settings.values())
+    assert shape.can_hold(side, side) and not shape.can_hold(side + 16, side + 16)
+    assert shape.can_hold(side, side + 16) == (shape.short_side is not None)
+
+
 @pytest.mark.parametrize("text", ["1x", "x64", "64x64x64", "64 by 64", "", "1e3"])
 def test_texts_that_are_no_size(text):
     """Invalid sizes are quoted as written."""

@@ -122,11 +122,17 @@ def test_weights_are_not_stored_as_other_integers(saved: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "quality", "labels"), [("cats128", 128, 35, 0), ("flowers64", 64, 20, 102), ("photos", 64, 75, 0)]
+    ("name", "size", "quality", "labels", "prepared"),
+    [
+        ("cats128", 128, 35, 0, "144x144"),
+        ("flowers64", 64, 20, 102, "short side 64"),
+        ("photos", 64, 75, 0, "short side 80"),
+    ],
 )
-def test_shipped_weights_load_by_name(name: str, size: int, quality: int, labels: int) -> None:
-    """All shipped weights load by name, and their files are below the size limits."""
+def test_shipped_weights_load_by_name(name: str, size: int, quality: int, labels: int, prepared: str) -> None:
+    """All shipped weights load by name, know their training pictures' size, and are below the size limits."""
     model = DCTransformer.from_pretrained(name)
+    assert model.config.windows and model.config.prepared == prepared
     assert (model.config.size, model.config.quality, model.config.num_labels) == (size, quality, labels)
     assert set(model.config.conditions) == {"none", "low1", "low2", "low4", "luma", "region"}
     assert (SHIPPED / name / "model.safetensors").stat().st_size <= (12 if name == "cats128" else 8) << 20
@@ -210,6 +216,10 @@ DAMAGE = {
         lambda f: _field(f, texture_hidden=1 << 30),
         "texture_hidden can't be 10",
     ),
+    "a size of no pictures": (lambda f: _field(f, prepared="large"), "prepared 'large' is not a size of pictures that"),
+    "pictures smaller than windows": (lambda f: _field(f, prepared="short side 48"), "that hold 64x64 pixels; write"),
+    "pictures of a huge size": (lambda f: _field(f, prepared="9" * 100_000), "^.{,400}$"),
+    "pictures of an impossible size": (lambda f: _field(f, prepared="long side 4000000"), "is not a size of pictures"),
     "an unknown condition": (lambda f: _field(f, conditions=["none", "lumma"]), "did you mean 'luma'"),
     "a config that needs more than the file": (lambda f: _field(f, width=16384), "does not fit"),
     "a deeply nested config": (lambda f: (f / "config.json").write_text("[" * 200_000), "as a model config"),

@@ -13,7 +13,9 @@ from PIL import Image
 from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
+from dctransformer.codec.triples import ranked, scatter
 from dctransformer.data import TripleStore, prepare
+from dctransformer.data.coefficients import PictureSource
 from dctransformer.data.images import crop_resize
 from dctransformer.data.shapes import Shape
 from dctransformer.evaluate.coders import compare
@@ -23,6 +25,7 @@ from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sequence import Sequence
+from dctransformer.sequence.windows import centre_window
 from dctransformer.tasks.generate import generate
 from dctransformer.tasks.likelihood import likelihood
 from test_data_shapes import mixed_folder
@@ -149,6 +152,47 @@ def test_a_folder_is_cropped_to_the_models_shape(mixed, photos):
     assert summary["size"] == "48x32" and summary["bits_per_pixel"] == pytest.approx(
         summary["bits_per_image"] / 48 / 32
     )  # fmt: skip
+
+
+def test_a_folder_is_scored_as_if_prepared_like_the_training_pictures(windowed, tmp_path, capsys):
+    """Plain folders give a model of windows the same pictures as a data set of its training pictures' size."""
+    folder, data, model = mixed_folder(tmp_path / "photos", 12), tmp_path / "data", tmp_path / "model"
+    prepare(folder, data, quality=30, long_side=48, workers=1, progress=False, val_fraction=0)
+    save_model(load_model(windowed), model)
+    assert likelihood(model, folder)["size"] == 32  # an older config: squares, as before
+    config = json.loads((model / "config.json").read_text())
+    config["model"]["prepared"] = "long side 48"
+    (model / "config.json").write_text(json.dumps(config))
+
+    main(["likelihood", str(model), str(folder), "--json"])
+    plain, same = json.loads(capsys.readouterr().out), likelihood(model, data, split="train")
+    assert plain["size"] == same["size"] == "long side 48" and 0 < plain["windows"] == same["windows"] <= 12
+    for name in ("bytes_per_image", "huffman_bytes_per_image", "bits_per_pixel", "triples_per_image"):
+        assert plain[name] == pytest.approx(same[name], rel=1e-6)
+
+    shape, window = load_model(model).config, Grid(2, 2)
+    references = open_reference(folder, shape), open_reference(data, shape, split="train")
+    assert 0 < len(references[0]) == len(references[1]) < 12 == len(open_held_out(folder, shape))
+    for pictures in ([r.round_trip for r in references], [r.originals for r in references]):
+        first, second = (sorted(bytes(p.numpy()) for p in part.read(0, len(part))) for part in pictures)
+        assert first == second
+    store = TripleStore.open(data, progress=False)
+    centres = [centre_window(store.triples(i), store.grid(i), window) for i in range(12)]
+    coded = PictureSource(folder, "validation", shape)
+    assert sorted(bytes(scatter(*ranked(triples), grid).numpy()) for triples, grid in centres) == sorted(
+        bytes(coded.read(i).mcus.numpy()) for i in range(12)
+    )
+
+    figures = ["--data", str(folder), "--features", "small64", "--num", "6", "--metrics", "recall,bits", "--json"]
+    main(["evaluate", str(model), *figures])
+    result = json.loads(capsys.readouterr().out)
+    assert result["settings"]["reference"]["size"] == 32 and "larger ones" in result["settings"]["reference"]["crop"]
+    assert set(result["scores"]) >= {"floor: codec round trip, against the originals"} and result["bits"]["images"] == 6
+    tall = tmp_path / "tall"
+    tall.mkdir()
+    Image.new("RGB", (40, 90), "red").save(tall / "a.png")
+    with pytest.raises(ValueError, match=r"no picture of .* is 32 pixels large at long side 48"):
+        open_reference(tall, shape)
 
 
 def test_reference_pictures_are_those_that_the_model_generates(mixed, data, photos):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -14,10 +15,13 @@ from dctransformer import DCTransformer
 from dctransformer.cli import main
 from dctransformer.codec.grid import Grid
 from dctransformer.data import TripleStore, prepare
+from dctransformer.hub.pretrained import read_config, save_model
 from dctransformer.model.config import preset
 from dctransformer.sampling.likelihood import code_lengths
+from dctransformer.training.checkpoint import start_from
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.loop import train
+from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import shape_for
 from dctransformer.training.trainer import Trainer
 from dctransformer.training.validation import validation_sequences, what_is_scored
@@ -51,9 +55,25 @@ def test_the_model_records_what_it_was_trained_on(data, window, size, shape, ext
     assert config.size == size and config.quality == 20
     assert config.trained_shape == (shape or (size, size))
     assert config.trained_extent == (extent or shape or (size, size))
+    assert config.prepared == ("" if window is None else "long side 64")
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match=r"sides of up to \d+ pixels, and this model can have 16"):
         shape_for(store, preset("tiny", max_grid=2, size=16), TrainConfig(window=window))
+
+
+def test_the_size_of_the_training_pictures_is_no_obstacle(data, tmp_path):
+    """Runs of versions that did not record it are resumed and get it; models of other sizes can be started from."""
+    store, training = TripleStore.open(data, "train", progress=False), TrainConfig(window="32", **SETTINGS)
+    shape = shape_for(store, preset("tiny", **SHAPE), training)
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(dataclasses.replace(shape, prepared=""), training, "set")
+    folder.checkpoint.touch()
+    folder.prepare(shape, training, "set")
+    assert read_config(folder.path).prepared == "long side 64"
+    with pytest.raises(ValueError, match="differs in prepared"):
+        folder.prepare(dataclasses.replace(shape, prepared="32x32"), training, "set")
+    save_model(DCTransformer(dataclasses.replace(shape, prepared="144x144")), tmp_path / "before")
+    start_from(DCTransformer(shape), str(tmp_path / "before"))
 
 
 def test_two_processes_train_as_one_and_resume_exactly(data, tmp_path, monkeypatch):

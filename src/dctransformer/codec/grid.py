@@ -86,6 +86,13 @@ class Grid:
             )
         return cls(height // order.MCU, width // order.MCU)
 
+    def centre(self, window: Grid) -> tuple[int, int]:
+        """Return the MCU row and column where a window at the centre begins.
+
+        Where there is no centre it lies half an MCU up and left of it.
+        """
+        return (self.rows - window.rows) // 2, (self.cols - window.cols) // 2
+
     @functools.cached_property
     @outside_inference
     def row(self) -> Tensor:

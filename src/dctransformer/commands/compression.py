@@ -22,8 +22,8 @@ class Compress:
     """Write pictures as files of about as many bits as `likelihood` counts; `decompress` restores each coefficient.
 
     JPEG files that have the model's quantisation tables and consist of whole MCUs (16 x 16 pixels) are taken by their
-    coefficients. Other pictures are cropped, resized and encoded first, as `likelihood` does it, and that is what comes
-    back. It needs pip install 'dctransformer[compress]'.
+    coefficients. Other pictures are first cropped, resized and encoded as the training pictures were, as `likelihood`
+    does it, and that is what comes back. It needs pip install 'dctransformer[compress]'.
 
     Example: dctransformer compress flowers64 ~/photos --out compressed
     """

@@ -33,7 +33,7 @@ class Likelihood:
     model: tyro.conf.Positional[str]
     """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     data: tyro.conf.Positional[Path]
-    """Prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it)."""
+    """Prepared data set, or a folder of pictures (cropped, resized and encoded as the training pictures were)."""
     split: str = "validation"
     """Which part of a prepared data set: train or validation."""
     num: int | None = None
@@ -77,7 +77,7 @@ class Evaluate:
     model: tyro.conf.Positional[str]
     """Run folder, saved model's folder, hf:owner/name, or shipped weights (flowers64)."""
     data: Path
-    """Prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it)."""
+    """Prepared data set, or a folder of pictures (cropped, resized and encoded as the training pictures were)."""
     options: tyro.conf.OmitArgPrefixes[EvaluateConfig] = dataclasses.field(default_factory=EvaluateConfig)
     """What to measure, and how."""
     out: Path | None = None

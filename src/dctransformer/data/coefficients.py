@@ -19,7 +19,7 @@ from dctransformer.codec.triples import ranked, scatter
 from dctransformer.data.images import prepare_image
 from dctransformer.data.info import SPLITS
 from dctransformer.data.opening import Trained, is_prepared, open_pictures
-from dctransformer.data.shapes import Shape
+from dctransformer.data.shapes import prepared_shape
 from dctransformer.data.sources import Source, is_single_picture, open_source, text
 from dctransformer.data.sources.arrange import is_picture
 from dctransformer.files import check_regular
@@ -61,8 +61,8 @@ class PictureSource:
         """
         if split not in SPLITS:
             raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-        height, width = config.trained_shape
-        self.codec, self.shape = Codec(config.quality), Shape.of((width, height))
+        self.codec, self.shape = Codec(config.quality), prepared_shape(config.prepared, config.trained_shape)
+        self.known = Grid.of_size(*config.trained_extent)
         self.store, self.source, self.path = None, None, Path(data)
         self.label_names: list[str] = []
         if is_prepared(data):
@@ -85,8 +85,9 @@ class PictureSource:
         """Read a picture.
 
         Returns:
-            A JPEG file's own coefficients if it is upright, has the model's tables and is made of whole MCUs; else the
-            picture cropped, resized and encoded as `dctransformer.data.prepare` does it.
+            A JPEG file's own coefficients if it is upright, has the model's tables and is made of whole MCUs; else
+            those of the picture cropped, resized and encoded as the model's training pictures were, and of a larger
+            one than the model knows the window at its centre.
 
         Raises:
             ValueError: it can't be read, or a JPEG file's coefficients are larger than an encoder makes them.
@@ -97,14 +98,14 @@ class PictureSource:
         file = self.path if self.source is None else self.source.read(index)
         if not isinstance(file, bytes):
             check_regular(file)
-        dct = read_own_coefficients(file)
+        dct, window = read_own_coefficients(file), None
         if dct is None or not self._fits(dct):
-            dct = read_jpeg_bytes(prepare_image(file, self.shape, self.codec.quality))
-        mcus = dct.to_mcus()[0]
+            dct, window = read_jpeg_bytes(prepare_image(file, self.shape, self.codec.quality)), self.known
+        mcus, grid = _centre(dct.to_mcus()[0], mcu_grid(dct), window)
         limits = self.codec.value_limits()[CHANNEL_OF_RANK[RANK_OF_SLOT]]
         if bool(((mcus.abs() > limits) | (mcus > 1023)).any()):
             raise ValueError("its coefficients are larger than an encoder makes them; encode its pixels again")
-        return Coefficients(mcus, mcu_grid(dct))
+        return Coefficients(mcus, grid)
 
     def _fits(self, dct: DCTImage) -> bool:
         """Return whether a JPEG file has the model's tables and whole MCUs."""
@@ -113,6 +114,14 @@ class PictureSource:
             and torch.equal(dct.luma_table, self.codec.luma_table)
             and torch.equal(dct.tables[-1], self.codec.chroma_table)
         )
+
+
+def _centre(mcus: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
+    """Return the MCUs of the window at a picture's centre, and its grid."""
+    grid = picture.within(window)
+    top, left = picture.centre(grid)
+    rows = mcus.unflatten(0, (picture.rows, picture.cols))[top : top + grid.rows, left : left + grid.cols]
+    return rows.flatten(0, 1), grid
 
 
 def _name(key: str) -> str:

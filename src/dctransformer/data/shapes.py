@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import reprlib
 
 from PIL import Image
 
 from dctransformer.codec import order
 from dctransformer.codec.segments import MAX_SIDE
+
+
+def prepared_shape(prepared: str, trained: tuple[int, int]) -> Shape:
+    """Return the size to which pictures are prepared for a model, from two fields of its config.
+
+    Args:
+        prepared: what its training pictures were prepared to, as `Shape` is written; empty for the trained shape.
+        trained: height and width in pixels of the pictures or windows that it was trained on.
+
+    Raises:
+        ValueError: ``prepared`` is not a size, or one of pictures that are smaller than the trained shape.
+    """
+    height, width = trained
+    if not prepared:
+        return Shape.of((width, height))
+    with contextlib.suppress(ValueError):
+        shape = Shape.parse(prepared)
+        if shape.can_hold(width, height):
+            return shape
+    raise ValueError(
+        f"prepared {reprlib.repr(prepared)} is not a size of pictures that hold {width}x{height} pixels; "
+        "write 144x144, 'short side 80' or 'long side 384', say"
+    )
+
 
 _WORDS = {"size": "size", "long_side": "long side", "short_side": "short side"}
 
@@ -96,6 +122,16 @@ class Shape:
         width, height = parse_size(size)
         return cls(width, height)
 
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Return the shape that `str` writes: ``"192x128"``, ``"long side 384"`` or ``"short side 80"``.
+
+        Raises:
+            ValueError: it is no such text, or an impossible size.
+        """
+        match = re.fullmatch(r"(long|short) side (\d{1,9})", text)
+        return cls(**{f"{match[1]}_side": int(match[2])}) if match is not None else cls.of(text)
+
     @property
     def square(self) -> int | None:
         """The side of the square that every picture becomes; None if they become something else."""
@@ -126,6 +162,15 @@ class Shape:
         if self.width is not None:
             return (width, height) == (self.width, self.height)
         return self.long_side in (None, max(width, height)) and self.short_side in (None, min(width, height))
+
+    def can_hold(self, width: int, height: int) -> bool:
+        """Return whether a prepared picture can be large enough for a window of this size."""
+        if self.width is not None and self.height is not None:
+            return width <= self.width and height <= self.height
+        if self.long_side is not None:
+            return max(width, height) <= self.long_side
+        assert self.short_side is not None
+        return min(width, height) <= self.short_side
 
     def scale(self, width: int, height: int) -> float:
         """Return the factor by which a picture of this size is enlarged (or, below 1, shrunk)."""

@@ -61,6 +61,11 @@ class Pictures:
         for start in range(0, self.count, size):
             yield self.read(start, min(start + size, self.count))
 
+    def select(self, places: list[int]) -> Pictures:
+        """Return some of the pictures, by their numbers."""
+        read = self.read
+        return Pictures(self.name, len(places), lambda a, b: torch.cat([read(i, i + 1) for i in places[a:b]]))
+
     def first(self, number: int) -> Pictures:
         """Return the first ``number`` pictures (all, if there are no more)."""
         return dataclasses.replace(self, count=min(number, self.count))
@@ -113,10 +118,11 @@ class Reference:
         return self.store.grid(int(self.order[index])).within(self.window)
 
     def of_grid(self, grid: Grid) -> Reference:
-        """Return the pictures of one grid, without their originals."""
+        """Return the pictures of one grid."""
         places = [i for i in range(len(self)) if self.grid(i) == grid]
         labels = [self.labels[i] for i in places]
-        return dataclasses.replace(self, order=self.order[places], labels=labels, originals=None)
+        originals = None if self.originals is None else self.originals.select(places)
+        return dataclasses.replace(self, order=self.order[places], labels=labels, originals=originals)
 
     @property
     def codec(self) -> str:
@@ -169,7 +175,7 @@ def open_reference(
     """Open real pictures of the size that a model generates: whole, or windows at their centres for a model of windows.
 
     Args:
-        data: a prepared data set, or a folder of pictures (cropped, resized and encoded as `prepare` does it).
+        data: a prepared data set, or a folder of pictures (encoded as the model's training pictures were).
         config: of the model.
         split: which part of a prepared set.
         originals: the folder that a prepared set was made from; None for the one it names itself, if it is there.
@@ -182,9 +188,9 @@ def open_reference(
     if not is_prepared(data) and originals is not None:
         raise ValueError(f"{data} is a folder of pictures, the originals themselves; leave --originals out")
     store = open_pictures(data, split, config, progress=progress)
-    if not is_prepared(data):
-        return _of_folder(data, store, config)
     grid, window = Grid.of_size(*config.trained_shape), window_of(config)
+    if not is_prepared(data):
+        return _of_folder(data, store, config, window).of_grid(grid)
     found, why_not = None, ""
     fitting = [picture for picture in store.grids if picture.within(window) == grid]
     chosen = np.sort(np.concatenate([store.members(picture) for picture in fitting]))
@@ -201,7 +207,7 @@ def open_reference(
 def open_held_out(
     data: str | Path, config: ModelConfig, *, otherwise: str = "train", progress: bool = False
 ) -> Reference:
-    """Open the pictures whose bits are counted, without originals: the validation part of a prepared set.
+    """Open the pictures whose bits are counted: the validation part of a prepared set, without originals.
 
     They may be of several sizes; a picture with rows or columns that the model does not know is represented by the
     window at its centre.
@@ -215,19 +221,20 @@ def open_held_out(
     Raises:
         ValueError: as `open_reference`.
     """
-    split, any_size = "validation", False
+    split, any_size = "validation", True
     if is_prepared(data):
         info = DatasetInfo.load(data)
         split, any_size = split if info.splits.get(split) else otherwise, info.size is None
     store = open_pictures(data, split, config, any_size=any_size, progress=progress)
+    known = Grid.of_size(*config.trained_extent)
     if not is_prepared(data):
-        return _of_folder(data, store, config)
+        return _of_folder(data, store, config, known)
     everything = np.arange(len(store))
     labels = _labels(store, everything, config)
-    return Reference(store, everything, labels, None, "", str(data), split, Grid.of_size(*config.trained_extent))
+    return Reference(store, everything, labels, None, "", str(data), split, known)
 
 
-def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Reference:
+def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig, window: Grid | None) -> Reference:
     source = open_source(data)
     unread = {key for key, _ in store.skipped}
     places = [i for i, item in enumerate(source.items) if item.key not in unread]
@@ -235,8 +242,8 @@ def _of_folder(data: str | Path, store: TripleStore, config: ModelConfig) -> Ref
     # By the hash of their names, as `prepare` does, so that the first pictures are a fair sample.
     order = np.array(sorted(range(len(places)), key=lambda i: source.items[places[i]].rank))
     chosen = [places[i] for i in order]
-    originals = _read_from(source, chosen, store.info.target)
-    return Reference(store, order, _labels(store, order, config), originals, "", str(data), "all")
+    originals = _read_from(source, chosen, store.info.target, window)
+    return Reference(store, order, _labels(store, order, config), originals, "", str(data), "all", window)
 
 
 def _originals_of(
@@ -268,7 +275,10 @@ def _originals_of(
 
 
 def _read_from(source: Source, chosen: list[int], shape: Shape, grid: Grid | None = None) -> Pictures:
-    """Return source pictures, shaped as `prepare` does it; with ``grid``, the window at the centre of larger ones."""
+    """Return source pictures, shaped as `prepare` does it; with ``grid``, the window at the centre of larger ones.
+
+    Only pictures that come out equally large can be read together.
+    """
 
     def read(start: int, stop: int) -> Tensor:
         pictures = [crop_resize(load_image(source.read(i), enough=shape), shape) for i in chosen[start:stop]]
@@ -281,8 +291,7 @@ def _window(picture: np.ndarray, window: Grid | None) -> np.ndarray:
     """Return the pixels of the window at a picture's centre, where `centre_window` puts it."""
     grid = Grid.of_size(*picture.shape[:2])
     inner = grid.within(window)
-    top, left = ((whole - part) // 2 * codec_order.MCU for whole, part in
-                 ((grid.rows, inner.rows), (grid.cols, inner.cols)))  # fmt: skip
+    top, left = (codec_order.MCU * place for place in grid.centre(inner))
     return picture[top : top + codec_order.MCU * inner.rows, left : left + codec_order.MCU * inner.cols]
 
 

@@ -157,7 +157,8 @@ class _Work:
         if self.data is not None:
             held_out = open_held_out(self.data, config)
             alike = held_out.of_grid(Grid.of_size(*config.trained_shape))  # of the size that the model generates
-            training = open_reference(self.data, config) if held_out.split == "validation" else held_out
+            same = held_out.split != "validation" and alike
+            training = same or open_reference(self.data, config)
         yield self._summary()
         samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
         if training is not None and self.figures is None:

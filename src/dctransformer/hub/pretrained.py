@@ -160,6 +160,13 @@ def read_config(folder: str | Path) -> ModelConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not the config of a model: {error}") from error
     check_names(config.conditions, CONDITIONS, f"the conditions of {path}")
+    if config.prepared:
+        from dctransformer.data.shapes import prepared_shape
+
+        try:
+            prepared_shape(config.prepared, config.trained_shape)
+        except ValueError as error:
+            raise ValueError(f"{path} is not the config of a model: {error}") from None
     return config
 
 

@@ -127,6 +127,9 @@ class ModelConfig(Architecture):
     that is the same as the shape."""
     windows: bool = False
     """Whether it was trained on windows of larger pictures."""
+    prepared: str = ""
+    """Size to which those larger pictures were prepared, as `dctransformer.data.shapes.Shape` writes it: ``144x144``,
+    or ``short side 80``; plain folders are prepared so when the model scores them. Empty: to the trained shape."""
     num_labels: Annotated[int, Interval(ge=0, le=1_000_000)] = 0
     """Number of classes; 0 for an unconditional model. One more label, the null label, is always added."""
     label_names: tuple[str, ...] = ()

@@ -70,12 +70,11 @@ def most_chunks(triples: np.ndarray, pictures: np.ndarray, windows: np.ndarray, 
 
 
 def centre_window(triples: Tensor, picture: Grid, window: Grid | None) -> tuple[Tensor, Grid]:
-    """Return the window at the centre of a picture (half an MCU up and left where there is no centre), and its grid."""
+    """Return the window at the centre of a picture (where `Grid.centre` puts it), and its grid."""
     grid = picture.within(window)
     if grid == picture:
         return triples, picture
-    top, left = (picture.rows - grid.rows) // 2, (picture.cols - grid.cols) // 2
-    return crop_triples(triples, picture, top, left, grid), grid
+    return crop_triples(triples, picture, *picture.centre(grid), grid), grid
 
 
 def huffman_bytes(store: TripleStore, index: int, window: Grid | None) -> int:

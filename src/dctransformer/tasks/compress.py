@@ -87,7 +87,8 @@ def compress(
     Args:
         model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
         data: a prepared data set, a folder of pictures, or a picture. JPEG files that have the model's tables and
-            consist of whole MCUs are taken by their coefficients; others are cropped, resized and encoded first.
+            consist of whole MCUs are taken by their coefficients; others are first cropped, resized and encoded as the
+            training pictures were, and of those that are then larger than the model knows the centre is taken.
         out: folder for the files, ``NAME.dct``; made if needed.
         split: which part of a prepared data set.
         num: compress the first so many pictures only.

@@ -37,9 +37,9 @@ def likelihood(
 
     Args:
         model: a run folder, a saved model's folder, ``hf:owner/name``, shipped weights, or a loaded model.
-        data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as `prepare` does it.
-            Pictures of several sizes are scored each at its own; of those of which the model does not know all rows
-            and columns, the window at the centre that it knows.
+        data: a prepared data set, or a folder of pictures, which are cropped, resized and encoded as the model's
+            training pictures were prepared. Pictures of several sizes are scored each at its own; of those of which the
+            model does not know all rows and columns, the window at the centre that it knows.
         split: which part of a prepared data set.
         num: score the first so many pictures only.
         use_labels: condition on the pictures' labels where the model has a class of the same name.

@@ -106,8 +106,8 @@ def start_from(model: DCTransformer, name: str, *, new_texture: bool = False) ->
     source = load_model(name)
     before, now = (dataclasses.asdict(c) for c in (source.config, model.config))
     free = {
-        "dropout", "num_labels", "label_names", "conditions", "size", "shape", "extent", "windows", "chunk", "overlap",
-        "memory",
+        "dropout", "num_labels", "label_names", "conditions", "size", "shape", "extent", "windows", "prepared", "chunk",
+        "overlap", "memory",
     }  # fmt: skip
     differ = [field for field in now if field not in free and before[field] != now[field]]
     keeps_texture = new_texture and any(field in TEXTURE_NETWORK for field in differ)

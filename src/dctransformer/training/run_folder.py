@@ -93,6 +93,8 @@ class RunFolder:
             raise ValueError(f"{self.settings} is damaged ({error}); choose another run folder") from error
         differ = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
         old = read_config(self.path).to_dict()
+        if not old["prepared"]:  # an older version did not record it; the data set is compared anyway
+            old["prepared"] = model.prepared
         differ += [k for k, v in model.to_dict().items() if old[k] != v]
         if differ:
             raise ValueError(

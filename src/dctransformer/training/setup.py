@@ -42,6 +42,7 @@ def shape_for(store: TripleStore, shape: ModelConfig, config: TrainConfig) -> Mo
         shape=() if height == width else (height, width),
         extent=() if extent == (height, width) else extent,
         windows=config.window is not None,
+        prepared="" if config.window is None else str(store.info.target),
         num_labels=len(names),
         label_names=names,
         conditions=config.conditions.names(),
