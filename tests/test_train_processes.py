@@ -11,20 +11,30 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
+from dctransformer.codec.grid import Grid
 from dctransformer.data import prepare
 from dctransformer.model.config import preset
+from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.texture import sample_texture
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
 from dctransformer.training.loop import train
+from dctransformer.training.setup import freeze_untrained, new_model
+from dctransformer.training.trainer import Trainer
 from forked import errors_of, forked
 from pictures import photo_folder
+from test_model_distribution import triples_of
+from test_texture import SMALL, random_picture
 from training_process import do_jobs, run_command
 
 SETTINGS = {
@@ -119,6 +129,60 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
             # compare whole tensors.
             error = (value.double() - weights[0][key].double()).norm()
             assert error <= 1e-3 * weights[0][key].double().norm() + 1e-5, f"{name}: {key} differs by {error}"
+
+
+@pytest.fixture
+def group() -> Iterator[Processes]:
+    """A group of one process, whose weights are replicated or sharded like those of several."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    processes = Processes(joined=True)
+    try:
+        yield processes
+    finally:
+        processes.leave()
+
+
+TEXTURED = preset("tiny", quality=20, size=16, num_labels=1, texture_from=2, **SMALL)
+
+
+def one_picture(blocks: slice, *, texture: bool) -> ChunkBatch:
+    """A chunk of a picture that has coefficients in some blocks of its MCU, and its texture."""
+    grid, picture = Grid(1, 1), torch.zeros(1, 6, 64, dtype=torch.int16)
+    picture[:, blocks] = random_picture(0, 0.3, grid, top=4)[:, blocks]
+    sequence = Sequence.from_triples(triples_of(picture, grid), grid, 0)
+    batch = cut_chunks([sequence.structure(TEXTURED.texture_rank)], [0], TEXTURED.chunk, TEXTURED.overlap)
+    if texture:
+        batch.texture = sample_texture([sequence], torch.tensor([0.5]), 3, TEXTURED.texture_rank)
+        batch.texture.pictures, batch.texture.first = 1, TEXTURED.texture_rank
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("way", "case"), [("ddp", "both"), ("ddp", "luma"), ("ddp", "chroma"), ("ddp", "no texture"), ("fsdp", "both")]
+)
+def test_all_weights_get_the_gradients_that_processes_exchange(
+    way: str, case: str, group: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of luma or chroma alone, and steps without texture, train as in one process, without warnings."""
+    blocks = {"luma": slice(0, 4), "chroma": slice(4, 6)}.get(case, slice(None))
+    batch, share = one_picture(blocks, texture=case != "no texture"), 0.0 if case == "no texture" else 1.0
+    config = TrainConfig(
+        batch=1, texture=share, micro_batch=None, precision="fp32", device="cpu", lr=1e-3, warmup=1, optimizer="adamw"
+    )
+    trainers = [Trainer(new_model(TEXTURED, 0), config)]
+    monkeypatch.setattr("dctransformer.training.trainer.choose_parallelism", lambda *_: way)
+    model = new_model(TEXTURED, 0)
+    freeze_untrained(model, config)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainers.append(Trainer(model, config, group))
+            expected, losses = (torch.stack([t.step(batch) for _ in range(3)]) for t in trainers)
+    finally:
+        torch.set_warn_always(False)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-4)
+    assert float(losses[0].sum()) > float(losses[-1].sum())
 
 
 def test_a_signal_to_one_process_stops_all(data: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from dctransformer.codec.triples import gather
 from dctransformer.model.config import Architecture
 from dctransformer.model.context import value_features
 from dctransformer.model.ops import log_at_least_one, rows_at
-from dctransformer.model.texture_layers import Block, GatedMLP
+from dctransformer.model.texture_layers import Around, Block, GatedMLP
 from dctransformer.model.texture_state import (
     Channels,
     Occupancy,
@@ -90,9 +90,7 @@ class Texture(nn.Module):
         self.label = nn.Embedding(num_labels + 1, 2 * w)
         self.blocks = nn.ModuleList(Block(w, hidden) for _ in range(config.texture_blocks))
 
-        # Luma channels see 5 × 5 blocks of themselves, chroma channels 5 × 5 MCUs.
-        self.occupancy_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
-        self.value_around = nn.ModuleList(nn.Conv2d(_AROUND, w, 5, padding=2 * d, dilation=d) for d in (1, 2))
+        self.occupancy_around, self.value_around = Around(_AROUND, w), Around(_AROUND, w)
         self.occupancy_mlp = GatedMLP(w, hidden)
         self.value_mlp = GatedMLP(w, hidden)
         self.occupancy_norm = nn.LayerNorm(w, eps=1e-6, bias=False)
@@ -285,7 +283,7 @@ class Texture(nn.Module):
             where = where[:, : chroma_half(grid, colour)]
         return where, channels.opened.gather(1, where)
 
-    def _look_around(self, channels: Channels, convolutions: nn.ModuleList, where: Tensor, grid: Grid) -> Tensor:
+    def _look_around(self, channels: Channels, around: Around, where: Tensor, grid: Grid) -> Tensor:
         """Return the features at the places ``where`` (int64 ``[T, H]``) with what is settled around: ``[T, H, W]``."""
         size = channels.values.abs().log1p()
         planes = torch.stack(
@@ -293,17 +291,9 @@ class Texture(nn.Module):
         ).unflatten(2, (2 * grid.rows, grid.width))
         # Channels last: the features of a place lie together, as those that they are added to do.
         planes = planes.contiguous(memory_format=torch.channels_last)
-        if channels.kind == 1:  # every other row and column
-            dilated = convolutions[1]
-            assert isinstance(dilated, nn.Conv2d)
-            around = F.conv2d(planes[:, :, ::2, ::2], dilated.weight, dilated.bias, padding=2)
+        if channels.kind == 1:
             where = where // (2 * grid.width) * grid.cols + where % grid.width // 2
-        elif channels.kind == 0:
-            around = convolutions[0](planes)
-        else:
-            chroma = (self.is_chroma[channels.rank] == 1)[:, None, None, None]
-            around = torch.where(chroma, convolutions[1](planes), convolutions[0](planes))
-        features = channels.features + around.permute(0, 2, 3, 1).flatten(1, 2)
+        features = channels.features + around(planes, self.is_chroma[channels.rank] == 1, channels.kind).flatten(1, 2)
         return rows_at(features, torch.arange(len(features), device=where.device)[:, None], where)
 
     # -- occupancy ----------------------------------------------------------------------------------------------
@@ -409,7 +399,8 @@ class Texture(nn.Module):
         result = use.new_zeros(count * bands, 3)
         result = result.index_add(0, row * bands + self.band[rank], F.pad(held, (1, 0)))
         use_row = (torch.arange(count, device=rank.device)[:, None] * bands + self.band).flatten()
-        return result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2))).view(count, bands, 3)
+        result = result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2)))
+        return result.view(count, bands, 3).clone()  # sharded models must not return views
 
     def channel_nats(self, picture: TextureState, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −log p of the occupancy and the values of channels in use.

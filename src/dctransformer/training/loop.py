@@ -23,7 +23,7 @@ from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import Processes
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
-from dctransformer.training.setup import Steps, freeze_structure, new_model, shape_for
+from dctransformer.training.setup import Steps, freeze_untrained, new_model, shape_for
 from dctransformer.training.signals import StopSignal
 from dctransformer.training.trainer import Trainer
 from dctransformer.training.validation import draw_sheet, is_due, save_ema, score_kept, validate, what_is_scored
@@ -73,8 +73,7 @@ def _train(
         network, resumed = new_model(shape_for(store, model, config), config.seed), folder.resumable
         if config.init is not None and not resumed:
             start_from(network, config.init, new_texture=not config.structure)
-        if not config.structure:
-            freeze_structure(network)
+        freeze_untrained(network, config)
         trainer = Trainer(network, config, processes)
         steps = Steps(store, network.config, config, rows)
     with processes.fail_together():

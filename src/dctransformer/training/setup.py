@@ -72,6 +72,18 @@ def freeze_structure(model: DCTransformer) -> None:
     model.texture.requires_grad_(True)
 
 
+def freeze_untrained(model: DCTransformer, config: TrainConfig) -> None:
+    """Exclude from training what the settings leave out, structure or texture, as it gets no gradients.
+
+    Raises:
+        ValueError: only texture is to be trained, and the model has no texture network.
+    """
+    if not config.structure:
+        freeze_structure(model)
+    elif not config.texture and model.config.texture_rank < order.NUM_CHANNELS:
+        model.texture.requires_grad_(False)
+
+
 class Steps(ChunkBatches):
     """The batches of a training: `ChunkBatches` by the settings of a model and of the loop."""
 
