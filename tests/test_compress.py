@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.likelihood import code_lengths
 from dctransformer.sampling.texture import next_channel
 from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.texture import channels_in_use
 from dctransformer.tasks import compress as compress_module
 from dctransformer.tasks.compress import compress, decompress
 from dctransformer.tasks.dct_file import Header, fingerprint
@@ -99,6 +101,21 @@ def test_other_rows_change_no_bit_of_a_row() -> None:
 
     together = bits_with(*others)
     assert together == bits_with(None, None) == bits_with(*reversed(others))
+
+
+def test_channels_that_a_model_rules_out_can_be_coded() -> None:
+    """However low its score, a channel with open places is possible: it costs bits, and is restored."""
+    model, grid, picture = make_model(2), Grid(1, 1), random_picture(2, 0.01, Grid(1, 1), top=3)
+    with torch.no_grad():
+        model.texture.use_bias.weight.fill_(-200.0)
+    sequence = Sequence.from_triples(triples_of(picture, grid), grid, 0)
+    used = len(channels_in_use(sequence, model.config.texture_rank))
+    assert used and float(code_lengths(model, [sequence]).bits[0, :, 0].sum()) > 50 / math.log(2) * used
+    coder = PictureCoder(model)
+    (coded,) = coder.run([CodingTask(0, picture)], grid)
+    assert coded is not None
+    (decoded,) = coder.run([CodingTask(0, data=coded.data)], grid)
+    assert decoded is not None and torch.equal(decoded.coefficients, picture)
 
 
 def test_bits_are_few_and_damage_ends_early() -> None:

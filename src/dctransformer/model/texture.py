@@ -180,7 +180,7 @@ class Texture(nn.Module):
         x = self.use_norm(self.use_mlp(x))
         score = ((x * self.use_out(ranks)).sum(-1, dtype=torch.float32) + self.use_bias(ranks)[..., 0]).float()
         score = torch.where(score.isinf(), torch.nan, score)  # the clamp would hide an overflow
-        rate = (score.clamp(max=12.0)).exp() * open_count
+        rate = score.clamp(-60.0, 12.0).exp() * open_count  # never 0, which means impossible
         return torch.where((open_count > 0) & (ranks >= self.first), rate, 0.0)
 
     def statistics(self, planes: Tensor, settled: Tensor, rank: Tensor, grid: Grid) -> Tensor:
