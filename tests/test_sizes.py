@@ -84,7 +84,8 @@ def test_sample_makes_files_of_the_size(mixed, tmp_path, capsys, size, tiled):
     height, width = (32, 48) if size is None else tuple(map(int, size.split("x")))[::-1]
     samples, _ = generate(network, 2, size=(height, width))
     if not tiled:
-        assert torch.equal(samples.mcus, sample(network, 2, SampleConfig(), size=(height, width)).mcus)
+        shape = None if size is None else (height, width)
+        assert torch.equal(samples.mcus, sample(network, 2, SampleConfig(), size=shape).mcus)
     assert all(torch.equal(a, b) for a, b in zip(samples.triples, samples.dct().to_triples(), strict=True))
     repeated, _ = generate(network, 1, size=(height, width), sampling=SampleConfig(batch=1, workers=1))
     assert torch.equal(repeated.mcus[0], samples.mcus[0]) and not torch.equal(samples.mcus[0], samples.mcus[1])

@@ -61,7 +61,7 @@ def sample(
         num: how many.
         config: seed, temperature and so on.
         labels: class of each picture; None for the null label.
-        size: height and width in pixels, multiples of 16; None for the size the model was trained on.
+        size: height and width in pixels, multiples of 16; None for `ModelConfig.trained_shape`.
         progress: called after each chunk with (triples so far, pictures finished).
         watch: called after each chunk with every picture that was worked on, as far as it is.
         pool: the model's, in which others generate pictures; None for a pool of this call's own.
@@ -74,7 +74,7 @@ def sample(
     """
     config = config or SampleConfig()
     check_positive(num=num)
-    height, width = size or (model.config.size, model.config.size)
+    height, width = size or model.config.trained_shape
     labels = [model.config.null_label] * num if labels is None else labels
     assert len(labels) == num
     for label in labels:
