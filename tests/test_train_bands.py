@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,6 +16,8 @@ from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
 from dctransformer.sequence.texture import TextureBatch
 from dctransformer.training.bands import BANDS, bits_per_triple, count_by_band, nats_by_band
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.log import EVERY, Log
+from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
 
@@ -82,3 +87,15 @@ def test_texture_is_counted_with_its_pictures_weight() -> None:
     )  # fmt: skip
     extra = [a - b for a, b in zip(count_by_band(batch), count_by_band(two_chunks()), strict=True)]
     assert extra == [0, 0, 1, 1.5, 0]
+
+
+def test_steps_without_a_coefficient_are_logged(tmp_path: Path) -> None:
+    """Flat pictures whose texture alone is trained have no coefficients to average over."""
+    trainer = Trainer(new_model(CONFIG, 0), TrainConfig(batch=2, precision="fp32", device="cpu"))
+    log = Log(trainer, RunFolder(tmp_path), show=False)
+    trainer.progress.step, trainer.progress.seconds = EVERY, 1.0
+    log.add(torch.ones(len(BANDS), 3), [0.0] * len(BANDS))
+    log.report()
+    log.close()
+    (line,) = map(json.loads, RunFolder(tmp_path).metrics.read_text().splitlines())
+    assert line["step"] == EVERY and line["train/bits_per_triple"] > 0 and "train/texture" not in line

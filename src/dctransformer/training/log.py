@@ -150,7 +150,7 @@ class Log:
         speed = (state.triples - self.since[1]) / (state.seconds - self.since[0])
         assert self.nats is not None
         bits = self.trainer.processes.all_reduce(self.nats.cpu()) / math.log(2)
-        count = sum(self.counts)
+        count = max(sum(self.counts), 1.0)  # flat pictures have no texture to count
         fields = {f"train/{k}": b / count for k, b in zip(FIELDS, bits.sum(0).tolist(), strict=True)}
         bands = bits_per_triple(bits, self.counts)
         total = float(bits.sum()) / count
