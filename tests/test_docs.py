@@ -52,6 +52,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(linked), f"{page.name} links to {target}, but {linked.name} has no such heading"
 
 
+HISTORY = ("docs/log.md", "CHANGELOG.md")
+"""Pages that may name files that are gone."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_that_pages_name_exist(page: Path) -> None:
+    """Modules named by their path, from the repository or the package, exist."""
+    if str(page.relative_to(ROOT)) in HISTORY:
+        return
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)\b", page.read_text(encoding="utf-8")):
+        assert any((base / name).is_file() for base in (ROOT, ROOT / "src/dctransformer")), f"there is no {name}"
+
+
 def test_every_page_and_picture_is_linked() -> None:
     """Every file in docs/ is linked."""
     linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
