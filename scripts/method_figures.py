@@ -4,6 +4,8 @@ All numbers shown are computed: blocks, coefficients and triples from samples, d
 64 pixels has its whole structure in one chunk, so a larger picture shows what chunks are.
 
 Example: python scripts/method_figures.py --out docs/images
+
+With --run, learning.jpg of docs/train-your-own.md is drawn, too, from the sheets of the training on that page.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def use_chart(axis: Any, probability: np.ndarray, used: set[int], first: int, sh
     axis.text(shown, 1.05, rank_name(shown), ha="center", fontsize=8, color=FRAME)
     text = (
         f"orange: in use,\n{len(used)} of {order.NUM_CHANNELS - first}\ngrey: not in use\n\n"
-        f"all others:\nbelow {NEGLIGIBLE:.1%}"
+        f"all others:\nbelow {100 * NEGLIGIBLE:g} %"
     )
     axis.text(1.0, 0.95, text, transform=axis.transAxes, ha="right", va="top", fontsize=8, color=TEXT)
 
