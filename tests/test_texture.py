@@ -334,6 +334,14 @@ def test_sampled_channels_stand_for_all() -> None:
     torch.testing.assert_close(estimates.mean(0), exact, rtol=0.05, atol=0.1)
 
 
+def test_the_last_start_below_one_takes_the_last_channel() -> None:
+    """A random start that addition rounds up to 1 does not point past the last channel in use."""
+    sequence, first = Sequence.from_triples(triples_of(random_picture(1, 0.2)), GRID, 1), 30
+    used = channels_in_use(sequence, first)
+    batch = sample_texture([sequence], torch.tensor([1 - 2.0**-53], dtype=torch.float64), 8, first)
+    assert len(used) > 8 and batch.rank[0, -1] == used[-1]
+
+
 def test_a_config_without_texture_means_off() -> None:
     """Older configs without the field load with texture off, and invalid values are refused."""
     fields = preset("tiny").to_dict()

@@ -125,6 +125,7 @@ def sample_texture(sequences: list[Sequence], uniform: Tensor, channels: int, fi
         used = channels_in_use(sequence, first)
         count = min(channels, len(used))
         spacing = len(used) / max(count, 1)
-        ranks.append(used[((torch.arange(count, dtype=torch.float64) + start) * spacing).long()])
+        index = ((torch.arange(count, dtype=torch.float64) + start) * spacing).long()
+        ranks.append(used[index.clamp(max=len(used) - 1)])  # a start just below 1 can be rounded up
         weights.append(torch.full((count,), spacing))
     return texture_batch(sequences, ranks, weights, channels=channels)
