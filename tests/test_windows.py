@@ -11,10 +11,12 @@ import torch
 
 from dctransformer import DCTransformer
 from dctransformer.codec import Codec, DCTImage
+from dctransformer.codec import grid as grid_module
 from dctransformer.codec.grid import Grid, rank_slots
 from dctransformer.codec.triples import crop_triples, flip_triples
 from dctransformer.data import TripleStore, prepare
 from dctransformer.model.config import preset
+from dctransformer.model.context import neighbour_table
 from dctransformer.model.texture_state import checkerboard
 from dctransformer.sequence import ChunkBatches, ChunkSampler, Conditions
 from dctransformer.sequence.windows import centre_window, chunks_by_window, most_chunks, parse_window
@@ -245,6 +247,19 @@ def test_tables_made_while_sampling_can_be_used_in_training():
     scores = torch.zeros(grid.mcus, requires_grad=True)
     (scores[grid.mcu] * 2).sum().backward()
     assert scores.grad is not None and scores.grad.tolist() == [8] * grid.mcus
+
+
+def test_tables_of_many_grids_are_built_once(monkeypatch):
+    """Data of a hundred grids keeps the tables of each; beyond the limit of memory the oldest are built again."""
+    grids, device = [Grid(rows, cols) for rows in range(1, 11) for cols in range(1, 11)], torch.device("meta")
+    functions = (rank_slots, checkerboard, neighbour_table, lambda grid, device: grid.table("luma_block", device))
+    first, second = ([table(grid, device) for grid in grids for table in functions] for _ in range(2))
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    monkeypatch.setattr(grid_module, "TABLE_BYTES", 2 * rank_slots(grids[-1], device).nbytes)
+    devices = [torch.device("meta", k) for k in range(3)]
+    tables = [rank_slots(grids[-1], device) for device in devices]
+    assert rank_slots(grids[-1], devices[2]) is tables[2]
+    assert rank_slots(grids[-1], devices[0]) is not tables[0]
 
 
 def test_random_offsets_train_every_row_and_column(store):

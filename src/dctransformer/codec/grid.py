@@ -30,6 +30,29 @@ def outside_inference(make: Callable[_Arguments, _Result]) -> Callable[_Argument
     return ordinary
 
 
+TABLE_BYTES = 1 << 28
+"""Bytes of cached tables, per kind of table: a data set may have a hundred grids, and a photograph a large one."""
+
+
+def cached_by_grid(make: Callable[_Arguments, Tensor]) -> Callable[_Arguments, Tensor]:
+    """Cache the tables that a function makes of a grid, its first argument; the oldest go beyond `TABLE_BYTES`."""
+    tables: dict[tuple, Tensor] = {}
+
+    @functools.wraps(make)
+    def cached(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Tensor:
+        grid, *rest = args
+        assert isinstance(grid, Grid)
+        key = (grid.rows, grid.cols, *rest, *kwargs.items())
+        table = tables.get(key)
+        if table is None:
+            table = tables[key] = make(*args, **kwargs)
+            while len(tables) > 1 and sum(t.nbytes for t in list(tables.values())) > TABLE_BYTES:
+                tables.pop(list(tables)[0], None)  # noqa: RUF015 (another thread may change the tables meanwhile)
+        return table
+
+    return cached
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """A picture of ``rows`` × ``cols`` MCUs."""
@@ -169,7 +192,7 @@ class Grid:
         return row * self.width + last - col
 
 
-@functools.lru_cache(maxsize=16)
+@cached_by_grid
 @outside_inference
 def rank_slots(grid: Grid, device: torch.device) -> Tensor:
     """Return the flat index into ``[N, 6, 64]`` of every rank at every position: int64 ``[192, P]``.
@@ -181,7 +204,7 @@ def rank_slots(grid: Grid, device: torch.device) -> Tensor:
     return torch.where(exists, slots, grid.mcus * order.BLOCKS_PER_MCU * 64).to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@cached_by_grid
 @outside_inference
 def _grid_table(grid: Grid, name: str, device: torch.device) -> Tensor:
     return getattr(grid, name).to(device)

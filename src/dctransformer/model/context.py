@@ -17,14 +17,13 @@ K value features, D width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dctransformer.codec import order
-from dctransformer.codec.grid import IS_CHROMA_RANK, Grid, outside_inference, rank_of_slot
+from dctransformer.codec.grid import IS_CHROMA_RANK, Grid, cached_by_grid, outside_inference, rank_of_slot
 from dctransformer.model.config import ModelConfig
 from dctransformer.sequence.runs import Runs
 
@@ -53,7 +52,7 @@ def value_features(value: Tensor, limit: Tensor) -> Tensor:
     return torch.stack([x.sign() * magnitude, (x != 0).float(), magnitude, 4 * x / limit], dim=-1)
 
 
-@functools.lru_cache(maxsize=16)
+@cached_by_grid
 @outside_inference
 def neighbour_table(grid: Grid, device: torch.device) -> Tensor:
     """Return the positions around each: int64 ``[2, 8, P]`` for luma and chroma, P where it is outside of the picture.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dctransformer.codec.grid import Grid, outside_inference
+from dctransformer.codec.grid import Grid, cached_by_grid, outside_inference
 from dctransformer.codec.triples import gather
 from dctransformer.model.legality import open_places
 from dctransformer.sequence.texture import TextureBatch
@@ -121,7 +121,7 @@ def settle(
     return dataclasses.replace(channels, values=put(channels.values, values))
 
 
-@functools.lru_cache(maxsize=16)
+@cached_by_grid
 @outside_inference
 def checkerboard(grid: Grid, device: torch.device) -> Tensor:
     """Return the positions of both colours for luma and chroma: int64 ``[2 (luma, chroma), 2 (colour), H]``.
