@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from dctransformer import DCTransformer
 from dctransformer.cli import main
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate.features import inception_extractor, open_extractor
 from dctransformer.model.config import preset
 from dctransformer.model.texture_state import TextureState
+from dctransformer.sampling import drawing
 from dctransformer.sampling import texture as texture_sampling
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
@@ -117,9 +119,17 @@ def test_bf16_samples_on_a_device() -> None:
 
 
 @pytest.mark.parametrize("channels", [-2.0, 0.3])
-def test_the_host_does_not_wait_for_texture(channels: float) -> None:
-    """The host reads which pictures are finished in some turns and at the end, never per channel."""
-    model = network(channels=channels)
+@pytest.mark.parametrize("many_places", [False, True])
+def test_the_host_does_not_wait_for_texture(
+    many_places: bool, channels: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host reads which pictures are finished in some turns and at the end, and channels only of many places."""
+    drawn, model = [], network(channels=channels)
+
+    def uniform_on(noise: np.ndarray, device: torch.device) -> torch.Tensor:
+        drawn.append(noise.size)
+        return drawing.uniform_on(noise, device)
+
     zeros = torch.zeros(2, GRID.mcus, 6, 64, dtype=torch.int16)
     nothing, labels = torch.zeros_like(zeros, dtype=torch.bool), torch.tensor([0, 1])
     keys, configs = [NoiseKey(0, i, 0) for i in range(2)], [SampleConfig(), SampleConfig()]
@@ -128,10 +138,15 @@ def test_the_host_does_not_wait_for_texture(channels: float) -> None:
         device = pretended.device
         picture = TextureState(zeros.to(device), nothing.to(device), nothing.to(device), labels.to(device), GRID)
         model = on_device(model, pretended)
+        all_places = len(keys) * (order.NUM_CHANNELS - model.config.texture_rank) * 3 * GRID.positions
+        monkeypatch.setattr(texture_sampling, "NOISE_BYTES", 8 * all_places - many_places)
+        monkeypatch.setattr(texture_sampling, "uniform_on", uniform_on)
         filled, decided = fill_texture(model, picture, keys, configs)
-        turns = rounded_up_to(max(decided) + 1, texture_sampling.TURNS_PER_READ)
-        assert pretended.reads.total() == turns // texture_sampling.TURNS_PER_READ + 1, pretended.reads
-        assert pretended.copies.total() <= 6, pretended.copies  # tables, once
+        turns_per_read = 1 if many_places else texture_sampling.TURNS_PER_READ
+        turns = rounded_up_to(max(decided) + 1, turns_per_read)
+        assert pretended.reads.total() == turns // turns_per_read + 1, pretended.reads
+        assert many_places or pretended.copies.total() <= 6, pretended.copies  # tables, once
+        assert max(drawn) <= len(keys) * order.NUM_CHANNELS if many_places else max(drawn) == all_places
     assert decided == counted and (max(decided) >= texture_sampling.TURNS_PER_READ) == (channels > 0), decided
     assert torch.equal(on_host(filled), expected)
 

@@ -2,7 +2,7 @@
 
 Each turn decides on one channel of every picture that is not finished; pictures may be at different channels. On a CPU
 the host reads which channels they are once per turn; on other devices it reads once in `TURNS_PER_READ` turns whether
-pictures are finished, and nothing else.
+pictures are finished, and nothing else, unless there are so many places that their noise would fill the memory.
 
 Shapes: B pictures, P positions, H = P / 2 places of one checkerboard colour, C = 192 ranks, V values.
 """
@@ -29,6 +29,9 @@ from dctransformer.sampling.running_texture import LARGE, RunningMix, RunningRat
 TURNS_PER_READ = 8
 """Turns between two reads of which pictures are finished, where a read makes the host wait: until then they idle."""
 
+NOISE_BYTES = 1 << 26
+"""Most memory for the noise of all channels. Beyond it a turn takes a device so long that a read costs little."""
+
 WINDOW = 32
 """Channels whose rates are computed together in search of the next one in use, where a read costs nothing."""
 
@@ -51,13 +54,20 @@ class NoiseKey:
 
 
 class _Noise:
-    """The uniform numbers of some pictures, by channel: on a CPU drawn when due, elsewhere all of them beforehand."""
+    """The uniform numbers of some pictures, by channel: on a CPU drawn when due, elsewhere beforehand if they fit.
+
+    Attributes:
+        when_due: whether those of places are drawn when they are due, so that the host must know the channels.
+    """
 
     def __init__(self, keys: list[NoiseKey], first: int, positions: int, device: torch.device):
         self.keys, self.first, self.positions, self.device = keys, first, positions, device
+        before, ranks = range(first - 1, order.NUM_CHANNELS), range(first, order.NUM_CHANNELS)
+        size = len(keys) * len(ranks) * 3 * positions * draw_dtype(device).itemsize
+        self.when_due = device.type == "cpu" or size > NOISE_BYTES
         if device.type != "cpu":
-            before, ranks = range(first - 1, order.NUM_CHANNELS), range(first, order.NUM_CHANNELS)
             self.all_which = self._on_device([[key.which(rank) for rank in before] for key in keys])
+        if not self.when_due:
             self.all_places = self._on_device([[key.places(rank, positions) for rank in ranks] for key in keys])
 
     def _on_device(self, noise: list) -> Tensor:
@@ -70,11 +80,10 @@ class _Noise:
             return self._on_device([self.keys[row].which(rank) for row, rank in pairs])
         return self.all_which[rows, (before - self.first + 1).clamp(0, self.all_which.shape[1] - 1)]
 
-    def places(self, rows: Tensor, rank: Tensor) -> Tensor:
-        """See `NoiseKey.places`; int64 ``[B]`` each to ``[B, 3, P]``."""
-        if self.device.type == "cpu":
-            pairs = zip(rows.tolist(), rank.tolist(), strict=True)
-            return self._on_device([self.keys[row].places(r, self.positions) for row, r in pairs])
+    def places(self, rows: Tensor, rank: Tensor, known: list[tuple[int, int]]) -> Tensor:
+        """See `NoiseKey.places`; int64 ``[B]`` each to ``[B, 3, P]``; ``known`` to the host if drawn when due."""
+        if self.when_due:
+            return self._on_device([self.keys[row].places(rank, self.positions) for row, rank in known])
         return self.all_places[rows, rank - self.first]
 
 
@@ -114,7 +123,8 @@ def fill_texture(
     rows, draws = torch.arange(len(keys), device=device), Draws.of(configs, device, guided=guided)
     for turn in itertools.count(1):
         following = _following(running_rates, model, rows, before[rows], noise.which(rows, before[rows]), draws, check)
-        if device.type == "cpu" or turn % TURNS_PER_READ == 0:
+        known = []
+        if noise.when_due or turn % TURNS_PER_READ == 0:
             *ranks, sound = torch.cat([following, check.sound[None]]).tolist()
             if not sound:
                 raise overflow_error(precision, len(draws.twins) > 0)
@@ -126,6 +136,7 @@ def fill_texture(
                 rows = torch.tensor(active).to(device, non_blocking=True)
                 following = following[torch.tensor(staying).to(device, non_blocking=True)]
                 draws = Draws.of([configs[i] for i in active], device, guided=guided)
+            known = [(row, ranks[k]) for row, k in zip(active, staying, strict=True)]
         going = following < order.STOP  # finished pictures idle: nothing is open to them
         rank = following.clamp(first, order.NUM_CHANNELS - 1)
         if running_mix is None:
@@ -140,7 +151,7 @@ def fill_texture(
         channels = model.texture.begin(
             picture, draws.both(rows), draws.both(rank), mixed=draws.both(mix), labels=labels
         )
-        values, opened = _draw_channels(model, channels, going, noise.places(rows, rank), grid, draws, check)
+        values, opened = _draw_channels(model, channels, going, noise.places(rows, rank, known), grid, draws, check)
         drawn = torch.where(opened, values.to(torch.int16), coefficients[rows].gather(1, slots[rank]))
         running_rates.settle(rows, rank, drawn)
         if running_mix is not None:
