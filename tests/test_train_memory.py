@@ -104,7 +104,7 @@ def test_activation_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_on_a_cpu_the_whole_batch_is_taken_at_once(tmp_path: Path) -> None:
+def test_no_micro_batch_is_chosen_on_a_cpu(tmp_path: Path) -> None:
     """Memory is not measured on a CPU."""
     automatic = trainer(tmp_path)
     automatic.fit_memory(batch_of(4))

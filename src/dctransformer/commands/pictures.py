@@ -201,8 +201,8 @@ class Continue(_Edit):
 
 
 def _show(bar: tqdm) -> Callable[[int, int], None]:
-    def update(triples: int, finished: int) -> None:
-        bar.set_postfix_str(f"{triples:,} triples")
+    def update(decisions: int, finished: int) -> None:
+        bar.set_postfix_str(f"{decisions:,} decisions")
         bar.update(finished - bar.n)
 
     return update

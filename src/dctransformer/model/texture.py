@@ -45,7 +45,7 @@ from dctransformer.model.texture_values import MAGNITUDES, VALUE_OUTPUTS, value_
 from dctransformer.sequence.texture import TextureBatch
 
 TEXTURE_PLACES = 1 << 16
-"""Most places whose features are computed together where nothing is trained: they fill the memory."""
+"""Most places whose features are computed together without gradients, as they take memory."""
 
 PLACE_INPUTS = 5
 """Inputs per coefficient: `value_features`, and whether the coefficient is settled."""
@@ -135,7 +135,7 @@ class Texture(nn.Module):
     # -- use ----------------------------------------------------------------------------------------------------
 
     def use_rates(self, picture: TextureState) -> Tensor:
-        """Return the expected numbers of coefficients of all channels, each given the channels before it.
+        """Return the expected number of coefficients of each channel, given the channels before it.
 
         Args:
             picture: what is settled; the entry of a channel depends on given coefficients and lower ranks alone.
@@ -147,7 +147,7 @@ class Texture(nn.Module):
         return self.rates(self.before(picture), picture.opened.sum(-1), picture.labels)
 
     def before(self, picture: TextureState) -> Tensor:
-        """Sum up for every channel what is known of the others: ``[B, C, W]``.
+        """Summarise for each channel what is known of the others: ``[B, C, W]``.
 
         Those are the statistics of channels of lower ranks, and of the others as far as they are given.
         """
@@ -411,8 +411,8 @@ class Texture(nn.Module):
             rank: int64 ``[T]``, channels in use.
 
         Returns:
-            fp32 ``[T, P]`` nats of the occupancy and of the value at each place, and fp32 ``[T]``: what the
-            channel's being in use saves on its occupancy (log(1 − ∏(1 − a)), negative or 0).
+            fp32 ``[T, P]`` nats of the occupancy and of the value at each place, and fp32 ``[T]``: the correction for
+            knowing that the channel is in use (log(1 − ∏(1 − a)), negative or 0).
         """
         grid = picture.grid
         channels = self.begin(picture, row, rank)

@@ -62,7 +62,7 @@ def sample(
         config: seed, temperature and so on.
         labels: class of each picture; None for the null label.
         size: height and width in pixels, multiples of 16; None for `ModelConfig.trained_shape`.
-        progress: called after each chunk with (triples so far, pictures finished).
+        progress: called after each chunk with (decisions so far, pictures finished).
         watch: called after each chunk with every picture that was worked on, as far as it is.
         pool: the model's, in which others generate pictures; None for a pool of this call's own.
 
@@ -102,7 +102,7 @@ def fill(
         requests: the pictures.
         grid: their MCU grid.
         config: seed, temperature and so on.
-        progress: called after each chunk with (triples so far, pictures finished).
+        progress: called after each chunk with (decisions so far, pictures finished).
         watch: called after each chunk with every picture that was worked on, as far as it is.
         pool: the model's, in which others generate pictures: its configuration decides on batches and precision. None
             for a pool of this call's own.

@@ -248,7 +248,7 @@ def place_nats(model: DCTransformer, sequence: Sequence, used: Tensor) -> tuple[
 
     Returns:
         fp64 on the CPU: ``[192]`` of which channels are in use; ``[T, P]`` of the occupancy and ``[T, P]`` of the
-        values; ``[T]``, what the channels' being in use saves (negative).
+        values; ``[T]``, the correction for knowing that the channel is in use (negative).
     """
     picture = TextureState.of(texture_batch([sequence], [used], [torch.ones(len(used))]).to(model.device))
     parts = [

@@ -90,7 +90,7 @@ class Pool:
             requests: the pictures.
             grid: their MCU grid.
             config: their seed, temperature, top-p and guidance; its other settings are ignored.
-            progress: called after each turn with (triples so far, pictures finished); what it raises ends the job.
+            progress: called after each turn with (decisions so far, pictures finished); what it raises ends the job.
             watch: called after each turn with every picture that was worked on, as far as it is.
 
         Raises:

@@ -18,7 +18,7 @@ from dctransformer.model.texture import PLACE_INPUTS, Texture
 from dctransformer.model.texture_state import TextureState
 
 LARGE = 1024
-"""Positions from which on a picture is large, and its mix is kept up to date: 256 × 256 pixels."""
+"""Number of positions from which a picture counts as large, and its mix is kept up to date: 256 × 256 pixels."""
 
 
 class RunningRates:

@@ -187,16 +187,18 @@ def _following(
         rates = running_rates(draws.both(rows), _labels(model, labels, draws))
         check.see(rates, limit=torch.inf)
         return next_channel(_mixed_rates(rates, draws), before, uniform)
-    # Mostly one of the next few channels is in use: the rates of the others need not be known.
+    # Usually one of the next few channels is in use, so the other rates need not be computed.
     following, passed = torch.full_like(before, order.STOP), torch.zeros(len(rows), dtype=draw_dtype(rows.device))
     aim = -torch.log1p(-uniform.to(passed.dtype))
     begin, searching = before + 1, torch.arange(len(rows))
     while len(searching := searching[begin[searching] < order.NUM_CHANNELS]):
         ranks = begin[searching, None] + torch.arange(WINDOW)
-        some, existing = draws.of_elements(searching), ranks.clamp(max=order.NUM_CHANNELS - 1)
-        rates = running_rates(some.both(rows[searching]), _labels(model, labels[searching], some), some.both(existing))
+        settings, existing = draws.of_elements(searching), ranks.clamp(max=order.NUM_CHANNELS - 1)
+        rates = running_rates(
+            settings.both(rows[searching]), _labels(model, labels[searching], settings), settings.both(existing)
+        )
         check.see(rates, limit=torch.inf)
-        rates = torch.where(ranks < order.NUM_CHANNELS, _mixed_rates(rates, some), 0.0)
+        rates = torch.where(ranks < order.NUM_CHANNELS, _mixed_rates(rates, settings), 0.0)
         sums = passed[searching, None] + rates.to(passed.dtype).cumsum(-1)
         count = (sums <= aim[searching, None]).sum(-1)  # p(none up to c is in use) = exp(−sum up to c)
         found = count < WINDOW

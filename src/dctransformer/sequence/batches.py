@@ -61,7 +61,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
             flip: mirror half of the pictures, exactly.
             label_dropout: part of the chunks that get the null label.
             conditions: what is known from the start; None for nothing.
-            rows: those of each batch that are made (a process's share); None for all.
+            rows: those of each batch to build (a process's share); None for all.
             shuffle: see `ChunkSampler`.
             starts: see `ChunkSampler`.
             window: grid of the windows that are cut out of larger pictures; None for whole pictures.
@@ -101,7 +101,7 @@ class ChunkBatches(Dataset[ChunkBatch]):
         spread = np.random.default_rng([sampler.seed, 6, step]).random(sampler.batch)
         noise = np.random.default_rng([sampler.seed, 3, step])
         grid = sampler.grid(step)
-        # Drawn for all rows, so that no row depends on which others are made here.
+        # Drawn for all rows, so that no row depends on which others are built here.
         masks = [self.conditions.draw(grid, noise) for _ in range(sampler.batch)]
         sequences, index, weights = [], [], []
         for row, seen in zip(sampler.rows, sampler.draws(step, sampler.rows), strict=True):
@@ -141,7 +141,8 @@ class ChunkBatches(Dataset[ChunkBatch]):
     def _texture(self, step: int, sequences: list[Sequence], weights: list[float]) -> TextureBatch:
         """Return the textures of a step.
 
-        A picture of K chunks comes K times as often as one of a single chunk, and so it counts 1 / K as much.
+        A picture of K chunks comes K times as often as one of a single chunk, and so it counts 1 / K as much. With
+        early starts it comes less than K times as often, so that pictures of few chunks count more.
         """
         rows = self._texture_rows(self.sampler.rows)
         places = [self.sampler.rows.index(row) for row in rows]

@@ -2,7 +2,7 @@
 
 One mask of *given* coefficients carries every task: nothing is given (generate), the low-frequency corner of each
 block (upscale), all of luma (colorize), every MCU outside a hole (inpaint). The order, the code and the weights are
-the same for all; only what is left to list differs.
+the same for all; only what is left to generate differs.
 
 To add a condition, add an entry to `CONDITIONS` and, if training draws it by a share of its own, a field to
 `Conditions`. To add a task, add an entry to `TASKS`, a function to `dctransformer.tasks.edit` and a command to

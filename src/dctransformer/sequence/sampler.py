@@ -11,8 +11,9 @@ A step's chunks are of one grid, so that nothing needs to be padded: pictures (o
   from the picture's number of triples alone; it is accepted with probability K̄(i) / M(i), or else another is drawn.
   Then one of the Σ K(w) chunks in the picture's windows is drawn uniformly. So a chunk of a window of picture i has
   the weight M(i) · K̄(i) / M(i) · 1 / Σ K(w) = 1 / W: in expectation a step's loss is the mean over pictures and their
-  windows, drawn uniformly, of the windows' bits, but for a constant. The first candidate of a row comes from an epoch
-  as above; where there are several buckets, a step's bucket is found in the same way, by a picture that is accepted.
+  windows, drawn uniformly, of the windows' bits, up to a constant factor. The first candidate of a row comes from an
+  epoch as above; where there are several buckets, a step's bucket is found in the same way, by a picture that is
+  accepted.
 """
 
 from __future__ import annotations

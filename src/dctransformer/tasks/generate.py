@@ -52,7 +52,7 @@ def generate(
         device: cpu, cuda, … or auto.
         out: folder into which each picture is written when it is finished; those that are there already, from the same
             model, seed and settings, are not made again. `save_samples` adds the sheets.
-        progress: called with (triples so far, pictures finished).
+        progress: called with (decisions so far, pictures finished).
         watch: called with every picture on its way, chunk after chunk, before ``progress``; not with tiles.
         pool: the loaded model's pool, shared with other callers; not with ``out``.
 
@@ -143,9 +143,9 @@ def _continued(
         if watch is not None:
             watch(snapshot)
 
-    def show(triples: int, finished: int) -> None:
+    def show(decisions: int, finished: int) -> None:
         if progress is not None:
-            progress(triples, ready + finished)
+            progress(decisions, ready + finished)
 
     missing = [i for i in range(len(labels)) if i not in pictures]
     show(0, 0)

@@ -40,11 +40,11 @@ def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
     if ranks is None:
         return F.pad(nats.sum((0, 1))[None], (0, 0, 0, len(BANDS) - 1))
     band = F.one_hot(_bands(ranks), len(BANDS)).to(nats.dtype)
-    return torch.einsum("blk,blf->kf", band, nats)  # unlike index_add, its sums are in a fixed order on a GPU, too
+    return torch.einsum("blk,blf->kf", band, nats)
 
 
 def count_by_band(batch: Any) -> list[float]:
-    """Count the triples, texture coefficients and stops that the nats of a batch are about, by band.
+    """Count by band the triples, coefficients and stops covered by a batch's nats.
 
     Args:
         batch: on the CPU, since it is read; one without ``ranks`` has no bands, and everything counts as the first.

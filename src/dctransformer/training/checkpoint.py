@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
             mean.copy_(placed_like(tensors[f"average.{name}"], mean))
             for key in STATES:
                 value = tensors.get(f"optimizer.{key}.{name}")
-                if value is not None:  # the number of steps is one for all processes, the rest lies as p does
+                if value is not None:  # the number of steps is one for all processes, the rest is sharded like p
                     optimizer.state_of(p)[key] = value.to(p.device) if key == "step" else placed_like(value, p)
     except (OSError, KeyError, RuntimeError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start the run again from its beginning") from error

@@ -36,14 +36,15 @@ class TrainConfig:
     """Chunks per step, over all processes."""
     micro_batch: Count | Literal["auto"] | None = "auto"
     """Chunks that go through the model at once in a process (gradients are accumulated); None for all. auto finds
-    what a GPU's memory holds, and takes all on a CPU."""
+    what a GPU's memory holds, and on a CPU groups chunks of like length, which leaves padding out."""
     checkpoint_activations: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With several processes (torchrun): ddp gives each all weights, fsdp a share; auto shards large models."""
     optimizer: Literal["auto", "muon", "adamw"] = "auto"
-    """muon for the matrices of the stacks and adamw for the rest, or adamw for everything. auto takes muon, which
-    learns more from the same compute (docs/results.md, Ablations), unless the weights are sharded."""
+    """muon for the matrices of the stacks and of texture's feed-forward layers and adamw for the rest, or adamw for
+    everything. auto takes muon, which learns more from the same compute (docs/results.md, Ablations), unless the
+    weights are sharded."""
     lr: Annotated[float, Gt(0)] | None = None
     """Peak learning rate of matrices and gains; if not given, 5e-3 with muon and 2e-3 with adamw."""
     table_lr: Annotated[float, Gt(0)] = 5.0
@@ -70,8 +71,8 @@ class TrainConfig:
     in a step, which takes a fraction of the time (the budget still counts the triples of the structure). Texture
     settings of the model that differ from those of ``init`` then give a new texture network."""
     texture: Part = 0.5
-    """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure needs many
-    epochs and decides what a picture shows; texture is local and learns from few pictures."""
+    """Pictures whose texture a step trains, as a part of its chunks (for a model with texture). Structure decides what
+    a picture shows; texture learns more slowly, and can be trained on alone (``structure``)."""
     texture_channels: Count = 8
     """Most texture channels of each of those pictures; their weight makes up for the others."""
     flip: bool = True
@@ -101,7 +102,7 @@ class TrainConfig:
     eval_every: Count = 1_000_000
     """Triples between validations."""
     eval_images: Count = 128
-    """Validation pictures scored on the way, and by which the best weights are kept (the end scores all)."""
+    """Validation pictures scored during training, by which the best weights are chosen (all are scored at the end)."""
     sample_every: Annotated[int, Ge(0)] = 5_000_000
     """Triples between sample sheets; 0 for none."""
     checkpoint_every: Annotated[float, Ge(0)] = 2.0

@@ -87,7 +87,7 @@ class MetricsLog:
 
 
 def _over_triples(board: Any, line: dict[str, Any]) -> None:
-    """Write a line's scores of a validation, if it has such, by triples seen."""
+    """Write a line's scores of a validation, if it has any, by triples seen."""
     for name in OVER_TRIPLES:
         if f"validation/{name}" in line:
             board.add_scalar(f"over triples/{name}", line[f"validation/{name}"], line["triples"])
@@ -133,7 +133,7 @@ class Log:
             nats: from `Trainer.step`.
             counts: from `count_by_band`, summed over all processes.
         """
-        self.nats = nats if self.nats is None else self.nats + nats  # on the device, which nobody waits for here
+        self.nats = nats if self.nats is None else self.nats + nats  # on the device: no wait here
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
 
     def report(self) -> None:

@@ -52,7 +52,7 @@ def train(
     try:
         with contextlib.ExitStack() as lock:
             result = _train(data, folder, model, config, processes, progress and processes.first, lock)
-            processes.wait()  # nobody leaves while another still sends it messages
+            processes.wait()  # no process leaves while another still sends to it
             return result
     finally:
         processes.leave()

@@ -1,7 +1,7 @@
 """The optimisers, and the learning rate of each group of parameters.
 
-AdamW always trains tables, gains, biases and output heads; AdamW or Muon (`dctransformer.training.muon`) trains the
-matrices of the stacks.
+AdamW always trains tables, gains, biases, convolutions and output heads; AdamW or Muon (`dctransformer.training.muon`)
+trains the matrices of the stacks and of the texture network's feed-forward layers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Optimizers:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32) -> Optimizers:
-    """Create fused AdamW for all parameters, or Muon for the matrices of the stacks, by `TrainConfig.optimizer`.
+    """Create fused AdamW for all parameters, or Muon for matrices of residual layers, by `TrainConfig.optimizer`.
 
     Args:
         model: its stacks, embedding tables and local context are distinguished from the rest.

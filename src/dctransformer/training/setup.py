@@ -88,7 +88,7 @@ class Steps(ChunkBatches):
     """The batches of a training: `ChunkBatches` by the settings of a model and of the loop."""
 
     def __init__(self, store: TripleStore, model: ModelConfig, config: TrainConfig, rows: range | None = None):
-        """Set up the batches; ``rows`` are those of each batch that are made (a process's share), None for all."""
+        """Set up the batches; ``rows`` are those of each batch to build (a process's share), None for all."""
         super().__init__(
             store, model.chunk, model.overlap, config.batch, seed=config.seed, num_labels=model.num_labels,
             flip=config.flip, label_dropout=config.label_dropout, conditions=config.conditions, rows=rows,

@@ -70,8 +70,9 @@ def texture_count(batch: ChunkBatch) -> float:
 class Trainer:
     """A model in training: ``step`` changes it, ``save`` and ``load`` are its checkpoints.
 
-    The model is any module whose ``forward(batch)`` gives negative log-likelihoods in nats, ``[B, L, fields]``; a batch
-    is anything with ``to(device)``, ``rows(slice)``, ``labels`` and ``predicted``, as `ChunkBatch` has them.
+    The model is any module whose ``forward(batch)`` gives negative log-likelihoods in nats, ``[B, L, fields]``, or a
+    pair of these and the textures' ``[B, bands, fields]``; a batch is anything with ``to(device)``, ``rows(slice)``,
+    ``labels`` and ``predicted``, as `ChunkBatch` has them.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, processes: Processes | None = None):
