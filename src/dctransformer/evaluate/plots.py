@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dctransformer.codec import Codec, order
 from dctransformer.codec.triples import ranked
-from dctransformer.hub.curves import Curve
+from dctransformer.hub.curves import OF_HUFFMAN, Curve, validation_score
 from dctransformer.sheets import contact_sheet, inferno
 
 FIELD_COLOURS = {"channel": "#7f7f7f", "position": "#e08214", "value": "#2166ac"}
@@ -87,10 +87,14 @@ def bits_by_band_and_field(bits: dict[str, Any]) -> Any:
 
 
 def loss_curves(lines: list[dict[str, Any]], others: Sequence[Curve] = ()) -> Any:
-    """Draw charts over triples seen: training bits per triple by field and by band, validation bytes per image.
+    """Draw charts over triples seen: training bits per triple by field and by band, and the bytes of validations.
+
+    These are relative to the bytes of libjpeg's optimised Huffman code for the same pictures, which makes trainings on
+    other pictures comparable.
 
     Args:
-        lines: of the run's metrics. Runs whose metrics have no bands (older ones) have no chart by band.
+        lines: of the run's metrics. Runs whose metrics have no bands (older ones) have no chart by band; those without
+            Huffman bytes have absolute bytes, without other curves.
         others: curves of other trainings, of the same size and quality, behind the validation's.
     """
     by_band = any(f"train/{band}" in line for line in lines for band in BAND_COLOURS)
@@ -108,20 +112,21 @@ def loss_curves(lines: list[dict[str, Any]], others: Sequence[Curve] = ()) -> An
         axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-    points = [
-        (line["triples"] / 1e6, line["validation/bytes_per_image"])
-        for line in lines
-        if "validation/bytes_per_image" in line
-    ]
-    for curve in others:
-        x, y = np.array([(v["triples"] / 1e6, v["validation/bytes_per_image"]) for v in curve.validations()]).T
-        right.plot(x, y, "--", color=REAL, linewidth=1)
-        right.annotate(_label(curve.name), (x[-1], y[-1]), textcoords="offset points", xytext=(0, 4), ha="right")
-    if points:
-        x, y = np.array(points).T
+    validations = [line for line in lines if "validation/bytes_per_image" in line]
+    relative = all(validation_score(line, OF_HUFFMAN) is not None for line in validations)
+    for curve in others if relative else ():
+        x, y = np.array([(v["triples"] / 1e6, validation_score(v, OF_HUFFMAN)) for v in curve.validations()]).T
+        right.plot(x, 100 * y, "--", color=REAL, linewidth=1)
+        right.annotate(_label(curve.name), (x[-1], 100 * y[-1]), textcoords="offset points", xytext=(0, 4), ha="right")
+    if validations:
+        bytes_per_image = [line["validation/bytes_per_image"] for line in validations]
+        y = [100 * (validation_score(line, OF_HUFFMAN) or 0) for line in validations] if relative else bytes_per_image
+        x = [line["triples"] / 1e6 for line in validations]
         right.plot(x, y, "o-", color=FIELD_COLOURS["value"], markersize=3)
-        right.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
-        right.set(xlabel="million triples", ylabel="bytes per image", title="validation")
+        last = f"last: {bytes_per_image[-1]:.1f} bytes per image" + (f", {y[-1]:.1f} %" if relative else "")
+        right.annotate(last, (1, 0.97), xycoords="axes fraction", ha="right", va="top")
+        unit = "% of Huffman's bytes" if relative else "bytes per image"
+        right.set(xlabel="million triples", ylabel=unit, title="validation")
     else:
         right.set_axis_off()
         right.set_title("no validation yet")

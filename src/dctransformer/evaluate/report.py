@@ -38,8 +38,8 @@ from dctransformer.evaluate.features import Extractor, open_extractor
 from dctransformer.evaluate.nearest import memorisation, nearest
 from dctransformer.evaluate.pictures import Reference, of_samples, open_held_out, open_reference
 from dctransformer.files import check_place, check_regular, write_text
-from dctransformer.hub.curves import read_curves, shipped_curves
-from dctransformer.hub.pretrained import load_model, model_folder
+from dctransformer.hub.curves import curves_of_weights, read_curves, shipped_curves, trains_structure
+from dctransformer.hub.pretrained import SHIPPED, load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
@@ -267,12 +267,17 @@ class _Work:
         path = self.folder / CURVES
         lines = read_curves(path) if path.is_file() else []
         if not lines:
-            return Section(title, "No curves lie next to these weights; a run folder has them.")
-        others = shipped_curves(self.network.config)
-        text = ""
+            trainings = curves_of_weights(self.folder.name) if self.folder.parent == SHIPPED else []
+            if not trainings:
+                return Section(title, "No curves lie next to these weights; a run folder has them.")
+            names = "; then ".join(f"{curve.name} ({curve.about})" for curve in trainings)
+            body = Markup().join(chart(plots.loss_curves(curve.lines)) for curve in trainings)
+            return Section(title, f"The trainings that made these weights: {names}.", body)
+        text = "The bytes of validations are relative to those of libjpeg's optimised Huffman code."
+        others = shipped_curves(self.network.config, trains_structure(lines))
         if others:
             names = "; ".join(f"{curve.name}: {curve.about}" for curve in others)
-            text = f"Dashed: trainings of the same size and quality that come with the package ({names})."
+            text += f" Dashed: trainings of the same size and quality that come with the package ({names})."
         return Section(title, text, chart(plots.loss_curves(lines, others)))
 
     def _samples(self, samples: Samples) -> Section:

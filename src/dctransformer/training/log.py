@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dctransformer.files import write_text
-from dctransformer.hub.curves import OVER_TRIPLES, shipped_curves
+from dctransformer.hub.curves import OVER_TRIPLES, shipped_curves, validation_score
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.likelihood import FIELDS
 from dctransformer.training.bands import BANDS, PARTS, bits_per_triple
@@ -27,17 +27,19 @@ class MetricsLog:
     """``metrics.jsonl`` and TensorBoard; lines after the step that a run resumes at are dropped.
 
     In TensorBoard the scores of validations stand under ``over triples``, too, by triples seen instead of steps, next
-    to the curves that come with the package: runs with other batches compare there. They are a TensorBoard run of their
+    to the curves that come with the package: runs with other batches compare there, and, as bytes are relative to those
+    of Huffman codes, runs on other pictures. They are a TensorBoard run of their
     own, since what a resumed run drops there is counted in triples.
     """
 
-    def __init__(self, folder: RunFolder, step: int, model: ModelConfig | None = None):
+    def __init__(self, folder: RunFolder, step: int, model: ModelConfig | None = None, structure: bool = True):
         """Open the files.
 
         Args:
             folder: of the run.
             step: that the run goes on from.
             model: shape of the model, by which shipped curves are chosen; None for none.
+            structure: whether structure is trained, likewise.
         """
         self.path = folder.metrics
         kept: list[str] = []
@@ -56,7 +58,7 @@ class MetricsLog:
             self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
             seen = max((json.loads(line).get("triples", 0) for line in kept), default=0)
             self.by_triples = SummaryWriter(str(folder.tensorboard / "this run"), purge_step=seen + 1)
-            for curve in [] if model is None else shipped_curves(model):
+            for curve in [] if model is None else shipped_curves(model, structure):
                 place = folder.tensorboard / f"shipped {curve.name}"
                 if not place.exists():
                     with SummaryWriter(str(place)) as board:
@@ -89,8 +91,9 @@ class MetricsLog:
 def _over_triples(board: Any, line: dict[str, Any]) -> None:
     """Write a line's scores of a validation, if it has any, by triples seen."""
     for name in OVER_TRIPLES:
-        if f"validation/{name}" in line:
-            board.add_scalar(f"over triples/{name}", line[f"validation/{name}"], line["triples"])
+        score = validation_score(line, name)
+        if score is not None:
+            board.add_scalar(f"over triples/{name}", score, line["triples"])
 
 
 class Log:
@@ -107,7 +110,9 @@ class Log:
         self.trainer = trainer
         config, state = trainer.config, trainer.progress
         model: Any = trainer.ema
-        self.metrics = MetricsLog(folder, state.step, model.config) if trainer.processes.first else None
+        self.metrics = None
+        if trainer.processes.first:
+            self.metrics = MetricsLog(folder, state.step, model.config, config.structure)
         self.total = 1.0 if config.minutes is not None else config.triples or DEFAULT_TRIPLES
         self.bar = tqdm(total=self.total, disable=not show, unit="triples", unit_scale=True, dynamic_ncols=True)
         if config.minutes is not None:
