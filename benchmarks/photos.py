@@ -6,7 +6,7 @@ resizing. The last line is JSON: ``checks`` has each figure with its goal, ``rat
 
 Example: python benchmarks/photos.py imagenette/val --num 24 --megapixels 1 --sheet photos.png
 
-Needs scikit-image and OpenCV: pip install 'dctransformer[bench]'.
+Needs scikit-image and OpenCV: pip install '.[bench]' in a checkout.
 """
 
 from __future__ import annotations

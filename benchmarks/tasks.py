@@ -5,7 +5,7 @@ figure with its goal, ``ratio`` is the fraction of goals met.
 
 Example: python benchmarks/tasks.py prepared/flowers64 --num 128
 
-Needs scikit-image and OpenCV: pip install 'dctransformer[bench]'.
+Needs scikit-image and OpenCV: pip install '.[bench]' in a checkout.
 """
 
 from __future__ import annotations
