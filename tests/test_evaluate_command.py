@@ -21,15 +21,17 @@ from dctransformer.evaluate import plots
 from dctransformer.evaluate.evaluation import evaluate
 from dctransformer.evaluate.figures import run_figures
 from dctransformer.evaluate.pictures import of_folder, open_reference
+from dctransformer.evaluate.report import _Work
 from dctransformer.evaluate.tables import sampling_text
 from dctransformer.hub.curves import read_curves
+from dctransformer.hub.pretrained import load_model
 from dctransformer.model.config import ModelConfig
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import sample
 from dctransformer.sampling.rows import Samples
 from pictures import photo, photo_folder
 from test_evaluate_features import Mean
-from tiny_model import prepare_small, save_plain_model
+from tiny_model import prepare_small, save_plain_model, save_tiny_model
 
 ALL = ("--features", "small64", "--kid-subset", "4", "--few", "--num", "5")
 
@@ -159,6 +161,39 @@ def test_pictures_are_generated_with_the_settings_of_the_command(
         "temperature of texture 1, top-p of texture 0.95, guidance of texture 1.1",
     ):
         assert phrase in text
+
+
+def test_sheets_of_a_report_are_drawn_by_the_settings_that_measured_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores and histograms are of the model's own distribution; whoever gives a setting gets it everywhere."""
+    pytest.importorskip("matplotlib")
+    folder, used = save_tiny_model(tmp_path / "model", texture_from=2), []
+
+    def watched(network: DCTransformer, number: int, sampling: SampleConfig, **options: Any) -> Samples:
+        used.append(sampling)
+        return sample(network, number, sampling, **options)
+
+    monkeypatch.setattr("dctransformer.evaluate.evaluation.sample", watched)
+    run(capsys, "report", folder, "--out", tmp_path / "report.html", "--num", "2", "--seed", "5")
+    assert used == [SampleConfig(5), SampleConfig(5, guidance=1.5, texture_guidance=1.0)]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "the first of the seed (seed 5, temperature 1, top-p 1, guidance 1.5, guidance of texture 1)" in text
+
+    def sheets(folder: Path, **settings: float) -> SampleConfig:
+        sampling, network = SampleConfig(5, **settings), load_model(folder)
+        return _Work("", folder, network, None, None, 2, sampling, None, False).sampling_of_sheets
+
+    calm = SampleConfig(5, temperature=0.9, texture_temperature=1.0)
+    assert sheets(folder, top_p=0.9) == SampleConfig(5, top_p=0.9)
+    (folder / "train.json").write_text('{"label_dropout": 0.0}')  # the null label was not trained
+    assert sheets(folder) == calm
+    unlabelled = {"num_labels": 0, "label_names": ()}
+    assert sheets(save_tiny_model(tmp_path / "without", texture_from=2, **unlabelled)) == calm
+    assert sheets(save_tiny_model(tmp_path / "triples", texture_from=4)) == SampleConfig(5)
+    (folder / "train.json").write_text("[")
+    with pytest.raises(ValueError, match=r"train\.json is damaged"):
+        sheets(folder)
 
 
 def test_evaluations_without_settings_of_texture_can_be_shown() -> None:

@@ -120,7 +120,8 @@ class Report:
     num: int = 512
     """Pictures to generate, for the sheets and, if there is no evaluation, for scores."""
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=SampleConfig)
-    """How to sample."""
+    """How to sample. If nothing but the seed is given, scores are of the model's own distribution, and the sheets of
+    samples are drawn by the settings that measured best (docs/evaluation.md)."""
     features: str = "small64"
     """The extractor for nearest training pictures and scores: small64, inception, or a TorchScript or .onnx file."""
     device: str = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dctransformer
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
@@ -49,6 +51,7 @@ from dctransformer.settings import check_positive
 from dctransformer.sheets import contact_sheet, heat_map_sheet
 from dctransformer.tasks.info import describe_model
 from dctransformer.training.run_folder import METRICS as CURVES
+from dctransformer.training.run_folder import SETTINGS
 
 SHEET = 64
 """Pictures in the sheet of samples."""
@@ -92,7 +95,8 @@ def write_report(
             the page. (Paths in a run's files are not opened, since a stranger may have written them.)
         evaluation: figures from `dctransformer evaluate`; None for the run's own, if there are.
         num: pictures to generate; if there is no evaluation, they are scored, as far as they are enough for it.
-        sampling: seed, temperature and so on.
+        sampling: seed, temperature and so on. If nothing but the seed is given, scores, histograms and nearest pictures
+            are of the model's own distribution, and the sheets of samples are drawn by `SampleConfig.for_show`.
         features: the extractor for nearest training pictures and for those scores.
         device: cpu, cuda, … or auto.
         progress: show bars.
@@ -136,6 +140,18 @@ def read_evaluation(folder: Path, given: str | Path | None) -> dict[str, Any] | 
         ) from error
 
 
+def hides_labels(folder: Path) -> bool:
+    """Return whether a model was trained with hidden labels, too; assumed if there are no settings of its training."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return True
+    check_regular(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("label_dropout", 1) != 0
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove or restore it") from error
+
+
 @dataclasses.dataclass
 class _Work:
     """The inputs of the report, and its sections."""
@@ -160,20 +176,34 @@ class _Work:
             same = held_out.split != "validation" and alike
             training = same or open_reference(self.data, config)
         yield self._summary()
-        samples = draw_samples(self.network, self.name, training, self.num, self.sampling, self.progress)
+        samples = self._draw(training, self.num, self.sampling)
         if training is not None and self.figures is None:
             self.figures = self._score(samples, training)
         yield self._scores()
         yield self._recognised()
         yield self._bits(held_out)
         yield self._curves()
-        yield self._samples(samples)
-        yield self._stages(samples)
+        shown = samples
+        if self.sampling_of_sheets != self.sampling:
+            shown = self._draw(training, min(self.num, SHEET), self.sampling_of_sheets)
+        yield self._samples(shown)
+        yield self._stages(shown)
         yield self._surprise(alike)
         yield self._histograms(samples, held_out)
         yield self._memory(samples, training, alike)
         if self.figures is not None:
             yield Section("All figures", "", _parts.folded(json.dumps(self.figures, indent=1)))
+
+    @functools.cached_property
+    def sampling_of_sheets(self) -> SampleConfig:
+        """Settings of the pictures that are there to be looked at."""
+        config = self.network.config
+        if not self.sampling.is_default or config.texture_rank == order.NUM_CHANNELS:
+            return self.sampling
+        return self.sampling.for_show(guided=config.num_labels > 0 and hides_labels(self.folder))
+
+    def _draw(self, reference: Reference | None, number: int, sampling: SampleConfig) -> Samples:
+        return draw_samples(self.network, self.name, reference, number, sampling, self.progress)
 
     def _no_data(self, title: str) -> Section:
         used = "" if self.figures is None else f" (the evaluation used {self.figures['data']})"
@@ -187,7 +217,11 @@ class _Work:
             ["classes", f"{len(facts['labels']):,}" if facts["labels"] else "none"],
             ["weights", f"{facts['file_bytes']:,} bytes"],
             ["data", str(self.data or "none given")],
-            ["samples on this page", tables.sampling_text(dataclasses.asdict(self.sampling))],
+            [
+                "generated for scores, histograms and neighbours",
+                tables.sampling_text(dataclasses.asdict(self.sampling)),
+            ],
+            ["generated for the sheets", tables.sampling_text(dataclasses.asdict(self.sampling_of_sheets))],
             ["dctransformer", dctransformer.__version__],
         ]
         return Section("Model", "", table([["", ""], *rows]))
@@ -289,8 +323,8 @@ class _Work:
         heat = heat_map_sheet(pixels[:SHOWN], samples.places()[:SHOWN])
         return Section(
             "Samples",
-            "Unselected, the first of the seed. Below, some with the heat-map of the places that were "
-            "chosen while they were generated.",
+            f"Unselected, the first of the seed ({tables.sampling_text(dataclasses.asdict(self.sampling_of_sheets))}). "
+            "Below, some with the heat-map of the places that were chosen while they were generated.",
             image(sheet, "samples") + image(heat, "samples and the places chosen"),
         )
 

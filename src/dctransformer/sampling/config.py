@@ -45,6 +45,22 @@ class SampleConfig:
     graphs: bool = True
     """On a GPU, replay steps as CUDA graphs."""
 
+    @property
+    def is_default(self) -> bool:
+        """Whether temperature, top-p and guidance are left at their defaults, the model's own distribution."""
+        names = ("temperature", "top_p", "guidance")
+        return all(getattr(self, name) == 1 and getattr(self, f"texture_{name}") is None for name in names)
+
+    def for_show(self, guided: bool) -> SampleConfig:
+        """Return the settings of structure whose pictures came nearest to real ones; see docs/evaluation.md.
+
+        Args:
+            guided: whether the model can be guided: it has classes, and was trained with hidden ones, too.
+        """
+        if guided:
+            return dataclasses.replace(self, guidance=1.5, texture_guidance=1.0)
+        return dataclasses.replace(self, temperature=0.9, texture_temperature=1.0)
+
     def of_texture(self) -> SampleConfig:
         """Return the settings by which texture is drawn, as temperature, top-p and guidance."""
         given = {

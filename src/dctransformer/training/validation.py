@@ -130,7 +130,11 @@ def score(
 
 
 def draw_sheet(trainer: Trainer, folder: RunFolder, log: Log) -> None:
-    """Draw 16 samples of the EMA weights into the run folder, of different classes, always with the same seed."""
+    """Draw 16 samples of the EMA weights into the run folder, of different classes, always with the same seed.
+
+    They are of the model's own distribution, which is what the loss measures: sharper settings hide the errors whose
+    decrease is the progress, and guidance magnifies the noise of an effect of labels that is hardly learnt yet.
+    """
     from dctransformer.sampling.config import SampleConfig
     from dctransformer.sampling.engine import sample
     from dctransformer.sheets import contact_sheet
