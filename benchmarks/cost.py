@@ -1,19 +1,23 @@
 """Cost by picture size: time and memory of a training step and seconds per sampled image, for 64 to 1,024 px.
 
     python benchmarks/cost.py [--sizes 64 128 256 512 1024] [--preset small] [--chunk 512] [--out docs/images/cost.png]
+                              [--texture-from 4]
 
-The model is untrained and lists every triple (``texture_from = 4``), and the pictures are synthetic, with the spectrum
-of photographs, at quality 20. Each size runs in a separate process, so that peak memory is measured per size. Chunks
-have the same length at every size. The encoder, whose cost grows with the picture, runs once per chunk, so large
-pictures need long chunks (896 in the paper).
+The model is untrained, and the pictures are synthetic, with the spectrum of photographs, at quality 20. Each size runs
+in a separate process, so that peak memory is measured per size. Chunks have the same length at every size (but that the
+structure of a picture of 64 px is shorter than a chunk). The encoder, whose cost grows with the picture, runs once per
+chunk, so large pictures need long chunks (896 in the paper).
 
-* *step*: one optimiser step of ``--batch`` chunks.
-* *sampling*: one picture at a time, the engine continues from a quarter, a half and three quarters of the triples of a
-  synthetic picture, for one chunk each. It draws every decision, which is then replaced by the picture's, so that the
-  triples are realistic. Seconds per image are seconds per triple times triples; decoder time excludes the encoder.
+* *step*: one optimiser step of ``--batch`` chunks in which nothing is given, and the texture of half as many pictures.
+* *structure*: one picture at a time, the engine continues from a quarter, a half and three quarters of the structure of
+  a synthetic picture, for one chunk each. It draws every decision, which is then replaced by the picture's, so that the
+  triples are realistic. Decoder time excludes the encoder.
+* *texture*: the engine draws the texture of the same picture, from rates that are those of the synthetic pictures.
 
-The output is a table, the slopes of a log–log plot against the number of pixels, and a line of JSON, in which ``ratio``
-is the exponent of seconds per image as a function of triples per image; it is 1 if the cost is linear.
+Seconds per image are seconds per triple times triples of structure, plus seconds per texture channel times channels in
+use. The output is a table, the slopes of a log–log plot against the number of pixels, and a line of JSON, in which
+``ratio`` is the exponent of seconds per image as a function of non-zero coefficients per image; it is 1 if the cost is
+linear.
 """
 
 from __future__ import annotations
@@ -35,10 +39,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from dctransformer import DCTransformer
 from dctransformer.codec import order
-from dctransformer.codec.grid import Grid
+from dctransformer.codec.grid import IS_CHROMA_RANK, RANK_OF_SLOT
 from dctransformer.codec.triples import public
+from dctransformer.data.store import TripleStore
+from dctransformer.model.config import preset
+from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sampling import stepper
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.engine import Engine
@@ -47,7 +53,7 @@ from dctransformer.sequence.chunks import Sequence, cut_chunks
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
-from measure import chunks, machine, seconds, sequences, triple_preset
+from measure import GENERATION, batches, decisions, machine, seconds, sequences, synthetic, total_nats
 
 GOAL = 1.1
 """Largest exponent that counts as linear."""
@@ -63,33 +69,74 @@ def peak_mib(device: torch.device) -> float:
 def one_size(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure training and sampling at one size."""
     device = torch.device(arguments.device)
-    config = triple_preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk)
-    pool = sequences(arguments.pictures, size, config.quality, config.null_label)
-    triples = statistics.mean(len(s) for s in pool)
-    settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off")
+    texture = {} if arguments.texture_from is None else {"texture_from": arguments.texture_from}
+    config = preset(arguments.preset, size=size, quality=20, chunk=arguments.chunk, **texture)
+    store = synthetic(arguments.pictures, config)
+    settings = TrainConfig(batch=arguments.batch, device=arguments.device, compile="off", conditions=GENERATION)
     trainer = Trainer(new_model(config, settings.seed), settings)
-    batches = [chunks(pool, config, arguments.batch, seed=i) for i in range(arguments.steps + 1)]
+    data = batches(store, config, settings, arguments.steps + 1)
     before = peak_mib(device)
-    times = [seconds(functools.partial(trainer.step, batch), device) for batch in batches][1:]
+    times = [seconds(functools.partial(trainer.step, batch), device) for batch in data][1:]
     memory = peak_mib(device) - (before if device.type == "cpu" else 0)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    encoder, engine = sampling(cast(DCTransformer, trainer.model.eval()), pool[0], size, device)
+    model = cast(DCTransformer, trainer.model.eval())
+    with torch.inference_mode():
+        total_nats(model(data[0].to(device)))
+    [picture, *_] = sequences(store, config)
+    encoder, per_triple = structure_seconds(model, picture, device)
+    per_channel = 0.0
+    if config.texture_rank < order.NUM_CHANNELS:
+        set_rates(model, store)
+        per_channel = texture_seconds(model, picture, device)
+    structure = float(store.listed(config.texture_rank).mean())
+    channels = decisions(store, config.texture_rank) - structure
     return {
         "size": size,
-        "triples": round(triples),
+        "triples": round(len(store.channels) / len(store)),
+        "structure": round(structure),
+        "channels": round(channels),
         "step_seconds": statistics.median(times),
         "step_mib": memory,
-        "seconds_per_triple": engine,
-        "decoder_seconds_per_triple": engine - encoder,
-        "sample_seconds": engine * triples,
+        "seconds_per_triple": per_triple,
+        "decoder_seconds_per_triple": per_triple - encoder,
+        "seconds_per_channel": per_channel,
+        "sample_seconds": per_triple * structure + per_channel * channels,
         "parameters": parameters,
     }
 
 
+@torch.no_grad()
+def set_rates(model: DCTransformer, store: TripleStore) -> None:
+    """Give an untrained texture network the rates of a store's pictures: how often channels are used, how densely."""
+    spans = zip(store.offsets[:-1], store.offsets[1:], strict=True)
+    ranks = (order.RANK[store.channels[start:stop]] for start, stop in spans)
+    counts = torch.stack([torch.from_numpy(np.bincount(r, minlength=order.NUM_CHANNELS)) for r in ranks])
+    used, grid = (counts > 0).sum(0), store.grid(0)
+    places = torch.where(IS_CHROMA_RANK, grid.mcus, grid.positions)
+    in_use = (used / len(store)).clamp(1e-3, 1 - 0.25 / len(store))
+    dense = (counts.sum(0) / (used * places).clamp_min(1)).clamp(0.5 / grid.positions, 0.99)
+    model.texture.use_bias.weight[:, 0] = (-torch.log1p(-in_use) / places).log()
+    model.texture.occupancy_bias.weight[:, 0] = dense.logit()
+
+
 @torch.inference_mode()
-def sampling(model: DCTransformer, sequence: Sequence, size: int, device: torch.device) -> tuple[float, float]:
+def texture_seconds(model: DCTransformer, picture: Sequence, device: torch.device) -> float:
+    """Seconds per channel of the texture of one picture whose structure is given, the second time."""
+    engine, structure = Engine(model, SampleConfig(batch=1)), model.config.texture_rank > RANK_OF_SLOT
+    assert picture.coefficients is not None
+    known = torch.where(structure, picture.coefficients, 0)
+    request = Request(0, model.config.null_label, known, structure.expand(known.shape))
+    channels: list[int] = []
+    for _ in range(2):
+        rows = engine.begin([request], picture.grid, engine.config)
+        elapsed = seconds(lambda rows=rows: channels.append(engine.run_texture(rows)), device)
+    return elapsed / max(channels[-1], 1)
+
+
+@torch.inference_mode()
+def structure_seconds(model: DCTransformer, sequence: Sequence, device: torch.device) -> tuple[float, float]:
     """Seconds per triple of the encoder and of the whole engine, averaged over chunks of one picture."""
-    engine, grid = Engine(model, SampleConfig(batch=1)), Grid.of_size(size, size)
+    engine, grid = Engine(model, SampleConfig(batch=1)), sequence.grid
     stride = model.config.stride
     ranks, positions, values = (x[:-1] for x in (sequence.ranks, sequence.positions, sequence.values))
     triples = public(ranks, positions, values)
@@ -145,7 +192,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     for field, name in curves.items():
         y = [row[field] for row in rows]
         axes.loglog(pixels, y, "o-", label=f"{name} (slope {slope(pixels, y):.2f})")
-    axes.loglog(pixels, [row["triples"] for row in rows], "k:", label="triples per image")
+    axes.loglog(pixels, [row["triples"] for row in rows], "k:", label="coefficients per image")
     axes.set_xticks(pixels, [f"{row['size']}²" for row in rows])
     axes.minorticks_off()
     axes.set_xlabel("pixels")
@@ -163,6 +210,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--texture-from", type=int, help="as --model.texture-from of train; 4 lists every triple")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="where to draw the plot")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
@@ -171,7 +219,10 @@ def main() -> None:
         print(json.dumps(one_size(arguments.only, arguments)))
         return
     rows: list[dict[str, Any]] = []
-    heads = "px", "triples", "step, s", "MiB", "ms per triple", "decoders only", "s per image"
+    heads = (
+        "px", "coefficients", "structure", "channels", "step, s", "MiB", "ms per triple", "decoders only",
+        "ms / channel", "s per image",
+    )  # fmt: skip
     print(" ".join(f"{head:>13s}" for head in heads))
     for size in arguments.sizes:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", str(size)]
@@ -179,8 +230,9 @@ def main() -> None:
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
         cells = (
-            f"{size}", f"{row['triples']}", f"{row['step_seconds']:.3f}", f"{row['step_mib']:.0f}",
-            f"{row['seconds_per_triple'] * 1e3:.2f}", f"{row['decoder_seconds_per_triple'] * 1e3:.2f}",
+            f"{size}", f"{row['triples']}", f"{row['structure']}", f"{row['channels']}", f"{row['step_seconds']:.3f}",
+            f"{row['step_mib']:.0f}", f"{row['seconds_per_triple'] * 1e3:.2f}",
+            f"{row['decoder_seconds_per_triple'] * 1e3:.2f}", f"{row['seconds_per_channel'] * 1e3:.1f}",
             f"{row['sample_seconds']:.1f}",
         )  # fmt: skip
         print(" ".join(f"{cell:>13s}" for cell in cells), flush=True)

@@ -3,11 +3,11 @@
     python benchmarks/gpu_train.py [--presets small] [--batches 64 256 1024] [--modes eager compiled muon]
                                    [--seconds 80] [--steps 10] [--device cuda]
 
-The presets list every triple (``texture_from = 4``). A step is the one of `dctransformer train`: bf16 autocast, fused
-optimiser, EMA; batches are in host memory. ``eager`` and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed
-variants are reported with their errors, and variants for which no time is left are skipped, so that the last line is
-always JSON. Operations are counted by `measure.step_flops`. Utilisation is relative to the GPU's dense bf16 peak in the
-vendor's data sheet or, for other GPUs, to a measured matrix product.
+A step is the one of `dctransformer train`: conditions, texture, bf16 autocast, fused optimiser, EMA; batches are in
+host memory. ``eager`` and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed variants are reported with their
+errors, and variants for which no time is left are skipped, so that the last line is always JSON. Operations are counted
+by `measure.step_flops` for chunks in which nothing is given, since a GPU pads the others to their length. Utilisation
+is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other GPUs, to a measured matrix product.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
-from measure import PEAKS, chunks, machine, product_flops, seconds, sequences, step_flops, triple_preset
+from measure import GENERATION, PEAKS, batches, machine, product_flops, seconds, step_flops, synthetic
 
 
 class TimeUp(BaseException):
@@ -53,39 +53,38 @@ WARM_UP = 3
 
 def configuration(name: str) -> ModelConfig:
     """A preset at its intended size and quality: 256 px at quality 50 for `paper`, else 64 px at quality 20."""
-    return triple_preset(name) if name == "paper" else triple_preset(name, size=64, quality=20)
+    return preset(name) if name == "paper" else preset(name, size=64, quality=20)
 
 
 def flops_of(config: ModelConfig) -> float:
-    """Operations per chunk, averaged over two chunks."""
-    model = DCTransformer(config)
-    batch = chunks(sequences(2, config.size, config.quality, config.null_label), config, 2)
-    return step_flops(model, batch) / 2
+    """Operations per chunk and its share of texture, averaged over two chunks in which nothing is given."""
+    [batch] = batches(synthetic(2, config), config, TrainConfig(batch=2, conditions=GENERATION), 1)
+    return step_flops(DCTransformer(config), batch) / 2
 
 
 def measure(
-    config: ModelConfig, mode: str, batches: list[ChunkBatch], device: torch.device, until: float
+    config: ModelConfig, mode: str, data: list[ChunkBatch], device: torch.device, until: float
 ) -> dict[str, float]:
     """Time training steps of one variant; figures are medians after a few warmup steps.
 
     Args:
         config: shape of the model.
         mode: a key of `MODES`.
-        batches: one batch per step.
+        data: one batch per step.
         device: device to train on.
         until: value of `time.perf_counter` at which to stop early.
     """
-    rows = len(batches[0].labels)
+    rows = len(data[0].labels)
     settings = TrainConfig(batch=rows, micro_batch=None, device=str(device), **MODES[mode])
     began = time.perf_counter()
     trainer = Trainer(new_model(config, 0), settings)
-    for batch in batches[:WARM_UP]:
+    for batch in data[:WARM_UP]:
         seconds(lambda batch=batch: trainer.step(batch), device)
     warm_up = time.perf_counter() - began
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rates, times = [], []
-    for batch in batches:
+    for batch in data:
         count = int(batch.predicted.sum())
         times.append(seconds(lambda batch=batch, count=count: trainer.step(batch, count), device))
         rates.append(count / times[-1])
@@ -106,14 +105,13 @@ def fill(
     for name in arguments.presets:
         config = configuration(name)
         flops = flops_of(config)
-        pool_sequences = sequences(32, config.size, config.quality, config.null_label)
-        pool = chunks(pool_sequences, config, max(arguments.batches))
+        store = synthetic(32, config)
         print(f"{name}: {flops / 1e9:.2f} GFLOP per chunk")
         print("preset    mode      batch  ms per step  triples/s    MFU     GiB  warm-up s")
         # The middle size comes first, so that every mode has a figure if time runs out.
         sizes = sorted(arguments.batches, key=lambda b: abs(arguments.batches.index(b) - len(arguments.batches) // 2))
         for batch in sizes:
-            batches = [pool.rows(torch.randperm(len(pool.labels))[:batch]) for _ in range(arguments.steps)]
+            data = batches(store, config, TrainConfig(batch=batch), arguments.steps)
             for mode in arguments.modes:
                 row: dict[str, Any] = {"preset": name, "mode": mode, "batch": batch}
                 table.append(row)
@@ -121,7 +119,7 @@ def fill(
                     row["skipped"] = "no time left"
                     continue
                 try:
-                    row |= measure(config, mode, batches, device, until)
+                    row |= measure(config, mode, data, device, until)
                 except Exception as error:
                     row["error"] = f"{type(error).__name__}: {error}"[:500]
                     traceback.print_exc()

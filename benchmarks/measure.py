@@ -19,10 +19,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dctransformer.codec import Codec, order
-from dctransformer.codec.grid import Grid
+from dctransformer.data.info import DatasetInfo
+from dctransformer.data.shapes import Shape
 from dctransformer.data.store import TripleStore
-from dctransformer.model.config import ModelConfig, preset
+from dctransformer.data.triple_cache import DTYPES, in_memory
+from dctransformer.model.config import ModelConfig
 from dctransformer.sequence.chunks import ChunkBatch, Sequence, cut_chunks
+from dctransformer.sequence.conditions import Conditions
+from dctransformer.training.config import TrainConfig
+from dctransformer.training.setup import Steps
 
 PEAKS = {
     "H200": 989e12,
@@ -54,25 +59,54 @@ def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack(rgb).round().clip(0, 255).astype(np.uint8))
 
 
-def sequences(count: int, size: int | tuple[int, int], quality: int, label: int) -> list[Sequence]:
-    """Sequences of synthetic pictures: squares of side ``size``, or crops of height and width ``size``."""
-    height, width = (size, size) if isinstance(size, int) else size
+def synthetic(count: int, config: ModelConfig) -> TripleStore:
+    """Synthetic pictures of a model's size and quality as a data set; other shapes than squares are crops."""
+    height, width = config.trained_shape
     cropped = pictures(count, max(height, width))[:, :height, :width].contiguous()
-    triples = Codec(quality=quality).encode(cropped).to_triples()
-    return [Sequence.from_triples(t, Grid.of_size(height, width), label) for t in triples]
+    lists = Codec(quality=config.quality).encode(cropped).to_triples()
+    channels, positions, values = torch.cat(lists).numpy().T
+    columns = {
+        "channels": channels, "positions": positions, "values": values, "lengths": [len(t) for t in lists],
+        "labels": [-1] * count, "huffman_bytes": [0] * count, "heights": [height] * count, "widths": [width] * count,
+    }  # fmt: skip
+    arrays = in_memory([{name: np.array(columns[name], dtype) for name, dtype in DTYPES.items()}])
+    info = DatasetInfo.of_shape(Shape.of((width, height)), quality=config.quality, splits={})
+    return TripleStore(info, **arrays, skipped=[])
+
+
+def sequences(store: TripleStore, config: ModelConfig) -> list[Sequence]:
+    """Sequences of a store's pictures, without those triples that a model decides as texture."""
+    whole = (Sequence.from_triples(store.triples(i), store.grid(i), config.null_label) for i in range(len(store)))
+    return [sequence.structure(config.texture_rank) for sequence in whole]
 
 
 def chunks(pool: list[Sequence], config: ModelConfig, rows: int, seed: int = 0) -> ChunkBatch:
-    """A batch of full chunks from random places in random sequences of the pool."""
+    """A batch of full chunks from random places in random sequences of the pool, without texture."""
     draw = np.random.default_rng([seed, 7])
     chosen = [pool[int(i)] for i in draw.integers(0, len(pool), rows)]
     index = [int(draw.integers(0, max(len(s) // config.stride, 1))) for s in chosen]
     return cut_chunks(chosen, index, config.chunk, config.overlap)
 
 
-def triple_preset(name: str, **fields: Any) -> ModelConfig:
-    """A preset with ``texture_from = 4``: it lists every triple, so that a chunk holds triples of all bands."""
-    return preset(name, texture_from=len(order.BANDS), **fields)
+GENERATION = Conditions(none=1, low=0, luma=0, region=0)
+"""Nothing is given in any chunk."""
+
+
+def batches(store: TripleStore, config: ModelConfig, settings: TrainConfig, count: int) -> list[ChunkBatch]:
+    """The batches of the first steps of `dctransformer train` with these settings: conditions and texture included."""
+    steps = Steps(store, config, settings)
+    return [steps[i] for i in range(count)]
+
+
+IMPOSSIBLE = 1e6
+"""Nats of a decision that only an impossible outcome reaches."""
+
+
+def total_nats(nats: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Sum of what a model's forward pass returns; an impossible outcome means that the batch is not the model's."""
+    parts = nats if isinstance(nats, tuple) else (nats,)
+    assert all(bool((part < IMPOSSIBLE).all()) for part in parts), "a batch holds outcomes that its model rules out"
+    return torch.stack([part.sum() for part in parts]).sum()
 
 
 def decisions(store: TripleStore, texture: int) -> float:
@@ -108,7 +142,7 @@ def step_flops(model: torch.nn.Module, batch: ChunkBatch) -> int:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        model(batch).sum().backward()
+        total_nats(model(batch)).backward()
     model.zero_grad()
     return counter.get_total_flops()
 

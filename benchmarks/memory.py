@@ -27,13 +27,13 @@ from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.sequence.texture import sample_texture
 from dctransformer.training.config import TrainConfig
-from measure import chunks, machine, sequences
+from measure import chunks, machine, sequences, synthetic, total_nats
 
 STATES = 20
 """Bytes of weights, gradients and optimiser states per parameter."""
 
 
-def saved_bytes(model: DCTransformer, forward: Callable[[], torch.Tensor]) -> int:
+def saved_bytes(model: DCTransformer, forward: Callable[[], Any]) -> int:
     """Bytes of the tensors that a forward pass saves for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
@@ -53,16 +53,14 @@ def saved_bytes(model: DCTransformer, forward: Callable[[], torch.Tensor]) -> in
         torch.autocast("cpu", torch.bfloat16),
         mock.patch.object(layers, "attention", fused),
     ):
-        nats = forward()
-    del nats
+        total_nats(forward())
     return sum(sizes.values())
 
 
 def bytes_per_chunk(model: DCTransformer, config: ModelConfig) -> tuple[int, int]:
     """Bytes that one more chunk keeps, and those that the texture of one more picture keeps (0 without texture)."""
-    [picture] = sequences(1, config.size, config.quality, config.null_label)
-    listed = picture.structure(config.texture_rank)
-    one, two = (saved_bytes(model, lambda n=n: model(chunks([listed], config, n))) for n in (1, 2))
+    [picture] = sequences(synthetic(1, config), config)
+    one, two = (saved_bytes(model, lambda n=n: model(chunks([picture], config, n))) for n in (1, 2))
     if config.texture_rank == order.NUM_CHANNELS:
         return two - one, 0
     channels = TrainConfig().texture_channels

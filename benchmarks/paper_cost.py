@@ -21,7 +21,7 @@ import torch
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.training.config_file import ConfigFile, read_config_file
-from measure import PEAKS, chunks, machine, sequences, step_flops
+from measure import PEAKS, chunks, machine, sequences, step_flops, synthetic
 
 GPUS = ("A100", "H100")
 
@@ -35,7 +35,7 @@ def parameters(config: ModelConfig) -> int:
 def flops_per_triple(config: ModelConfig) -> float:
     """Operations of a forward and a backward pass over one full chunk, per predicted triple."""
     model = DCTransformer(config)
-    batch = chunks(sequences(1, config.trained_shape, config.quality, config.null_label), config, 1)
+    batch = chunks(sequences(synthetic(1, config), config), config, 1)
     return step_flops(model, batch) / int(batch.predicted.sum())
 
 

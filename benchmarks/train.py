@@ -1,8 +1,9 @@
 """CPU efficiency of a training step, and its speedup over a plain implementation.
 
-    python benchmarks/train.py [--preset small] [--batch 16] [--rounds 12] [--threads N]
+    python benchmarks/train.py [--preset small] [--batch 16] [--rounds 12] [--threads N] [--texture-from 4]
 
-The following are timed alternately on the same batches of synthetic pictures:
+The following are timed alternately on the same batches of synthetic pictures, with the conditions and the share of
+texture that `dctransformer train` has by default:
 
 * *compiled*: the step of `dctransformer train --precision auto --compile on`, including optimiser and EMA;
 * *eager*: the same without compilation;
@@ -11,9 +12,10 @@ The following are timed alternately on the same batches of synthetic pictures:
   same;
 * large matrix products in bf16 and fp32.
 
-The preset lists every triple (``texture_from = 4``). Operations are counted by `measure.step_flops`. The last line is
-JSON: ``ratio`` is the FLOP/s of the compiled step divided by those of the bf16 product; ``speedup`` is its triples per
-second divided by those of the plain step; ``mask_share`` is the fraction of an eager step that the masks take.
+Triples are those that a step predicts; texture comes on top. Operations are counted by `measure.step_flops`, padding
+included (the eager steps leave most of it out). The last line is JSON: ``ratio`` is the FLOP/s of the compiled step
+divided by those of the bf16 product; ``speedup`` is its triples per second divided by those of the plain step;
+``mask_share`` is the fraction of an eager step that the masks take.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dctransformer.codec.order import NUM_CHANNELS
 from dctransformer.model import dctransformer as module
 from dctransformer.model import heads
+from dctransformer.model.config import preset
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.optimizer import Optimizers
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
-from measure import chunks, machine, median_ratio, product_flops, sequences, step_flops, triple_preset
+from measure import batches, machine, median_ratio, product_flops, step_flops, synthetic
 
 GOAL, SPEEDUP_GOAL, MASK_GOAL = 0.7, 1.3, 0.1
 WARMUP_STEPS = 6
@@ -90,13 +93,14 @@ def main() -> None:
     parser.add_argument(
         "--optimizer", default="adamw", help="muon's matrix products take time but are not counted as operations"
     )
+    parser.add_argument("--texture-from", type=int, help="as --model.texture-from of train; 4 lists every triple")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     cpu = torch.device("cpu")
-    config = triple_preset(arguments.preset, size=arguments.size, quality=arguments.quality)
-    pictures = sequences(64, config.size, config.quality, config.null_label)
-    batches = [chunks(pictures, config, arguments.batch, seed=i) for i in range(arguments.rounds)]
+    texture = {} if arguments.texture_from is None else {"texture_from": arguments.texture_from}
+    config = preset(arguments.preset, size=arguments.size, quality=arguments.quality, **texture)
+    data = batches(synthetic(64, config), config, TrainConfig(batch=arguments.batch), arguments.rounds)
 
     def trainer(precision: Any, compile: Any) -> Trainer:
         settings = TrainConfig(
@@ -106,8 +110,8 @@ def main() -> None:
 
     compiled, eager, plain = trainer("auto", "on"), trainer("auto", "off"), trainer("fp32", "off")
     plain.optimizer = plain_optimizer(plain)  # type: ignore[assignment]
-    flops = [step_flops(eager.model, batch) for batch in batches]
-    triples = [int(batch.predicted.sum()) for batch in batches]
+    flops = [step_flops(eager.model, batch) for batch in data]
+    triples = [int(batch.predicted.sum()) for batch in data]
     unchanged, math = contextlib.nullcontext(), lambda: sdpa_kernel(SDPBackend.MATH)
     variants = {
         "compiled": (compiled, lambda: unchanged),
@@ -115,12 +119,12 @@ def main() -> None:
         "no masks": (eager, without_masks),
         "plain": (plain, math),
     }
-    for batch in batches[:WARMUP_STEPS]:
+    for batch in data[:WARMUP_STEPS]:
         for step, context in variants.values():
             timed(step, batch, context())
     times: dict[str, list[float]] = {name: [] for name in variants}
     products: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(data):
         order = list(variants.items())[:: 1 if i % 2 else -1]
         for name, (step, context) in order:
             times[name].append(timed(step, batch, context()))
@@ -141,6 +145,7 @@ def main() -> None:
     result = {
         "benchmark": "train",
         "preset": arguments.preset,
+        "texture_from": config.texture_from,
         "batch": arguments.batch,
         "optimizer": arguments.optimizer,
         "precision": compiled.precision,
