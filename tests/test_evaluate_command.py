@@ -387,7 +387,7 @@ def test_a_report_of_little(model: Path, photos: Path, tmp_path: Path, capsys: p
     assert "train split" in text and "Median distance" not in text
     run(capsys, "report", model, "--data", photos, "--out", out, "--num", "4")
     text = out.read_text(encoding="utf-8")
-    assert "small64-recall" in text and "small64-frechet" not in text and "floor" in text
+    assert "small64-imagenette-recall" in text and "small64-imagenette-frechet" not in text and "floor" in text
 
 
 def test_progressive_decoding_ends_with_the_picture() -> None:

@@ -69,9 +69,9 @@ class Likelihood:
 class Evaluate:
     """Score a model: distances of its pictures to real ones, and exact bits next to classical coders.
 
-    Without a network, use --features small64: it comes with the package, and its figures carry its name.
+    Without a network, use --features small64-imagenette: it comes with the package, and its figures carry its name.
 
-    Example: dctransformer evaluate runs/flowers --data data --num 1000 --features small64
+    Example: dctransformer evaluate runs/flowers --data data --num 1000 --features small64-imagenette
     """
 
     model: tyro.conf.Positional[str]
@@ -122,8 +122,9 @@ class Report:
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=SampleConfig)
     """How to sample. If nothing but the seed is given, scores are of the model's own distribution, and the sheets of
     samples are drawn by the settings that measured best (docs/evaluation.md)."""
-    features: str = "small64"
-    """The extractor for nearest training pictures and scores: small64, inception, or a TorchScript or .onnx file."""
+    features: str = "small64-imagenette"
+    """The extractor for nearest training pictures and scores: small64-imagenette (was trained on Imagenette and cats),
+    small64 (Imagenette and flowers), inception, or a TorchScript or .onnx file."""
     device: str = "auto"
     """cpu, cuda, …"""
     revision: str | None = None

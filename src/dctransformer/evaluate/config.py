@@ -28,8 +28,8 @@ class EvaluateConfig:
     metrics: str = ",".join(METRICS)
     """Which of fid, sfid, precision, recall, kid, c2st (classifier two-sample test) and bits, separated by commas."""
     features: str = "inception"
-    """The extractor: inception (downloaded once), small64 or small64-imagenette (come with the package), or a
-    TorchScript or .onnx file."""
+    """The extractor: inception (downloaded once), small64-imagenette (comes with the package; trained on Imagenette and
+    cats), small64 (likewise; Imagenette and flowers), or a TorchScript or .onnx file."""
     split: str = "train"
     """Part of a prepared data set to compare with. (Bits are counted on its validation part, if it has one.)"""
     reference: Count | None = None

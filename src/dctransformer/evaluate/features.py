@@ -214,7 +214,7 @@ def _inception(device: torch.device) -> Extractor:
         raise ValueError(
             f"the Inception weights can't be had ({_last_line(error)}); they are downloaded once, which needs a "
             f"network: try again with one, put the file {module.URL_INCEPTION_V3} into {place}, or use "
-            "--features small64, whose distances compare with each other but not with published ones"
+            "--features small64-imagenette, whose distances compare with each other but not with published ones"
         ) from error
     return inception_extractor(network.to(device))
 
@@ -234,7 +234,7 @@ def inception_module() -> types.ModuleType:
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
                 "the Inception network needs torch-fidelity; install it with: pip install 'dctransformer[inception]' "
-                "(or, without torchvision: pip install --no-deps torch-fidelity), or use --features small64"
+                "(or, without torchvision: pip install --no-deps torch-fidelity), or use --features small64-imagenette"
             )
         package = types.ModuleType("torch_fidelity")
         package.__path__ = list(spec.submodule_search_locations)

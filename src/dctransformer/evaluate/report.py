@@ -82,7 +82,7 @@ def write_report(
     evaluation: str | Path | None = None,
     num: int = 512,
     sampling: SampleConfig = _SAMPLING,
-    features: str = "small64",
+    features: str = "small64-imagenette",
     device: str = "auto",
     progress: bool = False,
 ) -> None:
