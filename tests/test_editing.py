@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -32,22 +33,34 @@ from dctransformer.tasks.edit import (
     upscale,
 )
 from pictures import photo, pillow_jpeg, real_photographs
+from test_texture import SMALL
 from tiny_model import lively
 
 QUALITY = 30
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny untrained model of 32 × 32 pixels that generates dense pictures."""
-    torch.manual_seed(0)
-    config = preset(
-        "tiny", num_labels=2, label_names=("rose", "lily"), quality=QUALITY, size=32, chunk=64, overlap=0,
-        conditions=conditions.NAMES,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model")
-    lively(DCTransformer(config)).save_pretrained(folder)
-    return folder
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Saved tiny untrained models of 32 × 32 pixels that generate dense pictures, by `texture_from`."""
+    folders = {}
+    for texture_from in (4, 2):
+        torch.manual_seed(0)
+        config = preset(
+            "tiny", num_labels=2, label_names=("rose", "lily"), quality=QUALITY, size=32, chunk=64, overlap=0,
+            conditions=conditions.NAMES, texture_from=texture_from, **SMALL,
+        )  # fmt: skip
+        network = lively(DCTransformer(config))
+        if texture_from < 4:
+            network.texture.use_bias.weight.data += 3
+        folders[texture_from] = tmp_path_factory.mktemp("model")
+        network.save_pretrained(folders[texture_from])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[int, Path]) -> Path:
+    """The model that decides everything triple by triple."""
+    return models[4]
 
 
 def pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
@@ -81,12 +94,16 @@ def test_pictures_of_any_kind_give_the_same(model: Path, tmp_path: Path) -> None
         colorize(model, [torch.from_numpy(pixels.copy())])  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("factor", [2, 4, 8])
-@pytest.mark.parametrize("size", [(32, 32), (64, 48)])
-def test_upscale_keeps_the_corner_bit_for_bit(model: Path, factor: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "texture_from", "factor"),
+    [*itertools.product([(32, 32), (64, 48)], [4], [2, 4, 8]), ((32, 32), 2, 2), ((32, 32), 2, 8)],
+)
+def test_upscale_keeps_the_corner_bit_for_bit(
+    models: dict[int, Path], size: tuple[int, int], texture_from: int, factor: int
+) -> None:
     """Upscaling preserves low frequencies over several tiles, and adds the others."""
     small = [p[: size[0] // factor, : size[1] // factor] for p in pictures(2, size)]
-    edits = upscale(model, small, factor, Options(num=2))
+    edits = upscale(models[texture_from], small, factor, Options(num=2))
     corner = masks.low(8 // factor, Grid.of_size(*size))
     for edit, picture in zip(edits, small, strict=True):
         asked = enlarged_corners(torch.from_numpy(picture.copy())[None], factor, Codec(QUALITY))
@@ -165,11 +182,11 @@ def test_shrinking_what_was_upscaled_gives_the_picture_back() -> None:
     assert upscaled > floor - 0.5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 64), (37, 51)])
-def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "texture_from"), [((32, 32), 4), ((48, 64), 2), ((37, 51), 4)])
+def test_colorize_keeps_luma(models: dict[int, Path], size: tuple[int, int], texture_from: int) -> None:
     """Luma coefficients are preserved at any size, and grey and colour input give the same result."""
     grey = [np.repeat(p[..., :1], 3, axis=2) for p in pictures(2, size)]
-    for edit, picture in zip(colorize(model, grey, Options(num=2)), grey, strict=True):
+    for edit, picture in zip(colorize(models[texture_from], grey, Options(num=2)), grey, strict=True):
         expected = Codec(QUALITY).encode(picture[..., :1])
         for result in edit.results:
             assert torch.equal(result.luma, expected.luma)
@@ -178,8 +195,10 @@ def test_colorize_keeps_luma(model: Path, size: tuple[int, int]) -> None:
         assert edit.before.shape == (*size, 3) and int(np.ptp(edit.before, axis=2).max()) == 0
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 80), (61, 75)])
-def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "texture_from"), [((32, 32), 4), ((64, 80), 2), ((61, 75), 4)])
+def test_inpaint_keeps_what_is_outside(
+    models: dict[int, Path], tmp_path: Path, size: tuple[int, int], texture_from: int
+) -> None:
     """Blocks outside the mask's MCUs are preserved; a JPEG file keeps its coefficients and quality."""
     picture = pictures(1, size)[0]
     path = tmp_path / "picture.jpg"
@@ -187,7 +206,7 @@ def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[
     mask = np.zeros((*size, 3), dtype=np.uint8)
     mask[18:30, 17:20] = 255
     for source, original in ((picture, Codec(QUALITY).encode(picture.copy())), (path, read_jpeg(path))):
-        edit = inpaint(model, [source], mask=mask, options=Options(num=2))[0]
+        edit = inpaint(models[texture_from], [source], mask=mask, options=Options(num=2))[0]
         for k, result in enumerate(edit.results):
             for kept, changed, side in zip(original.components, result.components, (2, 1, 1), strict=True):
                 outside = torch.ones(kept.shape[1:3], dtype=torch.bool)
@@ -199,9 +218,16 @@ def test_inpaint_keeps_what_is_outside(model: Path, tmp_path: Path, size: tuple[
             assert torch.equal(result.luma_table, original.luma_table)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 48)])
-@pytest.mark.parametrize("how", [{"bands": 1}, {"bands": 2}, {"bands": 3}, {"triples": 1}, {"triples": 37}])
-def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, int], how: dict) -> None:
+PREFIXES = [{"bands": 1}, {"bands": 2}, {"bands": 3}, {"triples": 1}, {"triples": 37}]
+
+
+@pytest.mark.parametrize(
+    ("size", "texture_from", "how"),
+    [*itertools.product([(32, 32), (64, 48)], [4], PREFIXES), *(((32, 32), 2, how) for how in PREFIXES[2::2])],
+)
+def test_continue_keeps_a_prefix(
+    models: dict[int, Path], tmp_path: Path, size: tuple[int, int], texture_from: int, how: dict
+) -> None:
     """The result starts with the kept triples, and kept bands get no more."""
     picture = pictures(1, size)[0]
     path = tmp_path / "picture.jpg"
@@ -209,7 +235,7 @@ def test_continue_keeps_a_prefix(model: Path, tmp_path: Path, size: tuple[int, i
     original = read_jpeg(path).to_triples()[0]
     band = torch.from_numpy(order.BAND_OF_CHANNEL)
     kept = original[: how["triples"]] if "triples" in how else original[band[original[:, 0].long()] < how["bands"]]
-    for result in continue_(model, [path], **how, options=Options(num=2))[0].results:
+    for result in continue_(models[texture_from], [path], **how, options=Options(num=2))[0].results:
         generated = result.to_triples()[0]
         assert torch.equal(generated[: len(kept)], kept)
         assert len(generated) > len(kept)

@@ -21,15 +21,20 @@ from dctransformer.sequence.conditions import NAMES
 from dctransformer.sheets import captioned_rows, contact_sheet, heat_map_sheet
 from dctransformer.tasks.edit import Options, colorize, save_edits, upscale
 from dctransformer.tasks.generate import generate, save_samples
+from test_texture import SMALL
 
 ONE = SampleConfig(seed=3, batch=1, workers=1)
 
 
-@pytest.fixture(scope="module")
-def model() -> DCTransformer:
-    """A tiny untrained model for every task, whose pictures have few triples."""
+@pytest.fixture(scope="module", params=[4, 2], ids=["triples", "texture"])
+def model(request: pytest.FixtureRequest) -> DCTransformer:
+    """A tiny untrained model for every task, whose pictures have few triples, and some texture if it has that."""
     torch.manual_seed(0)
-    return DCTransformer(preset("tiny", num_labels=2, size=16, chunk=64, conditions=NAMES)).eval()
+    shape = {"num_labels": 2, "size": 16, "chunk": 64, "conditions": NAMES, **SMALL}
+    network = DCTransformer(preset("tiny", texture_from=request.param, **shape)).eval()
+    if request.param < 4:
+        network.texture.use_bias.weight.data += 2
+    return network
 
 
 def stop_after(count: int):
