@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dctransformer import read_jpeg
+from dctransformer import DCTransformer, read_jpeg
 from dctransformer.cli import main
+from dctransformer.codec import order
 from dctransformer.commands.common import with_revision
 from dctransformer.files import printable
 from pictures import photo_folder
@@ -83,6 +84,24 @@ def test_sample_writes_real_jpeg_files(model: Path, tmp_path: Path, capsys: pyte
         assert Path(a).read_bytes() == Path(b).read_bytes()
     text = run(capsys, "sample", model, "--num", "1", "--out", tmp_path / "c", "--label", "Tulip", "--top-p", "0.9")
     assert "sample-0000.jpg" in text
+
+
+def test_sample_counts_decisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A texture channel is one decision, however many coefficients it has, in JSON and in the progress bar."""
+    model = save_tiny_model(tmp_path / "model", texture_from=2, size=16)
+    network = DCTransformer.from_pretrained(model)
+    network.texture.use_bias.weight.data += 3
+    network.save_pretrained(model)
+    command = ("sample", model, "--out", tmp_path / "out", "--workers", "1", "--num")
+    facts = json.loads(run(capsys, *command, "2", "--json"))
+    triples = decisions = 0
+    for path in facts["files"]:
+        rank = order.RANK[read_jpeg(path).to_triples()[0][:, 0].long()]
+        is_texture = rank >= network.config.texture_rank
+        triples, decisions = triples + len(rank), decisions + sum(~is_texture) + len(set(rank[is_texture]))
+    assert facts["decisions"] == decisions / 2 < triples / 2
+    main([*map(str, command), "3"])
+    assert " decisions]" in capsys.readouterr().err
 
 
 def test_likelihood_of_a_folder_is_that_of_the_prepared_set(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,19 @@ def test_texture_is_counted_with_its_pictures_weight() -> None:
     )  # fmt: skip
     extra = [a - b for a, b in zip(count_by_band(batch), count_by_band(two_chunks()), strict=True)]
     assert extra == [0, 0, 1, 1.5, 0]
+
+
+def test_the_progress_bar_shows_structure_and_texture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bar has the mean bits of all triples, of structure and of texture since the last report."""
+    trainer = Trainer(new_model(CONFIG, 0), TrainConfig(batch=2, precision="fp32", device="cpu"))
+    log = Log(trainer, RunFolder(tmp_path), show=True)
+    bits = torch.tensor([[4.0, 3, 2], [1, 0, 0], [0, 5, 1], [0, 2, 0], [1, 0, 0]])
+    for step in range(1, EVERY + 1):
+        log.add(bits * math.log(2), [3.0, 2.0, 2.0, 0.0, 1.0])
+        trainer.progress.step, trainer.progress.seconds, trainer.progress.triples = step, 0.5 * step, 6 * step
+        log.report()
+    log.close()
+    assert "2.375 bits/triple (structure 2.000, texture 4.000), 12 triples/s" in capsys.readouterr().err
 
 
 def test_steps_without_a_coefficient_are_logged(tmp_path: Path) -> None:
