@@ -11,12 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dctransformer.codec.grid import Grid
 from dctransformer.model.config import preset
-from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.sequence.chunks import Sequence
+from dctransformer.sequence.texture import sample_texture
 from dctransformer.training.config import TrainConfig
+from dctransformer.training.memory import by_length
 from dctransformer.training.muon import Muon, orthogonalise
 from dctransformer.training.optimizer import make_optimizer
 from dctransformer.training.setup import new_model
 from dctransformer.training.trainer import Trainer
+from test_model_distribution import triples_of
+from test_texture import SMALL, random_picture
+from test_train_memory import uneven
 
 
 def test_singular_values_end_near_one() -> None:
@@ -93,15 +98,24 @@ class CastCount(TorchDispatchMode):
         return result
 
 
-def test_a_step_in_bf16_casts_every_weight_once() -> None:
-    """Every weight is converted once, however many products read it."""
-    config = preset("tiny", size=32, quality=30, encoder=(1, 1))
-    trainer = Trainer(new_model(config, 0), TrainConfig(batch=2, device="cpu", precision="bf16", optimizer="adamw"))
-    grid = Grid.of_size(32, 32)
-    triples = torch.tensor([[0, 0, 5], [0, 3, 1], [1, 2, 2]])
-    sequences = [Sequence.from_triples(triples, grid, config.null_label) for _ in range(2)]
-    batch = cut_chunks(sequences, [0, 0], config.chunk, config.overlap)
-    with CastCount(trainer.model) as count:
-        trainer.step(batch)
-    assert len(count.casts) > 20
-    assert set(count.casts.values()) == {1}
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_step_in_bf16_casts_every_weight_once(checkpoint: bool) -> None:
+    """Every weight is converted once, however many products and passes read it, for the gradients of fp32 weights."""
+    config = preset("tiny", size=32, quality=30, encoder=(1, 1), chunk=128, overlap=0, texture_from=2, **SMALL)
+    lengths, grid = [64, 1, 2, 1, 1, 3, 2, 1], Grid.of_size(32, 32)
+    batch = uneven(lengths, config)
+    pictures = [Sequence.from_triples(triples_of(random_picture(k, 0.1, grid), grid), grid, 0) for k in range(2)]
+    batch.texture = sample_texture(pictures, torch.tensor([0.2, 0.7]), 3, config.texture_rank)
+    batch.texture.pictures, batch.texture.first = 2, config.texture_rank
+    assert len(by_length(batch)) == 2
+    gradients = []
+    for precision in ("bf16", "fp32"):
+        settings = TrainConfig(batch=8, device="cpu", precision=precision, checkpoint_activations=checkpoint)
+        trainer = Trainer(new_model(config, 0), settings)
+        with CastCount(trainer.model) as count:
+            trainer.accumulate(batch, sum(lengths), None)
+        gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
+        assert len(count.casts) > 20 if precision == "bf16" else not count.casts
+        assert set(count.casts.values()) <= {1}, count.casts
+    for name, exact in gradients[1].items():
+        assert float((gradients[0][name] - exact).norm()) <= 0.1 * float(exact.norm()) + 1e-4, name

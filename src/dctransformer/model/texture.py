@@ -153,8 +153,8 @@ class Texture(nn.Module):
         """
         grid, rank = picture.grid, torch.arange(order.NUM_CHANNELS, device=picture.labels.device)
         visible = ~gather(picture.hidden, grid)
-        given, settled = (
-            torch.einsum("bcf,cfw->bcw", self.statistics(picture.planes, known, rank, grid), self.summary)
+        given, settled = (  # products by channel: `einsum` would cast the weights in both
+            torch.bmm(self.statistics(picture.planes, known, rank, grid).transpose(0, 1), self.summary).transpose(0, 1)
             for known in (picture.given_planes, visible)
         )
         return settled.cumsum(1) - settled + given.sum(1, keepdim=True) - given.cumsum(1) + given

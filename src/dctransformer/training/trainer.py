@@ -5,6 +5,7 @@ A step depends on nothing but the state and its number: the batch comes from (se
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -173,23 +174,30 @@ class Trainer:
         torch.manual_seed(self._dropout_seed())
         total: Tensor | None = None
         parts = by_length(batch) if micro_batch is None and self._by_length(batch) else list(split(batch, micro_batch))
-        for i, part in enumerate(parts):
-            with last_pass(self.replica, i == len(parts) - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    placed = part.to(self.device)
-                    result = self.replica(placed)
-                nats, texture = result if isinstance(result, tuple) else (result, None)
-                # Gradients are averaged over the processes: that makes up for the factor.
-                loss = nats.sum() / (count / self.processes.count)
+        # Weights are cast to bf16 once for all passes; shards are gathered, and then cast, for each.
+        with contextlib.nullcontext() if self.parallel == "fsdp" else self._autocast():
+            for i, part in enumerate(parts):
+                placed = part.to(self.device)
+                with last_pass(self.replica, i == len(parts) - 1):
+                    with self._autocast():
+                        result = self.replica(placed)
+                    nats, texture = result if isinstance(result, tuple) else (result, None)
+                    with torch.autocast(self.device.type, enabled=False):
+                        # Gradients are averaged over the processes: that makes up for the factor.
+                        loss = nats.sum() / (count / self.processes.count)
+                        if texture is not None:
+                            loss = loss + texture.sum() / (texture_count(part) / self.processes.count)
+                        loss.backward()
+                        summed = nats_by_band(nats.detach(), placed)
                 if texture is not None:
-                    loss = loss + texture.sum() / (texture_count(part) / self.processes.count)
-                loss.backward()
-            summed = nats_by_band(nats.detach(), placed)
-            if texture is not None:
-                summed[: texture.shape[1]] += texture.detach().sum(0)
-            total = summed if total is None else total + summed
+                    summed[: texture.shape[1]] += texture.detach().sum(0)
+                total = summed if total is None else total + summed
         assert total is not None
         return total
+
+    def _autocast(self) -> torch.autocast:
+        """Return a context in which products are computed in the training's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _by_length(self, batch: ChunkBatch) -> bool:
         """Return whether to leave padding out.
