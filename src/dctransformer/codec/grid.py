@@ -40,6 +40,8 @@ def cached_by_grid(make: Callable[_Arguments, Tensor]) -> Callable[_Arguments, T
 
     @functools.wraps(make)
     def cached(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Tensor:
+        if torch.compiler.is_compiling():  # the cache is no part of a graph
+            return make(*args, **kwargs)
         grid, *rest = args
         assert isinstance(grid, Grid)
         key = (grid.rows, grid.cols, *rest, *kwargs.items())
