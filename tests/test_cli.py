@@ -182,6 +182,7 @@ def test_wrong_arguments_are_refused(
         (("sample", model, "--out", out, "--top-p", "0"), "top-p"),
         (("sample", model, "--out", out, "--temperature", "-1"), "temperature"),
         (("sample", tmp_path / "nowhere", "--out", out), "no model"),
+        (("evaluate", model, "--data", data, "--texture-top-p", "2"), "dctransformer: texture's top-p 2.0 must be"),
         (("sample", model, "--out", broken), "file is in the way"),
         (("likelihood", model, empty), "empty"),
         (("likelihood", model, tmp_path / "nowhere"), "nowhere"),

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-_RULE = re.compile(r"[╭╰]|│\s*─{3}")
+_RULE = re.compile(r"[╭╰]|│\s*─{3}|\s*-{3,}\s*$")
 
 
 def usage_sentence(box: str, command: str) -> str:
@@ -23,6 +23,8 @@ def usage_sentence(box: str, command: str) -> str:
             paragraphs.append([])
         elif line.startswith("│"):
             paragraphs[-1].append(line.strip("│").rstrip()[1:])
+        elif len(paragraphs) > 1:  # a terminal without box characters; what is before the first rule is a title
+            paragraphs[-1].append(line[2:].rstrip())
     paragraphs = [lines for lines in paragraphs if any(lines)]
     if not paragraphs:
         return " ".join(box.split()) or "the arguments can't be read; see dctransformer --help"
@@ -32,6 +34,7 @@ def usage_sentence(box: str, command: str) -> str:
     # What is indented once are options, more deeply their help.
     head = " ".join(line for line in first if not line.startswith(" "))
     options = ", ".join(line.strip() for line in first if re.match(r" {4}\S", line))
+    head = re.sub(r"^Error parsing [^-]\S*: ", "", head)  # the place in our classes tells a user nothing
     sentence = f"{head} {options}".strip().rstrip(".")
     for lines in paragraphs[1:]:
         meant = [line.split()[0] for line in lines if re.match(r" {4}-", line)]

@@ -12,30 +12,6 @@ from PIL import Image
 from dctransformer.codec import order
 from dctransformer.codec.segments import MAX_SIDE
 
-
-def prepared_shape(prepared: str, trained: tuple[int, int]) -> Shape:
-    """Return the size to which pictures are prepared for a model, from two fields of its config.
-
-    Args:
-        prepared: what its training pictures were prepared to, as `Shape` is written; empty for the trained shape.
-        trained: height and width in pixels of the pictures or windows that it was trained on.
-
-    Raises:
-        ValueError: ``prepared`` is not a size, or one of pictures that are smaller than the trained shape.
-    """
-    height, width = trained
-    if not prepared:
-        return Shape.of((width, height))
-    with contextlib.suppress(ValueError):
-        shape = Shape.parse(prepared)
-        if shape.can_hold(width, height):
-            return shape
-    raise ValueError(
-        f"prepared {reprlib.repr(prepared)} is not a size of pictures that hold {width}x{height} pixels; "
-        "write 144x144, 'short side 80' or 'long side 384', say"
-    )
-
-
 _WORDS = {"size": "size", "long_side": "long side", "short_side": "short side"}
 
 
@@ -233,3 +209,26 @@ class Shape:
         # result. At its edges the filter sees the pixels beyond.
         left, top = (width - across) / 2, (height - down) / 2
         return image.resize((wide, high), Image.Resampling.LANCZOS, box=(left, top, left + across, top + down))
+
+
+def prepared_shape(prepared: str, trained: tuple[int, int]) -> Shape:
+    """Return the size to which pictures are prepared for a model, from two fields of its config.
+
+    Args:
+        prepared: what its training pictures were prepared to, as `Shape` is written; empty for the trained shape.
+        trained: height and width in pixels of the pictures or windows that it was trained on.
+
+    Raises:
+        ValueError: ``prepared`` is not a size, or one of pictures that are smaller than the trained shape.
+    """
+    height, width = trained
+    if not prepared:
+        return Shape.of((width, height))
+    with contextlib.suppress(ValueError):
+        shape = Shape.parse(prepared)
+        if shape.can_hold(width, height):
+            return shape
+    raise ValueError(
+        f"prepared {reprlib.repr(prepared)} is not a size of pictures that hold {width}x{height} pixels; "
+        "write 144x144, 'short side 80' or 'long side 384', say"
+    )

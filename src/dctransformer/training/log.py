@@ -28,8 +28,8 @@ class MetricsLog:
 
     In TensorBoard the scores of validations stand under ``over triples``, too, by triples seen instead of steps, next
     to the curves that come with the package: runs with other batches compare there, and, as bytes are relative to those
-    of Huffman codes, runs on other pictures. They are a TensorBoard run of their
-    own, since what a resumed run drops there is counted in triples.
+    of Huffman codes, runs on other pictures. They are a TensorBoard run of their own, since what a resumed run drops
+    there is counted in triples.
     """
 
     def __init__(self, folder: RunFolder, step: int, model: ModelConfig | None = None, structure: bool = True):
