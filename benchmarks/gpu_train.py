@@ -1,13 +1,14 @@
-"""Training on a GPU: triples per second, model FLOP utilisation and memory, eager against compiled.
+"""Training on a GPU: triples per second, model FLOP utilisation and memory; eager, compiled, and as CUDA graphs.
 
-    python benchmarks/gpu_train.py [--presets small] [--batches 64 256 1024] [--modes eager compiled muon]
+    python benchmarks/gpu_train.py [--presets small] [--batches 64 256 1024] [--modes eager muon graphs compiled]
                                    [--seconds 80] [--steps 10] [--device cuda]
 
 A step is the one of `dctransformer train`: conditions, texture, bf16 autocast, fused optimiser, EMA; batches are in
-host memory. ``eager`` and ``compiled`` use AdamW, ``muon`` is eager with Muon. Failed variants are reported with their
-errors, and variants for which no time is left are skipped, so that the last line is always JSON. Operations are counted
-by `measure.step_flops` for chunks in which nothing is given, since a GPU pads the others to their length. Utilisation
-is relative to the GPU's dense bf16 peak in the vendor's data sheet or, for other GPUs, to a measured matrix product.
+host memory. ``eager`` and ``compiled`` use AdamW, ``muon`` is eager with Muon, and ``graphs`` replays its passes as
+CUDA graphs. Failed variants are reported with their errors, and variants for which no time is left are skipped, so that
+the last line is always JSON. Operations are counted by `measure.step_flops` for chunks in which nothing is given, since
+a GPU pads the others to their length. Utilisation is relative to the GPU's dense bf16 peak in the vendor's data sheet
+or, for other GPUs, to a measured matrix product.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ def end(*_: object) -> None:
 
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"compile": "off", "optimizer": "adamw"},
-    "compiled": {"compile": "on", "optimizer": "adamw"},
     "muon": {"compile": "off", "optimizer": "muon"},
+    "graphs": {"compile": "off", "optimizer": "muon", "graphs": True},
+    "compiled": {"compile": "on", "optimizer": "adamw"},
 }
-WARM_UP = 3
-"""Warmup steps before the clock starts, in which the compiler sees different numbers of channel runs."""
+WARM_UP = 6
+"""Warmup steps before the clock starts: the compiler sees different numbers of channel runs, and graphs are recorded.
+"""
 
 
 def configuration(name: str) -> ModelConfig:

@@ -33,16 +33,16 @@ else:
 CONFIG = preset("tiny", size=32, quality=30)
 
 
-def some_sequences(rows: int) -> list[Sequence]:
-    """Short sequences with few channels."""
+def some_sequences(rows: int, stretch: int = 1) -> list[Sequence]:
+    """Short sequences with few channels; other values with another ``stretch``."""
     grid = Grid.of_size(CONFIG.size, CONFIG.size)
-    lists = [[[0, p, 1 + p] for p in range(4 + row % 8)] + [[64, 2, 2], [1, 3, -1]] for row in range(rows)]
+    lists = [[[0, p, stretch + p] for p in range(4 + row % 8)] + [[64, 2, 2], [1, 3, -1]] for row in range(rows)]
     return [Sequence.from_triples(torch.tensor(triples), grid, CONFIG.null_label) for triples in lists]
 
 
-def some_chunks(rows: int) -> ChunkBatch:
+def some_chunks(rows: int, stretch: int = 1) -> ChunkBatch:
     """The first chunks of these sequences."""
-    return cut_chunks(some_sequences(rows), [0] * rows, CONFIG.chunk, CONFIG.overlap)
+    return cut_chunks(some_sequences(rows, stretch), [0] * rows, CONFIG.chunk, CONFIG.overlap)
 
 
 def nats(steps: int, **settings) -> torch.Tensor:
@@ -64,6 +64,26 @@ def test_a_compiled_step_is_the_eager_one() -> None:
     """A compiled step equals the eager one up to rounding."""
     eager, compiled = (nats(4, device="cuda", precision="fp32", compile=mode) for mode in ("off", "on"))
     torch.testing.assert_close(eager, compiled, rtol=1e-2, atol=0.1)
+
+
+def test_recorded_steps_are_the_eager_ones() -> None:
+    """Steps replayed as a CUDA graph, with dropout and texture, equal steps launched kernel by kernel."""
+    config = preset("tiny", size=32, quality=30, texture_from=1, dropout=0.1)
+    losses, weights = [], []
+    for graphs in (False, True):
+        settings = {"batch": 8, "warmup": 2, "precision": "fp32", "compile": "off", "micro_batch": None}
+        trainer = Trainer(new_model(config, 0), TrainConfig(device="cuda", graphs=graphs, **settings))
+        for step in range(6):
+            batch = some_chunks(8, stretch=1 + step % 2).padded(config.chunk)
+            batch.texture = sample_texture(some_sequences(8), torch.full((8,), 0.1 * step), 2, config.texture_rank)
+            batch.texture.pictures, batch.texture.first = 8, config.texture_rank
+            losses.append(trainer.step(batch).cpu())
+        weights.append([p.detach().cpu() for p in trainer.model.parameters()])
+        if graphs:
+            assert trainer.recorded is not None and len(trainer.recorded.recordings) == 1
+    torch.testing.assert_close(torch.stack(losses[:6]), torch.stack(losses[6:]), rtol=1e-3, atol=1e-2)
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
 def step_without_reads(trainer: Trainer, batch: ChunkBatch) -> None:

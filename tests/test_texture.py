@@ -605,3 +605,13 @@ def test_likelihood_computes_convolutions_in_full_on_a_gpu(monkeypatch: pytest.M
     code_lengths(model, [sequence])
     triple_bits(model, sequence)
     assert len(seen) >= 2 and not any(seen) and torch.backends.cudnn.allow_tf32
+
+
+def test_compiled_texture_is_one_graph_per_grid() -> None:
+    """Nothing interrupts the compiled network, and grids of as many places are told apart."""
+    model = make_model(texture_from=1)
+    compiled = torch.compile(model.texture.nats, backend="eager", fullgraph=True, dynamic=False)
+    for grid in (Grid(2, 2), Grid(1, 4), Grid(2, 2)):
+        sequences = [sequence_of(random_picture(k, 0.1, grid), model, grid) for k in range(2)]
+        batch = sample_texture(sequences, torch.tensor([0.2, 0.7]), 3, model.config.texture_rank)
+        assert torch.equal(compiled(batch), model.texture(batch))

@@ -30,18 +30,30 @@ def outside_inference(make: Callable[_Arguments, _Result]) -> Callable[_Argument
     return ordinary
 
 
+def cached_on_device(make: Callable[[torch.device], Tensor]) -> Callable[[torch.device], Tensor]:
+    """Cache the table that a function makes on a device; it is a constant of compiled code."""
+    kept = functools.cache(outside_inference(make))
+
+    @functools.wraps(make)
+    def cached(device: torch.device) -> Tensor:
+        return kept(device)
+
+    return torch.compiler.assume_constant_result(cached)
+
+
 TABLE_BYTES = 1 << 28
 """Bytes of cached tables, per kind of table: a data set may have a hundred grids, and a photograph a large one."""
 
 
 def cached_by_grid(make: Callable[_Arguments, Tensor]) -> Callable[_Arguments, Tensor]:
-    """Cache the tables that a function makes of a grid, its first argument; the oldest go beyond `TABLE_BYTES`."""
+    """Cache the tables that a function makes of a grid, its first argument; the oldest go beyond `TABLE_BYTES`.
+
+    They are constants of compiled code, which is then compiled for each grid.
+    """
     tables: dict[tuple, Tensor] = {}
 
     @functools.wraps(make)
     def cached(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Tensor:
-        if torch.compiler.is_compiling():  # the cache is no part of a graph
-            return make(*args, **kwargs)
         grid, *rest = args
         assert isinstance(grid, Grid)
         key = (grid.rows, grid.cols, *rest, *kwargs.items())
@@ -52,7 +64,7 @@ def cached_by_grid(make: Callable[_Arguments, Tensor]) -> Callable[_Arguments, T
                 tables.pop(list(tables)[0], None)  # noqa: RUF015 (another thread may change the tables meanwhile)
         return table
 
-    return cached
+    return torch.compiler.assume_constant_result(cached)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,15 +237,13 @@ IS_CHROMA_RANK = order.CB <= CHANNEL_OF_RANK
 """Whether a rank's channel is chroma: bool ``[192]``."""
 
 
-@functools.cache
-@outside_inference
+@cached_on_device
 def rank_of_slot(device: torch.device) -> Tensor:
     """Return `RANK_OF_SLOT` on a device, copied there only once: a copy makes the host wait."""
     return RANK_OF_SLOT.to(device)
 
 
-@functools.cache
-@outside_inference
+@cached_on_device
 def is_chroma_rank(device: torch.device) -> Tensor:
     """Return `IS_CHROMA_RANK` on a device, copied there only once."""
     return IS_CHROMA_RANK.to(device)

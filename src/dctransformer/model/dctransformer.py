@@ -137,6 +137,8 @@ class DCTransformer(nn.Module):
         self.nats = torch.compile(self.nats)
         if self.config.local_context:
             self.local.features = torch.compile(self.local.features)
+        if self.config.texture_rank < order.NUM_CHANNELS:
+            self.texture.nats = torch.compile(self.texture.nats)
 
     # -- encoder ------------------------------------------------------------------------------------------------
 

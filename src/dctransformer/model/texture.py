@@ -229,7 +229,9 @@ class Texture(nn.Module):
                 (with the same T).
         """
         kind = None if whole else self._kind(rank)
-        x = self.mix(picture, row, rank) if mixed is None else mixed
+        x = mixed
+        if x is None:
+            x = self.mix(picture.coefficients[row], picture.given[row], picture.hidden[row], rank, picture.grid)
         labels = picture.labels[row] if labels is None else labels
         x = x.permute(0, 2, 3, 1) + (self.channel(rank) + self.label(labels))[:, None, None]
         gate, up = x.chunk(2, dim=-1)
@@ -244,20 +246,21 @@ class Texture(nn.Module):
         value = torch.where(known, picture.planes[row, rank], 0).float()
         return Channels(rank, x.flatten(1, 2), picture.opened[row, rank], known, value, value != 0, kind, whole)
 
-    def mix(self, picture: TextureState, row: Tensor, rank: Tensor) -> Tensor:
+    def mix(self, coefficients: Tensor, given: Tensor, hidden: Tensor, rank: Tensor, grid: Grid) -> Tensor:
         """Sum up the settled coefficients around every place, before a channel: ``[T, 2 W, rows, cols]``.
 
         It is linear in the settled coefficients' features, so that sampling adds what has become settled to it.
 
         Args:
-            picture: the pictures.
-            row: int64 ``[T]``, which picture each channel belongs to.
+            coefficients: int16 ``[T, N, 6, 64]``, the picture of each channel; those of higher ranks are not read.
+            given: bool ``[T, N, 6, 64]``, settled from the start.
+            hidden: bool ``[T, N, 6, 64]``, neither known nor to be generated.
             rank: int64 ``[T]``, the channels.
+            grid: the MCU grid.
         """
-        grid, device = picture.grid, rank.device
-        hidden, given = picture.hidden[row], picture.given[row]
+        device = rank.device
         settled = ((rank_of_slot(device) < rank[:, None, None, None]) & ~hidden) | given
-        values = torch.where(settled, picture.coefficients[row], 0)
+        values = torch.where(settled, coefficients, 0)
         limits = self.limits[rank_of_slot(device)]
         inputs = torch.cat([value_features(values, limits), settled[..., None].float()], dim=-1)
         luma = self.luma_state(inputs[:, :, :4].flatten(1, 2)[:, grid.table("luma_of_mcus", device)].flatten(2))
@@ -389,6 +392,10 @@ class Texture(nn.Module):
         Returns:
             fp32 nats ``[B, 4 (bands), 3 (use, occupancy, value)]``, each channel's times its weight.
         """
+        return self.nats(batch).clone()  # sharded models must not return views
+
+    def nats(self, batch: TextureBatch) -> Tensor:
+        """Compute −log p: see `forward`."""
         picture = TextureState.of(batch)
         count, rank = len(batch.rank), batch.rank.flatten()
         row = torch.arange(count, device=rank.device).repeat_interleave(batch.rank.shape[1])
@@ -400,7 +407,7 @@ class Texture(nn.Module):
         result = result.index_add(0, row * bands + self.band[rank], F.pad(held, (1, 0)))
         use_row = (torch.arange(count, device=rank.device)[:, None] * bands + self.band).flatten()
         result = result.index_add(0, use_row, F.pad(use.reshape(-1, 1), (0, 2)))
-        return result.view(count, bands, 3).clone()  # sharded models must not return views
+        return result.view(count, bands, 3)
 
     def channel_nats(self, picture: TextureState, row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −log p of the occupancy and the values of channels in use.

@@ -7,7 +7,6 @@ C = 192 ranks, W place width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import torch
@@ -36,6 +35,9 @@ class TextureState:
         hidden: bool ``[B, N, 6, 64]``, neither known nor to be generated (their coefficients are 0).
         labels: int64 ``[B]``.
         grid: the MCU grid.
+        opened: bool ``[B, C, P]``, places that may hold a coefficient to be generated.
+        planes: int16 ``[B, C, P]``, the coefficients by rank.
+        given_planes: bool ``[B, C, P]``, the given ones, zeros included.
     """
 
     coefficients: Tensor
@@ -43,28 +45,22 @@ class TextureState:
     hidden: Tensor
     labels: Tensor
     grid: Grid
+    opened: Tensor = dataclasses.field(init=False)
+    planes: Tensor = dataclasses.field(init=False)
+    given_planes: Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """List the coefficients by rank and position."""
+        self.opened = open_places(gather(self.given | self.hidden, self.grid), self.grid)
+        self.planes = gather(self.coefficients, self.grid)
+        self.given_planes = gather(self.given, self.grid)
 
     @classmethod
     def of(cls, batch: TextureBatch) -> TextureState:
         """Return the pictures of a batch."""
         return cls(batch.coefficients, batch.given, batch.hidden, batch.labels, batch.grid)
 
-    @functools.cached_property
-    def opened(self) -> Tensor:
-        """Places that may hold a coefficient to be generated: bool ``[B, C, P]``."""
-        return open_places(gather(self.given | self.hidden, self.grid), self.grid)
-
-    @functools.cached_property
-    def planes(self) -> Tensor:
-        """All coefficients by rank: int16 ``[B, C, P]``."""
-        return gather(self.coefficients, self.grid)
-
-    @functools.cached_property
-    def given_planes(self) -> Tensor:
-        """Given coefficients, zeros included, by rank: bool ``[B, C, P]``."""
-        return gather(self.given, self.grid)
-
-    @functools.cached_property
+    @property
     def used(self) -> Tensor:
         """Channels with a coefficient at an open place: bool ``[B, C]``."""
         return (self.opened & (self.planes != 0)).any(-1)

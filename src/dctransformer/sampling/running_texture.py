@@ -78,7 +78,9 @@ class RunningMix:
         count = len(picture.labels)
         self.settled = [texture.first] * count
         """The rank of each picture below which all channels are in the mix."""
-        self.mixed = texture.mix(picture, torch.arange(count), torch.full((count,), texture.first))
+        self.mixed = texture.mix(
+            picture.coefficients, picture.given, picture.hidden, torch.full((count,), texture.first), picture.grid
+        )
 
     def before(self, rows: Tensor, rank: Tensor) -> Tensor:
         """`Texture.mix` before a channel (int64 ``[R]``) of each of R pictures: ``[R, 2 W, rows, cols]``."""

@@ -141,10 +141,7 @@ def fill_texture(
         rank = following.clamp(first, order.NUM_CHANNELS - 1)
         if running_mix is None:
             now = coefficients[rows, :-1].view(len(rows), *picture.coefficients.shape[1:])
-            view = dataclasses.replace(
-                picture, coefficients=now, given=picture.given[rows], hidden=picture.hidden[rows]
-            )
-            mix = model.texture.mix(view, torch.arange(len(rows), device=device), rank)
+            mix = model.texture.mix(now, picture.given[rows], picture.hidden[rows], rank, grid)
         else:
             mix = running_mix.before(rows, rank)
         labels = _labels(model, picture.labels[rows], draws)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dctransformer.codec import order
 from dctransformer.codec.grid import RANK_OF_SLOT, Grid
 from dctransformer.codec.triples import ranked, scatter
-from dctransformer.sequence.runs import Runs
+from dctransformer.sequence.runs import Runs, round_up
 
 if TYPE_CHECKING:
     from dctransformer.sequence.texture import TextureBatch
@@ -179,6 +180,17 @@ class ChunkBatch:
         end = int(self.lengths.max()) + 1
         ranks, positions, values = (x[:, :end] for x in (self.ranks, self.positions, self.values))
         return dataclasses.replace(self, ranks=ranks, positions=positions, values=values, runs=None)
+
+    def padded(self, chunk: int) -> ChunkBatch:
+        """Find the runs, and pad chunks to one of few lengths, but to no more than ``chunk`` triples."""
+        length = self.ranks.shape[1] - 1
+        spare = max(0, min(round_up(length, least=64), chunk) - length)
+        ranks, positions, values = (
+            F.pad(x, (0, spare), value=fill)
+            for x, fill in ((self.ranks, order.STOP), (self.positions, 0), (self.values, 0))
+        )
+        runs = Runs.find(ranks[:, 1:]).padded()
+        return dataclasses.replace(self, ranks=ranks, positions=positions, values=values, runs=runs)
 
     def _each(self, change: Callable[[Tensor], Tensor], texture: TextureBatch | None) -> ChunkBatch:
         others = ("grid", "texture", "offset", "runs", "scored")

@@ -39,7 +39,7 @@ def nats_by_band(nats: Tensor, batch: Any) -> Tensor:
     ranks = getattr(batch, "ranks", None)
     if ranks is None:
         return F.pad(nats.sum((0, 1))[None], (0, 0, 0, len(BANDS) - 1))
-    band = F.one_hot(_bands(ranks), len(BANDS)).to(nats.dtype)
+    band = (_bands(ranks)[..., None] == torch.arange(len(BANDS), device=ranks.device)).to(nats.dtype)
     return torch.einsum("blk,blf->kf", band, nats)
 
 

@@ -88,6 +88,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile what surrounds the matrix products, which takes a minute or two at the start; auto does so on a GPU.
     (Compiled, a resumed run is equal to one that was not stopped but for rounding.)"""
+    graphs: bool = False
+    """On a GPU, record the passes of a step as CUDA graphs and replay them, which takes the host out of a small model's
+    steps. Only for one process that has memory for a whole batch at once. It has not run on a GPU yet."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     starts: Literal["uniform", "early"] = "uniform"
@@ -166,5 +169,5 @@ class TrainConfig:
 # Settings that may differ when a run is resumed: budget, intervals of reports and machine, not what is learnt.
 MAY_CHANGE = {
     "triples", "minutes", "compile", "init", "device", "loaders", "sample_every", "checkpoint_every", "micro_batch",
-    "checkpoint_activations", "parallel",
+    "checkpoint_activations", "parallel", "graphs",
 }  # fmt: skip

@@ -19,6 +19,7 @@ from dctransformer.model.layers import Layer
 from dctransformer.model.precision import out_of_memory, resolve_device, resolve_precision
 from dctransformer.sequence.chunks import ChunkBatch
 from dctransformer.training.bands import nats_by_band
+from dctransformer.training.capture import RecordedPasses
 from dctransformer.training.checkpoint import load_checkpoint, save_checkpoint
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.distributed import (
@@ -35,6 +36,9 @@ from dctransformer.training.optimizer import learning_rate, make_optimizer
 
 CHECK_EVERY = 20
 """Steps between checks for divergence on a GPU, which must not wait for the host in every step."""
+
+RECORDED_PART = 0.4
+"""Most of a GPU's memory that a pass may take for it to be recorded."""
 
 
 class Diverged(ValueError):
@@ -112,6 +116,10 @@ class Trainer:
             self.model.compile_stacks(by_layer=self.parallel == "fsdp")  # type: ignore[operator]
         self.replica = replicate(self.model, self.device) if self.parallel == "ddp" else self.model
         """The model as it is called in training."""
+        self.recorded: RecordedPasses | None = None
+        """Passes that a GPU replays."""
+        if config.graphs and self.device.type == "cuda" and processes.count == 1 and not config.checkpoint_activations:
+            self.recorded = RecordedPasses(self._pass, model.parameters(), self._has_room)
         self.micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else None
         """Chunks that go through the model at once; None for all."""
         self.progress = Progress()
@@ -174,26 +182,38 @@ class Trainer:
         torch.manual_seed(self._dropout_seed())
         total: Tensor | None = None
         parts = by_length(batch) if micro_batch is None and self._by_length(batch) else list(split(batch, micro_batch))
+        if self.recorded is not None and len(parts) == 1:
+            padded = parts[0].padded(self.model.config.chunk)  # pyright: ignore
+            return self.recorded(padded.to(self.device), count)
         # Weights are cast to bf16 once for all passes; shards are gathered, and then cast, for each.
         with contextlib.nullcontext() if self.parallel == "fsdp" else self._autocast():
             for i, part in enumerate(parts):
-                placed = part.to(self.device)
                 with last_pass(self.replica, i == len(parts) - 1):
-                    with self._autocast():
-                        result = self.replica(placed)
-                    nats, texture = result if isinstance(result, tuple) else (result, None)
-                    with torch.autocast(self.device.type, enabled=False):
-                        # Gradients are averaged over the processes: that makes up for the factor.
-                        loss = nats.sum() / (count / self.processes.count)
-                        if texture is not None:
-                            loss = loss + texture.sum() / (texture_count(part) / self.processes.count)
-                        loss.backward()
-                        summed = nats_by_band(nats.detach(), placed)
-                if texture is not None:
-                    summed[: texture.shape[1]] += texture.detach().sum(0)
+                    # Gradients are averaged over the processes: that makes up for the factor.
+                    summed = self._pass(part.to(self.device), count / self.processes.count)
                 total = summed if total is None else total + summed
         assert total is not None
         return total
+
+    def _pass(self, batch: ChunkBatch, count: float | Tensor) -> Tensor:
+        """Add the gradients of some chunks, which are on the device, and return the nats by band and field.
+
+        Args:
+            batch: the chunks.
+            count: triples that a process predicts in this step, averaged over the processes.
+        """
+        with self._autocast():
+            result = self.replica(batch)
+        nats, texture = result if isinstance(result, tuple) else (result, None)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = nats.sum() / count
+            if texture is not None:
+                loss = loss + texture.sum() / (texture_count(batch) / self.processes.count)
+            loss.backward()
+            summed = nats_by_band(nats.detach(), batch)
+        if texture is not None:
+            summed[: texture.shape[1]] += texture.detach().sum(0)
+        return summed
 
     def _autocast(self) -> torch.autocast:
         """Return a context in which products are computed in the training's precision."""
@@ -207,6 +227,14 @@ class Trainer:
         """
         is_plain = self.device.type == "cpu" and self.config.compile != "on" and self.parallel != "fsdp"
         return is_plain and self.config.micro_batch == "auto" and isinstance(batch, ChunkBatch) and batch.scored
+
+    def _has_room(self) -> bool:
+        """Return whether a pass takes little enough of a GPU's memory for it to be held twice.
+
+        A recording keeps its memory, and validation and passes that are not recorded need theirs as well.
+        """
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return torch.cuda.max_memory_allocated(self.device) < total * RECORDED_PART
 
     @property
     def _product_dtype(self) -> torch.dtype:
