@@ -363,6 +363,16 @@ def test_a_model_that_only_generates(tmp_path: Path) -> None:
             list(run)
 
 
+def test_one_click_settings_are_of_the_models_classes() -> None:
+    """A model without classes offers pictures of no class; one of other classes than the flowers offers its own."""
+    pytest.importorskip("gradio")
+    from dctransformer.app.page import generate_examples
+
+    assert list(generate_examples([])) == ["Any picture", "Any, temperature 1"]
+    assert list(generate_examples(["Ant", "Bee", "Rose"])) == ["Any picture", "Any, temperature 1", "Rose"]
+    assert list(generate_examples(["Ant", "Bee", "Cat", "Dog"]))[2:] == ["Ant", "Bee", "Cat"]
+
+
 def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:
     """Examples are samples of the shipped model, with its size and quantisation tables."""
     config = DCTransformer.from_pretrained("flowers64").config

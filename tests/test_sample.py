@@ -25,6 +25,7 @@ from dctransformer.sampling.engine import Engine, fill, sample
 from dctransformer.sampling.rows import Request, Snapshot
 from dctransformer.sampling.stepper import Stepper
 from dctransformer.sequence.chunks import Sequence, cut_chunks
+from dctransformer.sequence.labels import label_number
 from dctransformer.tasks.generate import generate
 from tiny_model import lively
 
@@ -290,3 +291,19 @@ def test_only_a_cpu_is_measured_for_bf16(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(precision, "_product_seconds", lambda dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
     assert precision.resolve_precision("auto", torch.device("cpu")) == "bf16"
     assert precision.resolve_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("rosse", "no label 'rosse'; did you mean 'Rose'\\? `dctransformer info"),
+        ("tulips", "did you mean 'Tulip' or 'Tulip tree'\\?"),
+        ("zebra", "no label 'zebra'; `dctransformer info MODEL` lists all"),
+        ("3", "no label '3'; `"),
+    ],
+)
+def test_an_unknown_label_is_answered_with_those_like_it(label: str, message: str) -> None:
+    """Only labels that resemble it are suggested."""
+    config = preset("tiny", num_labels=3, label_names=["Rose", "Tulip", "Tulip tree"])
+    with pytest.raises(ValueError, match=message):
+        label_number(config, label)

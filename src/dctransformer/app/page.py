@@ -197,13 +197,16 @@ def _connect(
 
 # Tabs -----------------------------------------------------------------------------------------------------------------
 
-_PRESETS = {
-    "Any flower": (ANY, 0.9, 1.0),
-    "Sunflower": ("Sunflower", 1.0, 1.5),
-    "Rose": ("Rose", 1.0, 1.5),
-    "Oxeye daisy": ("Oxeye Daisy", 1.0, 1.5),
-}
-"""One-click settings: class, temperature, guidance. Those whose class the model lacks are left out."""
+
+def generate_examples(labels: list[str]) -> dict[str, tuple[str, float, float]]:
+    """Return the one-click settings of the first tab by name: class, temperature, guidance.
+
+    Args:
+        labels: classes of the model; empty if it has none.
+    """
+    shown = [label for label in ("Sunflower", "Rose", "Oxeye Daisy") if label in labels] or labels[:3]
+    anything = {"Any picture": (ANY, 0.9, 1.0), "Any, temperature 1": (ANY, 1.0, 1.0)}
+    return anything | {label: (label, 1.0, 1.5) for label in shown}
 
 
 def _generate(studio: Studio, presence: Presence) -> None:
@@ -218,13 +221,11 @@ def _generate(studio: Studio, presence: Presence) -> None:
                 Grid.of_size(*studio.config.trained_shape).size, label="Size", elem_id="generate-size", max_length=20,
                 info=f"WIDTHxHEIGHT in multiples of {order.MCU} pixels, up to {studio.side} per side.",
             )  # fmt: skip
-            known = {ANY, *studio.labels()}
             gr.HTML(str(parts.label("Or one of these, at once:")))
             with gr.Row():
                 buttons = [
                     (gr.Button(name, size="sm", min_width=60, elem_id=f"generate-example-{i}"), *values)
-                    for i, (name, values) in enumerate(_PRESETS.items())
-                    if values[0] in known
+                    for i, (name, values) in enumerate(generate_examples(studio.labels()).items())
                 ]
         with gr.Column(scale=3, min_width=340):
             out = gr.HTML(str(parts.empty("Press Generate, or one of the small buttons.")), elem_id="generate-out")

@@ -41,11 +41,9 @@ def label_number(config: Labelled, label: str) -> int:
         return names.index(label.casefold())
     if label.isdecimal() and int(label) < config.num_labels:
         return int(label)
-    near = difflib.get_close_matches(label.casefold(), names, 3) or names[:5]
-    shown = ", ".join(config.label_names[names.index(n)] for n in near)
-    raise ValueError(
-        f"there is no label {label!r}; did you mean one of: {shown}? (`dctransformer info MODEL` lists all)"
-    )
+    near = difflib.get_close_matches(label.casefold(), names, 3)
+    hint = f"did you mean {' or '.join(repr(config.label_names[names.index(n)]) for n in near)}? " if near else ""
+    raise ValueError(f"there is no label {label!r}; {hint}`dctransformer info MODEL` lists all")
 
 
 def label_name(config: Labelled, number: int) -> str:
