@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ import cost
 import gpu_train
 import measure
 import memory
+import texture_heads
 from dctransformer.codec import order
 from dctransformer.model.config import ModelConfig, preset
 from dctransformer.model.dctransformer import DCTransformer
-from dctransformer.model.texture_state import TextureState
+from dctransformer.model.texture_state import TextureState, settle
 from dctransformer.sequence.chunks import Sequence
 from dctransformer.training.config import TrainConfig
 from dctransformer.training.setup import new_model
@@ -105,3 +107,29 @@ def test_memory_of_structure_and_texture() -> None:
         counted.append(memory.bytes_per_chunk(DCTransformer(config), config))
     (structure, texture), (everything, none) = counted
     assert 0 < structure < everything and none == 0 < texture
+
+
+@pytest.mark.parametrize("name", list(texture_heads.VARIANTS))
+@torch.inference_mode()
+def test_variants_of_the_texture_network(name: str) -> None:
+    """Each can be scored, and only the network as it is lets the second colour and the values see what they may."""
+    config = dataclasses.replace(TINY, texture_width=12, texture_hidden=16, texture_state=8, texture_blocks=1)
+    torch.manual_seed(0)
+    model = texture_heads.network(config, texture_heads.VARIANTS[name]).eval()
+    for p in model.texture.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    store = measure.synthetic(2, config)
+    assert texture_heads.score(model, store, 2)["bytes"] > 0
+    [batch] = measure.batches(store, config, TrainConfig(batch=2, conditions=measure.GENERATION), 1)
+    assert batch.texture is not None
+    texture, grid, row = model.texture, batch.texture.grid, torch.tensor([0])
+    channels = texture.begin(TextureState.of(batch.texture), row, torch.tensor([config.texture_rank + 2]))
+    everywhere = dataclasses.replace(channels, settled=torch.ones_like(channels.settled), whole=True)
+    first = texture.occupancy_logits(channels, 0, grid)[1]
+    chosen = torch.ones_like(first, dtype=torch.bool)
+    logits, scores = [], []
+    for occupied in (chosen, ~chosen):
+        logits.append(texture.occupancy_logits(settle(channels, first, chosen, occupied=occupied), 1, grid)[0])
+        scores.append(texture.value_scores(settle(everywhere, first, chosen, occupied=occupied), 1, grid)[0])
+    assert torch.equal(*logits) == (name == "one pass")
+    assert torch.equal(*scores) == (name == "values without occupancy")
