@@ -94,7 +94,7 @@ def sequences(model: DCTransformer) -> list[Sequence]:
     ("kind", "texture_from", "settings"),
     [
         ("cuda", 1, {}),
-        ("cuda", 1, {"guidance": 1.5, "top_p": 0.9}),
+        ("cuda", 1, {"guidance": 1.5, "top_p": 0.9, "min_p": 0.05}),
         ("cuda", 4, {"guidance": 1.5, "temperature": 0.0}),
         ("mps", 1, {"guidance": 1.5, "top_p": 0.9}),
         ("mps", 4, {}),

@@ -123,14 +123,14 @@ def test_evaluate_reports_everything_that_scores_depend_on(
 
 
 SAMPLING = SampleConfig(
-    7, temperature=0.8, top_p=0.9, guidance=1.5, texture_temperature=1.0, texture_top_p=0.95, texture_guidance=1.1,
-    batch=3,
+    7, temperature=0.8, top_p=0.9, min_p=0.02, guidance=1.5, texture_temperature=1.0, texture_top_p=0.95,
+    texture_guidance=1.1, batch=3,
 )  # fmt: skip
 
 
 def options(sampling: SampleConfig) -> list[str]:
     """Return settings of sampling as options of a command."""
-    names = ("seed", "temperature", "top_p", "guidance")
+    names = ("seed", "temperature", "top_p", "min_p", "guidance")
     names += ("texture_temperature", "texture_top_p", "texture_guidance", "batch")
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(sampling, name)))]
 

@@ -54,7 +54,7 @@ def test_a_step_is_one_graph_without_the_host(model: DCTransformer, guided: bool
     """A step captured as one graph, without any read by the host, equals the eager step."""
     noise = torch.rand(3 if not guided else 2, 16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = 2 * len(noise) if guided else len(noise)
-    config = SampleConfig(top_p=0.9, guidance=2.0 if guided else 1.0)
+    config = SampleConfig(top_p=0.9, min_p=0.05, guidance=2.0 if guided else 1.0)
     with torch.inference_mode():
         draws = Draws.of([config] * len(noise), noise.device)
         eager = Stepper(begun(model, 20, rows), noise, draws)
@@ -277,7 +277,8 @@ def test_no_list_of_triples_is_longer_than_the_open_coefficients(
     "settings",
     [{"temperature": t} for t in (-1e-310, -1.0, float("nan"), float("inf"))]
     + [{"guidance": g} for g in (1e300, -1.0, float("nan"))]
-    + [{"top_p": p} for p in (0.0, 1.1, float("nan"))],
+    + [{"top_p": p} for p in (0.0, 1.1, float("nan"))]
+    + [{"min_p": p} for p in (-0.1, 1.1, float("nan"))],
 )
 def test_settings_that_overflow_are_refused(settings: dict[str, float]) -> None:
     """Settings out of range are refused with the possible values."""

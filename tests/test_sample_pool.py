@@ -30,7 +30,7 @@ SETTINGS = [
     SampleConfig(2, temperature=0.7, top_p=0.8),
     SampleConfig(3, guidance=2.5),
     SampleConfig(4, temperature=0),
-    SampleConfig(5, temperature=1.2, top_p=0.9, guidance=1.5),
+    SampleConfig(5, temperature=1.2, top_p=0.9, min_p=0.1, guidance=1.5),
 ]
 
 

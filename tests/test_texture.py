@@ -339,6 +339,15 @@ def test_guidance_and_temperature_reach_texture() -> None:
     assert not torch.equal(plain, draw(seed=1))
 
 
+def test_min_p_leaves_texture_alone() -> None:
+    """Texture whose structure is given is the same with and without min-p."""
+    model = make_model(5)
+    structure = RANK_OF_SLOT.expand(GRID.mcus, 6, 64) < model.config.texture_rank
+    request = Request(0, 1, torch.where(structure, random_picture(1, 0.05), 0), structure)
+    pictures = [fill(model, [request], GRID, SampleConfig(workers=1, min_p=p)).mcus for p in (0.0, 0.9)]
+    assert torch.equal(*pictures) and int(pictures[0][:, ~structure].count_nonzero()) > 0
+
+
 def test_texture_has_settings_of_its_own() -> None:
     """Structure uses the general settings, and texture its own if they are set."""
     model = make_model(5)
@@ -359,6 +368,7 @@ def test_texture_has_settings_of_its_own() -> None:
         apart = draw(**{name: value, f"texture_{name}": 1.0})
         assert torch.equal(apart[:, structure], both[:, structure])
         assert not torch.equal(apart[:, structure], plain[:, structure]) and not torch.equal(apart, both)
+    assert not torch.equal(draw(min_p=0.9)[:, structure], plain[:, structure])
     with pytest.raises(ValueError, match="texture's top-p 0 must be"):
         SampleConfig(texture_top_p=0)
 

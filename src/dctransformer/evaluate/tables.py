@@ -78,7 +78,9 @@ def sampling_text(sampling: dict[str, Any]) -> str:
     """Return the seed and the settings of sampling, the fields of a `SampleConfig`, as a phrase."""
     names = {"temperature": "temperature", "top_p": "top-p", "guidance": "guidance"}
     parts = [f"seed {sampling['seed']}", *(f"{words} {sampling[name]:g}" for name, words in names.items())]
-    # Evaluations of older versions have no settings of texture.
+    # Evaluations of older versions have no min-p and no settings of texture.
+    if sampling.get("min_p"):
+        parts.append(f"min-p {sampling['min_p']:g}")
     texture = {words: sampling.get(f"texture_{name}") for name, words in names.items()}
     return ", ".join([*parts, *(f"{words} of texture {x:g}" for words, x in texture.items() if x is not None)])
 

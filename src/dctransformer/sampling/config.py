@@ -25,6 +25,9 @@ class SampleConfig:
     at 0 the likeliest. Less than 0.001 counts as 0."""
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
+    min_p: float = 0.0
+    """Leave out values of the structure that are less likely than this part of the likeliest one (Nguyen et al. 2024):
+    outliers, by which their neighbours then go. Places and texture are not cut."""
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     texture_temperature: float | None = None
@@ -47,9 +50,10 @@ class SampleConfig:
 
     @property
     def is_default(self) -> bool:
-        """Whether temperature, top-p and guidance are left at their defaults, the model's own distribution."""
+        """Whether temperature, top-p, min-p and guidance are left at their defaults, the model's own distribution."""
         names = ("temperature", "top_p", "guidance")
-        return all(getattr(self, name) == 1 and getattr(self, f"texture_{name}") is None for name in names)
+        as_it_is = all(getattr(self, name) == 1 and getattr(self, f"texture_{name}") is None for name in names)
+        return as_it_is and self.min_p == 0
 
     def for_show(self, guided: bool) -> SampleConfig:
         """Return the settings of structure whose pictures came nearest to real ones; see docs/evaluation.md.
@@ -67,7 +71,7 @@ class SampleConfig:
             "temperature": self.texture_temperature, "top_p": self.texture_top_p, "guidance": self.texture_guidance,
         }  # fmt: skip
         return dataclasses.replace(
-            self, texture_temperature=None, texture_top_p=None, texture_guidance=None,
+            self, texture_temperature=None, texture_top_p=None, texture_guidance=None, min_p=0.0,
             **{name: value for name, value in given.items() if value is not None},
         )  # fmt: skip
 
@@ -89,6 +93,8 @@ class SampleConfig:
             object.__setattr__(self, "temperature", 0.0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top-p {self.top_p} must be greater than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min-p {self.min_p} must be from 0 to 1; 0 leaves nothing out")
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ValueError(f"guidance {self.guidance} must be from 0 to {MAX_GUIDANCE}; 1 switches it off")
         check_positive(batch=self.batch, workers=self.workers)

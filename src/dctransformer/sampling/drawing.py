@@ -68,19 +68,23 @@ class Draws:
     Attributes:
         temperature: ``[B]`` in `draw_dtype`; 1 where the likeliest outcome is taken.
         top_p: ``[B]`` in `draw_dtype`; infinite where nothing is left out.
+        min_p: ``[B]`` in `draw_dtype`; 0 where nothing is left out.
         greedy: bool ``[B]``, rows that take the likeliest outcome.
         guidance: fp32 ``[B]``.
         twins: int64 ``[G]`` in ascending order, the rows that are computed a second time without their label.
         any_cut: whether any row has a top-p below 1.
+        any_floor: whether any row has a min-p above 0.
         any_greedy: whether any row takes the likeliest outcome.
     """
 
     temperature: Tensor
     top_p: Tensor
+    min_p: Tensor
     greedy: Tensor
     guidance: Tensor
     twins: Tensor
     any_cut: bool
+    any_floor: bool
     any_greedy: bool
 
     @classmethod
@@ -101,22 +105,23 @@ class Draws:
         tensors = [
             torch.tensor([c.temperature or 1.0 for c in configs], dtype=dtype),
             torch.tensor([c.top_p if c.top_p < 1 else torch.inf for c in configs], dtype=dtype),
+            torch.tensor([c.min_p for c in configs], dtype=dtype),
             torch.tensor([c.temperature == 0 for c in configs]),
             torch.tensor(guidance, dtype=torch.float32),
             torch.tensor(twins, dtype=torch.int64),
         ]
-        temperature, top_p, greedy, strength, both = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        any_cut, any_greedy = any(c.top_p < 1 for c in configs), any(c.temperature == 0 for c in configs)
-        return cls(temperature, top_p, greedy, strength, both, any_cut, any_greedy)
+        any_cut, any_floor = any(c.top_p < 1 for c in configs), any(c.min_p > 0 for c in configs)
+        any_greedy = any(c.temperature == 0 for c in configs)
+        return cls(*(t.to(device, non_blocking=True) for t in tensors), any_cut, any_floor, any_greedy)
 
     @property
-    def kind(self) -> tuple[bool, bool, bool]:
-        """What decides on the operations of a draw: whether any row is cut, greedy, guided."""
-        return self.any_cut, self.any_greedy, len(self.twins) > 0
+    def kind(self) -> tuple[bool, bool, bool, bool]:
+        """What decides on the operations of a draw: whether any row has a top-p, a min-p, is greedy, is guided."""
+        return self.any_cut, self.any_floor, self.any_greedy, len(self.twins) > 0
 
     def copy_(self, other: Draws) -> None:
         """Copy the settings of another batch of the same size and kind, keeping the tensors."""
-        for name in ("temperature", "top_p", "greedy", "guidance", "twins"):
+        for name in ("temperature", "top_p", "min_p", "greedy", "guidance", "twins"):
             getattr(self, name).copy_(getattr(other, name))
 
     def repeated(self, times: int) -> Draws:
@@ -129,8 +134,8 @@ class Draws:
         return self._each(lambda x: x[row], twins)
 
     def _each(self, change: Callable[[Tensor], Tensor], twins: Tensor) -> Draws:
-        settings = change(self.temperature), change(self.top_p), change(self.greedy), change(self.guidance)
-        return Draws(*settings, twins, self.any_cut, self.any_greedy)
+        settings = map(change, (self.temperature, self.top_p, self.min_p, self.greedy, self.guidance))
+        return Draws(*settings, twins, self.any_cut, self.any_floor, self.any_greedy)
 
     def both(self, x: Tensor) -> Tensor:
         """Append the twins to the rows: ``[B, …]`` becomes ``[B + G, …]``."""
@@ -152,7 +157,7 @@ class Draws:
         return labelled.index_copy(0, self.twins, plain + guidance * (labelled[self.twins] - plain))
 
 
-def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
+def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None, *, floor: bool = False) -> Tensor:
     """Draw a class for each row by inverting the cumulative distribution.
 
     Args:
@@ -160,6 +165,7 @@ def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
         uniform: ``[B]`` in [0, 1).
         draws: temperature and top-p of each row; None for the distribution as it is. Temperature divides the logits,
             0 takes the likeliest class; top-p keeps the likeliest classes that make up this probability.
+        floor: also leave out classes less likely than the row's min-p times the likeliest one.
 
     Returns:
         int64 ``[B]``; never a class of probability 0.
@@ -169,6 +175,8 @@ def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
     if draws is not None:
         p = p / draws.temperature[:, None]
     p = p.masked_fill(impossible, -torch.inf).softmax(-1)
+    if draws is not None and floor and draws.any_floor:
+        p = torch.where(p < draws.min_p[:, None] * p.amax(-1, keepdim=True), 0.0, p)
     if draws is not None and draws.any_cut:
         high, index = p.sort(-1, descending=True)
         # A class stays if the likelier ones do not already make up top_p: the first always stays.
