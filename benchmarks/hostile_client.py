@@ -163,8 +163,8 @@ def foreign(visitor: Visitor, rng: random.Random) -> str:
 
 def deserted(visitor: Visitor, rng: random.Random, endpoints: list[dict[str, Any]]) -> str:
     """Submit a job and never fetch the result."""
-    # The first form of the page: size, class, seed, pictures, temperature, top-p, guidance.
-    status = visitor.join(endpoints[0]["id"], ["", "", rng.randrange(10**6), 4, 1, 1, 4], secrets.token_hex(8))
+    # The first form of the page: size, class, seed, pictures, temperature, min-p, guidance.
+    status = visitor.join(endpoints[0]["id"], ["", "", rng.randrange(10**6), 4, 1, 0, 4], secrets.token_hex(8))
     time.sleep(0.05)
     return str(status)
 

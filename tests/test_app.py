@@ -67,18 +67,18 @@ def png(pixels: np.ndarray) -> bytes:
 
 def test_generate_shows_pictures_on_their_way_and_gives_the_files_of_the_command(studio: Studio) -> None:
     """Intermediate stages come with heat maps; the files equal those of `sample` with the same settings."""
-    settings = Settings(seed=3, num=2, top_p=0.9, temperature=0.9)
+    settings = Settings(seed=3, num=2, min_p=0.1, temperature=0.9)
     *stages, last = studio.generate(settings)
     assert len(stages) > 2 and all("<progress" in stage for stage in stages)
     assert stages[-1].count("chosen places") == 2 * 2  # two pictures: captions and descriptions
     samples, names = generate(
-        studio.model, 2, sampling=SampleConfig(seed=3, top_p=0.9, temperature=0.9, texture_temperature=1)
+        studio.model, 2, sampling=SampleConfig(seed=3, min_p=0.1, temperature=0.9, texture_temperature=1)
     )
     for file, expected in zip(downloads(last), samples.dct(), strict=True):
         assert file.equal(expected)
     assert all(name in last for name in names) and "seed 3" in last
     assert (
-        "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --texture-temperature 1 --top-p 0.9"
+        "dctransformer sample tiny --out samples --num 2 --seed 3 --temperature 0.9 --texture-temperature 1 --min-p 0.1"
         in last
     )
 
@@ -149,7 +149,7 @@ def test_two_users_at_once_get_what_they_get_alone(studio: Studio, monkeypatch: 
     batches: list[int] = []
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self, rows, *more: (batches.append(len(rows)), run(self, rows, *more))[1])
-    settings = [Settings(seed=1), Settings("rose", 2, temperature=0.5, top_p=1.0, guidance=2.0)]
+    settings = [Settings(seed=1), Settings("rose", 2, temperature=0.5, min_p=0.1, guidance=2.0)]
     alone = [list(studio.generate(s))[-1] for s in settings]
     assert set(batches) == {1} and alone[0] != alone[1]
     batches.clear()
@@ -193,7 +193,7 @@ def test_cancelled_jobs_stop_at_the_next_chunk(studio: Studio, monkeypatch: pyte
         (Settings(seed=float("nan")), "must be a whole number"),
         (Settings(temperature=-1.0), "temperature -1"),
         (Settings(temperature=float("nan")), "must be a finite number of at least 0"),
-        (Settings(top_p=0.0), "top-p 0"),
+        (Settings(min_p=-0.1), "min-p -0.1"),
         (Settings(guidance=-0.5), "guidance -0.5"),
         (Settings(label="tulip"), "no label 'tulip'"),
     ],
@@ -212,7 +212,7 @@ def test_impossible_settings_are_one_sentence(studio: Studio, settings: Settings
         (["", None, 1, 1, 1, 1], "the seed must be a number"),
         (["", 1, "2", 1, 1, 1], "the number of pictures must be a number"),
         (["", 1, 1, True, 1, 1], "the temperature must be a number"),
-        (["", 1, 1, 1, 10**400, 1], "the top-p must be a number"),
+        (["", 1, 1, 1, 10**400, 1], "the min-p must be a number"),
         (["", 1, 1, 1, 1, float("inf")], "the guidance must be a number"),
     ],
 )
@@ -521,6 +521,6 @@ def test_names_and_classes_are_text(tmp_path: Path) -> None:
     """Names and classes are escaped, whatever they contain."""
     folder = save_tiny_model(tmp_path, label_names=("<b>rose</b>", "lily"))
     studio = Studio(DCTransformer.from_pretrained(folder), "<i>name</i>")
-    for html in studio.generate(Settings("<b>rose</b>", 3, top_p=1.0)):
+    for html in studio.generate(Settings("<b>rose</b>", 3, min_p=0.0)):
         assert "<b>" not in html and "<i>" not in html
     assert "&lt;b&gt;rose" in html and "&lt;i&gt;name" in html

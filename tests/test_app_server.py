@@ -36,8 +36,8 @@ from pictures import photo, pillow_jpeg
 from test_app import downloads
 from tiny_model import save_tiny_model
 
-SETTINGS = ["", 3, 1, 1, 1, 1]
-"""Class, seed, pictures, temperature, top-p, guidance."""
+SETTINGS = ["", 3, 1, 1, 0, 1]
+"""Class, seed, pictures, temperature, min-p, guidance."""
 
 
 CONNECTIONS = 30

@@ -339,20 +339,19 @@ def test_pick_follows_the_distribution_and_the_settings() -> None:
     logits = torch.cat([torch.tensor([NEVER]), logits, torch.tensor([NEVER])]).expand(count, -1)
     uniform = torch.arange(count, dtype=torch.float64) / count
 
-    def shares(floor: bool = False, **options) -> Tensor:
+    def shares(**options) -> Tensor:
         draws = Draws.of([SampleConfig(**options)] * count, uniform.device)
-        return torch.bincount(pick(logits, uniform, draws, floor=floor), minlength=6) / count
+        return torch.bincount(pick(logits, uniform, draws), minlength=6) / count
 
     torch.testing.assert_close(shares(), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), atol=1e-3, rtol=0)
     assert shares(temperature=0)[4] == 1
     nucleus = torch.tensor([0.0, 0.0, 0.0, 3 / 7, 4 / 7, 0.0])
     torch.testing.assert_close(shares(top_p=0.65), nucleus, atol=1e-3, rtol=0)
     floor = torch.tensor([0.0, 0.0, 2 / 9, 3 / 9, 4 / 9, 0.0])
-    torch.testing.assert_close(shares(floor=True, min_p=0.3), floor, atol=1e-3, rtol=0)
-    torch.testing.assert_close(shares(floor=False, min_p=0.3), shares(), atol=0, rtol=0)
-    assert shares(floor=True, min_p=1.0)[4] == 1
+    torch.testing.assert_close(shares(min_p=0.3), floor, atol=1e-3, rtol=0)
+    assert shares(min_p=1.0)[4] == 1
     both = torch.tensor([0.0, 0.0, 0.0, 3 / 7, 4 / 7, 0.0])
-    torch.testing.assert_close(shares(floor=True, min_p=0.3, top_p=0.65), both, atol=1e-3, rtol=0)
+    torch.testing.assert_close(shares(min_p=0.3, top_p=0.65), both, atol=1e-3, rtol=0)
     hot = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25, 0.0])
     torch.testing.assert_close(shares(temperature=1e12), hot, atol=1e-3, rtol=0)
 

@@ -105,9 +105,9 @@ class _Form:
                 0, 1.5, 0.9, step=0.05, label="Temperature",
                 info="Of the structure: below 1 fewer unusual pictures.", elem_id=f"{task}-temperature",
             )  # fmt: skip
-            self.top_p = gr.Slider(
-                0.5, 1, 1, step=0.01, label="Top-p", info="Leave out the unlikeliest; 1 leaves out nothing.",
-                elem_id=f"{task}-top-p",
+            self.min_p = gr.Slider(
+                0, 0.3, 0, step=0.01, label="Min-p", elem_id=f"{task}-min-p",
+                info="Leave out values that are less likely than this part of the likeliest; 0 leaves out nothing.",
             )  # fmt: skip
             self.guidance = gr.Slider(
                 0, 4, 1, step=0.1, label="Guidance", info="Above 1 follows the class more closely; twice the work.",
@@ -120,7 +120,7 @@ class _Form:
             gr.HTML(str(parts.message(why_not, "note")), elem_id=f"{task}-why-not")
 
     def inputs(self) -> list[Component]:
-        return [self.label, self.seed, self.num, self.temperature, self.top_p, self.guidance]
+        return [self.label, self.seed, self.num, self.temperature, self.min_p, self.guidance]
 
 
 class _Picture:

@@ -23,7 +23,7 @@ class Settings:
         num: pictures, or alternatives of one.
         temperature: of the structure; see `dctransformer.sampling.config.SampleConfig`, as the next two. Texture keeps
             the model's own distribution, unless the temperature is 0. The default did well in docs/evaluation.md.
-        top_p: likewise, of both.
+        min_p: likewise.
         guidance: likewise, of the structure.
     """
 
@@ -31,7 +31,7 @@ class Settings:
     seed: float | None = 1
     num: float | None = 1
     temperature: float = 0.9
-    top_p: float = 1.0
+    min_p: float = 0.0
     guidance: float = 1.0
 
     @classmethod
@@ -42,7 +42,7 @@ class Settings:
             ValueError: a value is missing or of the wrong kind.
         """
         label, *numbers = values
-        names = ("seed", "number of pictures", "temperature", "top-p", "guidance")
+        names = ("seed", "number of pictures", "temperature", "min-p", "guidance")
         for name, number in zip(names, numbers, strict=True):
             if not _is_number(number):
                 raise ValueError(f"the {name} must be a number; enter one")
@@ -66,7 +66,7 @@ class Settings:
         """
         seed = self.whole("seed", self.seed)
         return SampleConfig(
-            seed=seed, temperature=self.temperature, top_p=self.top_p, guidance=self.guidance,
+            seed=seed, temperature=self.temperature, min_p=self.min_p, guidance=self.guidance,
             texture_temperature=1.0 if self.temperature else None, texture_guidance=1.0,
         )  # fmt: skip
 
@@ -75,11 +75,13 @@ class Settings:
         words = [f"--num {self.num:g} --seed {self.seed:g}"]
         if self.label != ANY:
             words.append(f"--label {shlex.quote(self.label)}")
-        for name, value in (("temperature", self.temperature), ("guidance", self.guidance), ("top-p", self.top_p)):
+        for name, value in (("temperature", self.temperature), ("guidance", self.guidance)):
             if value != 1:
                 words.append(f"--{name} {value:g}")
-                if value and name != "top-p":
+                if value:
                     words.append(f"--texture-{name} 1")
+        if self.min_p:
+            words.append(f"--min-p {self.min_p:g}")
         return " ".join(words)
 
 

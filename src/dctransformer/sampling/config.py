@@ -26,8 +26,8 @@ class SampleConfig:
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     min_p: float = 0.0
-    """Leave out values of the structure that are less likely than this part of the likeliest one (Nguyen et al. 2024):
-    outliers, by which their neighbours then go. Places and texture are not cut."""
+    """Leave out positions and values of the structure that are less likely than this part of the likeliest (Nguyen et
+    al. 2024); 0.05 gave the best pictures (docs/evaluation.md). Texture is not cut."""
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     texture_temperature: float | None = None

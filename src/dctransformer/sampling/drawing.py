@@ -157,15 +157,15 @@ class Draws:
         return labelled.index_copy(0, self.twins, plain + guidance * (labelled[self.twins] - plain))
 
 
-def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None, *, floor: bool = False) -> Tensor:
+def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
     """Draw a class for each row by inverting the cumulative distribution.
 
     Args:
         logits: fp32 ``[B, K]``, `dctransformer.model.legality.NEVER` where impossible.
         uniform: ``[B]`` in [0, 1).
         draws: temperature and top-p of each row; None for the distribution as it is. Temperature divides the logits,
-            0 takes the likeliest class; top-p keeps the likeliest classes that make up this probability.
-        floor: also leave out classes less likely than the row's min-p times the likeliest one.
+            0 takes the likeliest class; top-p keeps the likeliest classes that make up this probability, min-p those
+            that are at least this part as likely as the likeliest.
 
     Returns:
         int64 ``[B]``; never a class of probability 0.
@@ -175,7 +175,7 @@ def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None, *, floor: 
     if draws is not None:
         p = p / draws.temperature[:, None]
     p = p.masked_fill(impossible, -torch.inf).softmax(-1)
-    if draws is not None and floor and draws.any_floor:
+    if draws is not None and draws.any_floor:
         p = torch.where(p < draws.min_p[:, None] * p.amax(-1, keepdim=True), 0.0, p)
     if draws is not None and draws.any_cut:
         high, index = p.sort(-1, descending=True)

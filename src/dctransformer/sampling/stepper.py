@@ -111,7 +111,7 @@ class Stepper:
         live = rank != order.STOP
         position = pick(self._mix(places, live), uniform[:, 1], self.draws)
         values = self.decoding.value(self.draws.both(position))
-        chosen = pick(self._mix(values, live), uniform[:, 2], self.draws, floor=True)
+        chosen = pick(self._mix(values, live), uniform[:, 2], self.draws)
         value = self.decoding.model.alphabet.decode(chosen)
         self.decoding.settle(self.draws.both(value))
         self.decisions.index_copy_(1, self.turn, torch.stack([rank, position, value], 1)[:, None])
