@@ -50,6 +50,8 @@ class Args:
     """Random seed of the choice and of the samples."""
     top_p: float = 1.0
     """Top-p (nucleus) of the samples."""
+    min_p: float = 0.0
+    """Min-p of the samples."""
     crop: int = 256
     """Longest side in pixels; larger photographs are cropped to their centre."""
     shrink: Literal["lanczos", "dct"] = "lanczos"
@@ -125,7 +127,7 @@ def main(args: Args) -> None:
     model = DCTransformer.from_pretrained(args.model)
     codec = Codec(model.config.quality)
     truth = photographs(args, codec)
-    sampling = SampleConfig(seed=args.seed, top_p=args.top_p)
+    sampling = SampleConfig(seed=args.seed, top_p=args.top_p, min_p=args.min_p)
     checks: dict[str, dict[str, float | bool]] = {}
     started = time.perf_counter()
 
@@ -197,8 +199,8 @@ def main(args: Args) -> None:
     met = [bool(c["met"]) for c in checks.values()]
     print(json.dumps({
         "benchmark": "photos", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
-        "frechet": frechet, "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "model": args.model,
-        "megapixels": args.megapixels, "threads": torch.get_num_threads(),
+        "frechet": frechet, "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "min_p": args.min_p,
+        "model": args.model, "megapixels": args.megapixels, "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
     }))  # fmt: skip
 

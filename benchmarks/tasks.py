@@ -49,6 +49,8 @@ class Args:
     """Number of validation pictures."""
     seed: int = 0
     """Random seed of the samples."""
+    min_p: float = 0.0
+    """Min-p of the samples."""
     top_p: float = 1.0
     """Top-p (nucleus) of the samples."""
     shrink: Literal["lanczos", "box", "dct"] = "dct"
@@ -155,7 +157,7 @@ def main(args: Args) -> None:
     """Run all tasks and print the result."""
     truth = true_pictures(args.data, args.num)
     side = truth[0].shape[0]
-    sampling = SampleConfig(seed=args.seed, top_p=args.top_p)
+    sampling = SampleConfig(seed=args.seed, top_p=args.top_p, min_p=args.min_p)
     checks: dict[str, dict[str, float | bool]] = {}
     shown: list[list[np.ndarray]] = [[] for _ in truth[:6]]
     started = time.perf_counter()
@@ -243,7 +245,8 @@ def main(args: Args) -> None:
     met = [bool(c["met"]) for c in checks.values()]
     print(json.dumps({
         "benchmark": "tasks", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
-        "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "model": args.model,
+        "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p,
+        "min_p": args.min_p, "model": args.model,
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
     }))  # fmt: skip

@@ -75,9 +75,8 @@ def main(args: Args) -> None:
     model = DCTransformer.from_pretrained(args.model)
     pictures = photographs()
     plain = SampleConfig(seed=args.seed)
-    # What docs/evaluation.md recommends for generation, and docs/tasks.md for colours.
-    calm = dataclasses.replace(plain, temperature=0.9, texture_temperature=1.0)
-    cut = dataclasses.replace(plain, top_p=0.9)
+    # What docs/evaluation.md recommends; upscaling decides on texture alone, which min-p leaves alone.
+    cut = plain.for_show(guided=False)
     captions = ["known", "sample 1", "sample 2", "sample 3", "original"]
 
     def draw(name: str, edits: list[Edited], columns: list[str] = captions) -> None:
@@ -86,8 +85,8 @@ def main(args: Args) -> None:
     small = [resized(p, 0.5) for p in pictures]
     draw("upscale", upscale(model, small, 2, Options(3, None, plain)))
     draw("colorize", colorize(model, pictures, Options(3, None, cut)))
-    draw("inpaint", inpaint(model, pictures, box=BOX, options=Options(3, None, calm)))
-    draw("continue", continue_(model, pictures, bands=2, options=Options(3, None, calm)))
+    draw("inpaint", inpaint(model, pictures, box=BOX, options=Options(3, None, cut)))
+    draw("continue", continue_(model, pictures, bands=2, options=Options(3, None, cut)))
 
     # Upscale twice, to show that a large picture has no seams.
     once = Options(1, None, plain)
@@ -101,8 +100,7 @@ def main(args: Args) -> None:
     labels = [
         int(np.random.default_rng([args.seed, i, 1]).integers(flowers.config.num_labels)) for i in range(args.rows)
     ]
-    guided = dataclasses.replace(plain, guidance=1.5, texture_guidance=1.0)
-    drawn = sample(flowers, args.rows, guided, labels=labels)
+    drawn = sample(flowers, args.rows, plain.for_show(guided=True), labels=labels)
     codec = Codec(flowers.config.quality)
     stages = [codec.decode(dataclasses.replace(drawn, mcus=stage).dct()).numpy() for stage in drawn.by_band()]
     strip = [[stage[i] for stage in stages] for i in range(args.rows)]

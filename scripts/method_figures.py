@@ -155,7 +155,7 @@ def learning_figure(model: DCTransformer, run: Path, steps: tuple[int, ...], tim
 def main(args: Args) -> None:
     """Draw all figures."""
     model = DCTransformer.from_pretrained(args.model)
-    config = SampleConfig(seed=args.seed, guidance=1.5, texture_guidance=1.0)
+    config = SampleConfig(seed=args.seed).for_show(guided=True)
     samples, sequence = one_sample(model, args.index, config)
     structure = sequence.structure(model.config.texture_rank)
     size = float(triple_bits(model, sequence).sum()) / 8
@@ -169,8 +169,7 @@ def main(args: Args) -> None:
     write(heat_map_figure(sheet), args.out / "heat-map.jpg")
 
     larger = DCTransformer.from_pretrained(args.larger)
-    calm = SampleConfig(seed=args.seed, temperature=0.9, texture_temperature=1.0)
-    samples, sequence = one_sample(larger, args.larger_index, calm)
+    samples, sequence = one_sample(larger, args.larger_index, SampleConfig(seed=args.seed).for_show(guided=False))
     structure = sequence.structure(larger.config.texture_rank)
     if not 0 <= args.chunk < structure.chunks(larger.config.stride):
         raise SystemExit(

@@ -37,7 +37,7 @@ from dctransformer.tasks.generate import generate
 from pictures import photo, pillow_jpeg
 from tiny_model import save_tiny_model
 
-QUICK = Settings(seed=3, temperature=1.0)
+QUICK = Settings(seed=3, min_p=0.0)
 SHAPE = ((32, 32), 30)
 """Shape and quality of the tiny model's pictures."""
 
@@ -111,7 +111,7 @@ def test_edits_give_what_their_tasks_give(studio: Studio) -> None:
     white = np.zeros((32, 32, 3), np.uint8)
     white[3:9, 3:9] = 255
     options = Options(2, "rose", SampleConfig(seed=3))
-    settings = Settings("rose", 3, 2, temperature=1.0)
+    settings = Settings("rose", 3, 2, min_p=0.0)
     small = read_upload(png(photo(16, 16, 0)), studio.limits)
     for run, expected in (
         (studio.upscale(small, 2, settings), upscale(studio.model, [small.pixels], 2, options)),
@@ -368,8 +368,8 @@ def test_one_click_settings_are_of_the_models_classes() -> None:
     pytest.importorskip("gradio")
     from dctransformer.app.page import generate_examples
 
-    assert list(generate_examples([])) == ["Any picture", "Any, temperature 1"]
-    assert list(generate_examples(["Ant", "Bee", "Rose"])) == ["Any picture", "Any, temperature 1", "Rose"]
+    assert list(generate_examples([])) == ["Any picture", "Any, nothing left out"]
+    assert list(generate_examples(["Ant", "Bee", "Rose"])) == ["Any picture", "Any, nothing left out", "Rose"]
     assert list(generate_examples(["Ant", "Bee", "Cat", "Dog"]))[2:] == ["Ant", "Bee", "Cat"]
 
 

@@ -157,7 +157,7 @@ def test_pictures_are_generated_with_the_settings_of_the_command(
     assert used == [SAMPLING]
     text = text if command == "evaluate" else out.read_text(encoding="utf-8")
     for phrase in (
-        "seed 7, temperature 0.8, top-p 0.9, guidance 1.5, ",
+        "seed 7, temperature 0.8, top-p 0.9, guidance 1.5, min-p 0.02, ",
         "temperature of texture 1, top-p of texture 0.95, guidance of texture 1.1",
     ):
         assert phrase in text
@@ -176,21 +176,23 @@ def test_sheets_of_a_report_are_drawn_by_the_settings_that_measured_best(
 
     monkeypatch.setattr("dctransformer.evaluate.evaluation.sample", watched)
     run(capsys, "report", folder, "--out", tmp_path / "report.html", "--num", "2", "--seed", "5")
-    assert used == [SampleConfig(5), SampleConfig(5, guidance=1.5, texture_guidance=1.0)]
+    assert used == [SampleConfig(5), SampleConfig(5, min_p=0.05, guidance=1.5, texture_guidance=1.0)]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "the first of the seed (seed 5, temperature 1, top-p 1, guidance 1.5, guidance of texture 1)" in text
+    assert (
+        "the first of the seed (seed 5, temperature 1, top-p 1, guidance 1.5, min-p 0.05, guidance of texture 1)"
+        in text
+    )
 
     def sheets(folder: Path, **settings: float) -> SampleConfig:
         sampling, network = SampleConfig(5, **settings), load_model(folder)
         return _Work("", folder, network, None, None, 2, sampling, None, False).sampling_of_sheets
 
-    calm = SampleConfig(5, temperature=0.9, texture_temperature=1.0)
+    cut = SampleConfig(5, min_p=0.05)
     assert sheets(folder, top_p=0.9) == SampleConfig(5, top_p=0.9)
     (folder / "train.json").write_text('{"label_dropout": 0.0}')  # the null label was not trained
-    assert sheets(folder) == calm
+    assert sheets(folder) == cut
     unlabelled = {"num_labels": 0, "label_names": ()}
-    assert sheets(save_tiny_model(tmp_path / "without", texture_from=2, **unlabelled)) == calm
-    assert sheets(save_tiny_model(tmp_path / "triples", texture_from=4)) == SampleConfig(5)
+    assert sheets(save_tiny_model(tmp_path / "without", texture_from=2, **unlabelled)) == cut
     (folder / "train.json").write_text("[")
     with pytest.raises(ValueError, match=r"train\.json is damaged"):
         sheets(folder)

@@ -102,12 +102,12 @@ class _Form:
         )  # fmt: skip
         with gr.Accordion("More settings", open=False):
             self.temperature = gr.Slider(
-                0, 1.5, 0.9, step=0.05, label="Temperature",
+                0, 1.5, 1, step=0.05, label="Temperature",
                 info="Of the structure: below 1 fewer unusual pictures.", elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.min_p = gr.Slider(
-                0, 0.3, 0, step=0.01, label="Min-p", elem_id=f"{task}-min-p",
-                info="Leave out values that are less likely than this part of the likeliest; 0 leaves out nothing.",
+                0, 0.3, 0.05, step=0.01, label="Min-p", elem_id=f"{task}-min-p",
+                info="Leave out what is less likely than this part of the likeliest; 0 leaves out nothing.",
             )  # fmt: skip
             self.guidance = gr.Slider(
                 0, 4, 1, step=0.1, label="Guidance", info="Above 1 follows the class more closely; twice the work.",
@@ -199,14 +199,14 @@ def _connect(
 
 
 def generate_examples(labels: list[str]) -> dict[str, tuple[str, float, float]]:
-    """Return the one-click settings of the first tab by name: class, temperature, guidance.
+    """Return the one-click settings of the first tab by name: class, min-p, guidance.
 
     Args:
         labels: classes of the model; empty if it has none.
     """
     shown = [label for label in ("Sunflower", "Rose", "Oxeye Daisy") if label in labels] or labels[:3]
-    anything = {"Any picture": (ANY, 0.9, 1.0), "Any, temperature 1": (ANY, 1.0, 1.0)}
-    return anything | {label: (label, 1.0, 1.5) for label in shown}
+    anything = {"Any picture": (ANY, 0.05, 1.0), "Any, nothing left out": (ANY, 0.0, 1.0)}
+    return anything | {label: (label, 0.05, 1.5) for label in shown}
 
 
 def _generate(studio: Studio, presence: Presence) -> None:
@@ -234,10 +234,8 @@ def _generate(studio: Studio, presence: Presence) -> None:
         return studio.generate(Settings.of(*settings), size)
 
     _connect(form, presence, out, run, [size])
-    for button, label, temperature, guidance in buttons:
-        script = (
-            f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, {temperature}, 1, {guidance}]"
-        )
+    for button, label, min_p, guidance in buttons:
+        script = f"(seed, fresh) => [{json.dumps(label)}, window.dct.seed(seed, fresh), 1, 1, {min_p}, {guidance}]"
         chosen = _in_browser(button.click, script, [form.seed, form.fresh], form.inputs())
         job = _on(chosen.then, presence, run, [size, *form.inputs()], out)
         form.stop.click(None, None, None, cancels=[job])

@@ -22,16 +22,16 @@ class Settings:
         seed: decides the result, together with the other settings.
         num: pictures, or alternatives of one.
         temperature: of the structure; see `dctransformer.sampling.config.SampleConfig`, as the next two. Texture keeps
-            the model's own distribution, unless the temperature is 0. The default did well in docs/evaluation.md.
-        min_p: likewise.
+            the model's own distribution, unless the temperature is 0.
+        min_p: likewise; the default did best in docs/evaluation.md.
         guidance: likewise, of the structure.
     """
 
     label: str = ANY
     seed: float | None = 1
     num: float | None = 1
-    temperature: float = 0.9
-    min_p: float = 0.0
+    temperature: float = 1.0
+    min_p: float = 0.05
     guidance: float = 1.0
 
     @classmethod

@@ -56,14 +56,13 @@ class SampleConfig:
         return as_it_is and self.min_p == 0
 
     def for_show(self, guided: bool) -> SampleConfig:
-        """Return the settings of structure whose pictures came nearest to real ones; see docs/evaluation.md.
+        """Return the settings of structure whose pictures are the best; see docs/evaluation.md.
 
         Args:
             guided: whether the model can be guided: it has classes, and was trained with hidden ones, too.
         """
-        if guided:
-            return dataclasses.replace(self, guidance=1.5, texture_guidance=1.0)
-        return dataclasses.replace(self, temperature=0.9, texture_temperature=1.0)
+        guidance = {"guidance": 1.5, "texture_guidance": 1.0} if guided else {}
+        return dataclasses.replace(self, min_p=0.05, **guidance)
 
     def of_texture(self) -> SampleConfig:
         """Return the settings by which texture is drawn, as temperature, top-p and guidance."""

@@ -110,9 +110,10 @@ class Draws:
             torch.tensor(guidance, dtype=torch.float32),
             torch.tensor(twins, dtype=torch.int64),
         ]
-        any_cut, any_floor = any(c.top_p < 1 for c in configs), any(c.min_p > 0 for c in configs)
-        any_greedy = any(c.temperature == 0 for c in configs)
-        return cls(*(t.to(device, non_blocking=True) for t in tensors), any_cut, any_floor, any_greedy)
+        return cls(
+            *(t.to(device, non_blocking=True) for t in tensors), any_cut=any(c.top_p < 1 for c in configs),
+            any_floor=any(c.min_p > 0 for c in configs), any_greedy=any(c.temperature == 0 for c in configs),
+        )  # fmt: skip
 
     @property
     def kind(self) -> tuple[bool, bool, bool, bool]:
@@ -135,7 +136,8 @@ class Draws:
 
     def _each(self, change: Callable[[Tensor], Tensor], twins: Tensor) -> Draws:
         settings = map(change, (self.temperature, self.top_p, self.min_p, self.greedy, self.guidance))
-        return Draws(*settings, twins, self.any_cut, self.any_floor, self.any_greedy)
+        kinds = {"any_cut": self.any_cut, "any_floor": self.any_floor, "any_greedy": self.any_greedy}
+        return Draws(*settings, twins=twins, **kinds)
 
     def both(self, x: Tensor) -> Tensor:
         """Append the twins to the rows: ``[B, …]`` becomes ``[B + G, …]``."""
