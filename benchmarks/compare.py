@@ -47,7 +47,7 @@ TRAINED, SAMPLES, ROW = "trained.json", "samples.safetensors", "row.json"
 TRAINING = ("data", "minutes", "tune_minutes", "preset", "scored", "seed", "device", "precision", "clock")
 """Settings that determine the weights."""
 
-SAMPLING = (*TRAINING, "batch")
+SAMPLING = (*TRAINING, "batch", "min_p")
 """Settings that determine the pictures and the sampling time."""
 
 SHOWN = 7
@@ -86,6 +86,8 @@ class Args:
     """Folder that the data set was prepared from, if it has moved since."""
     cache: Path | None = None
     """Folder that caches the features of the real pictures; the user's cache folder by default."""
+    min_p: float = 0.0
+    """Min-p of the samples of all systems; 0 for their own distributions."""
     c2st: bool = True
     """Run the classifier two-sample test (a minute on one core for each row of 1,000 pictures)."""
     seed: tyro.conf.Suppress[int] = 0
@@ -156,7 +158,7 @@ def generate(system: System, args: Args, labels: list[int], folder: Path) -> tup
 
     DCTransformer generates all pictures in one call, as its engine replaces finished pictures in a batch by new ones.
     """
-    path, config = folder / SAMPLES, SampleConfig(args.seed, batch=args.batch, graphs=False)
+    path, config = folder / SAMPLES, SampleConfig(args.seed, batch=args.batch, min_p=args.min_p, graphs=False)
     generated = torch.zeros(0, *system.data.train.pixels.shape[1:], dtype=torch.uint8)
     facts: dict[str, Any] = {"settings": args.settings(), "clock": 0.0, "wall": 0.0}
     if path.exists():
@@ -298,6 +300,11 @@ def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
+def settings_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an earlier run; those that did not exist yet have the values that they stand for."""
+    return {"min_p": 0.0, **record["settings"]}
+
+
 def load_record(path: Path, args: Args, common: tuple[str, ...]) -> dict[str, Any] | None:
     """Read a JSON file of an earlier run, or return None if there is none.
 
@@ -313,7 +320,7 @@ def load_record(path: Path, args: Args, common: tuple[str, ...]) -> dict[str, An
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before = record["settings"]
+        before = settings_of(record)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to create it again") from error
     differ = [k for k, v in args.settings().items() if k in common and before.get(k) != v]
@@ -346,7 +353,7 @@ def compare(args: Args) -> dict[str, Any]:
     if not args.seeds or len(set(args.seeds)) < len(args.seeds):
         raise ValueError("seeds must be one or more different numbers")
     for seed in args.seeds:
-        SampleConfig(seed, batch=args.batch)  # validates the seed
+        SampleConfig(seed, batch=args.batch, min_p=args.min_p)  # validates them
     data = Data.open(args.data, args.scored, args.originals)
     judge = Judge(data, args.features, args.num, few=args.few, device=args.device, cache=args.cache)
     out = make_folder(args.out)
@@ -358,7 +365,7 @@ def compare(args: Args) -> dict[str, Any]:
         for number, system in enumerate(systems(preset(args.preset), data, sides, seed)):
             folder = out / f"seed-{seed}" / _slug(system.name)
             row = load_record(folder / ROW, settings, SAMPLING)
-            if row is None or row["settings"] != settings.settings():
+            if row is None or settings_of(row) != settings.settings():
                 first = rows[number][0]["stages"] if number < len(rows) else {}
                 row = row_of(system, settings, judge, labels, folder, first)
                 write_text(folder / ROW, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
@@ -386,7 +393,11 @@ def compare(args: Args) -> dict[str, Any]:
         "parameters": {seeds[0]["system"]: seeds[0]["parameters"] for seeds in rows},
         "held_out_photographs": extra["held_out"],
         "seeds": list(args.seeds),
-        **{k: v for k, v in args.settings().items() if k in ("data", "minutes", "clock", "num", "batch", "preset")},
+        **{
+            k: v
+            for k, v in args.settings().items()
+            if k in ("data", "minutes", "clock", "num", "batch", "preset", "min_p")
+        },
         "tune_minutes": args.minutes / 6 if args.tune_minutes is None else args.tune_minutes,
         **{k: rows[0][0][k] for k in ("machine", "torch", "commit")},
     }

@@ -386,13 +386,23 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     samples = tmp_path / "out" / "seed-0" / "vq-vae-prior" / "samples.safetensors"
     pictures = load_file(samples)["pictures"]
     save_file({"pictures": pictures[:4].contiguous()}, samples)
+    # Records that are older than a setting count as made with what it stands for.
+    for name in ("samples.json", "row.json"):
+        record = json.loads((folder / "dctransformer" / name).read_text())
+        assert record["settings"].pop("min_p") == 0
+        (folder / "dctransformer" / name).write_text(json.dumps(record))
+    written = (folder / "dctransformer" / "row.json").stat().st_mtime_ns
     main(args)
+    assert (folder / "dctransformer" / "row.json").stat().st_mtime_ns == written
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert second["frechet"] == line["frechet"]
     assert torch.equal(load_file(samples)["pictures"], pictures)
     with pytest.raises(SystemExit) as stop:
         main([*args, "--scored", "3"])
     assert stop.value.code == 2 and "another scored" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--min-p", "0.05"])
+    assert stop.value.code == 2 and "another min_p" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -403,6 +413,7 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
         (["--minutes", "0"], "minutes 0.0 must be greater than 0"),
         (["--few", "--num", "5", "--preset", "large"], "there is no preset 'large'"),
         (["--few", "--num", "5", "--sides", "0"], "side 0 does not divide"),
+        (["--few", "--num", "5", "--min-p", "2"], "min-p 2.0 must be from 0 to 1"),
         (["--features", "nothing.onnx"], "there is no extractor 'nothing.onnx'"),
         (["--clock", "processor", "--threads", "2"], "processor time is for one thread"),
     ],
