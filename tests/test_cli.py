@@ -14,7 +14,7 @@ from PIL import Image
 from dctransformer import DCTransformer, read_jpeg
 from dctransformer.cli import main
 from dctransformer.codec import order
-from dctransformer.commands.common import with_revision
+from dctransformer.commands.common import listed, with_revision
 from dctransformer.files import printable
 from pictures import photo_folder
 from tiny_model import prepare_small, save_plain_model, save_tiny_model
@@ -239,3 +239,11 @@ def test_a_revision_belongs_to_a_model_of_the_hub(capsys: pytest.CaptureFixture[
         main(["info", "flowers64", "--revision", "v1"])
     assert "--revision is for models of the hub" in capsys.readouterr().err
     assert with_revision("hf:me/flowers", "v1") == "hf:me/flowers@v1"
+
+
+@pytest.mark.parametrize(
+    ("paths", "text"), [(["a b.jpg"], "1 picture: a b.jpg"), (["a.jpg", "b.jpg"], "2 pictures: a.jpg …")]
+)
+def test_written_pictures_are_counted(paths: list[str], text: str) -> None:
+    """One picture is singular, and of several the first is named."""
+    assert listed(paths) == text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from dctransformer.commands.common import print_facts, with_revision
+from dctransformer.commands.common import listed, print_facts, with_revision
 from dctransformer.files import printable
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class Decompress:
         with tqdm(desc="decompressing", unit="picture", disable=self.json, delay=0.01) as bar:
             files = decompress(self.source, self.out, model=self.model, device=self.device, progress=_show(bar))
         paths = [str(path) for path in files]
-        text = f"{len(paths):,} pictures: {printable(paths[0])} …"
-        print_facts(self.json, {"files": paths}, lambda: print(text))
+        print_facts(self.json, {"files": paths}, lambda: print(listed(paths)))
 
 
 def _show(bar: tqdm) -> Callable[[int, int], None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dctransformer.commands.common import print_facts, with_revision
+from dctransformer.commands.common import listed, print_facts, with_revision
 from dctransformer.files import printable
 from dctransformer.sampling.config import SampleConfig
 
@@ -209,7 +209,7 @@ def _show(bar: tqdm) -> Callable[[int, int], None]:
 
 
 def _list_files(files: dict[str, Any]) -> None:
-    print(f"{len(files['files'])} pictures: {printable(files['files'][0])} …")
+    print(listed(files["files"]))
     for name in ("sheet", "heat_map"):
         if name in files:
             print(f"{name.replace('_', '-')}: {printable(files[name])}")
