@@ -382,10 +382,11 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
                        "image-gpt-8-px/model/model.safetensors", "vq-vae-prior/autoencoder/model.safetensors",
                        "vq-vae-prior/prior/model.safetensors"]  # fmt: skip
     # Without the row and one of the pictures, the second run generates the same picture again.
-    (tmp_path / "out" / "seed-0" / "vq-vae-prior" / "row.json").unlink()
-    samples = tmp_path / "out" / "seed-0" / "vq-vae-prior" / "samples.safetensors"
-    pictures = load_file(samples)["pictures"]
-    save_file({"pictures": pictures[:4].contiguous()}, samples)
+    redrawn = ("vq-vae-prior", "image-gpt-8-px")
+    drawn = {name: load_file(folder / name / "samples.safetensors")["pictures"] for name in redrawn}
+    for name, pictures in drawn.items():
+        (folder / name / "row.json").unlink()
+        save_file({"pictures": pictures[:4].contiguous()}, folder / name / "samples.safetensors")
     # Records that are older than a setting count as made with what it stands for.
     for name in ("samples.json", "row.json"):
         record = json.loads((folder / "dctransformer" / name).read_text())
@@ -396,7 +397,8 @@ def test_the_benchmark_from_end_to_end(data: Path, tmp_path: Path, main, capsys:
     assert (folder / "dctransformer" / "row.json").stat().st_mtime_ns == written
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert second["frechet"] == line["frechet"]
-    assert torch.equal(load_file(samples)["pictures"], pictures)
+    for name, pictures in drawn.items():
+        assert torch.equal(load_file(folder / name / "samples.safetensors")["pictures"], pictures)
     with pytest.raises(SystemExit) as stop:
         main([*args, "--scored", "3"])
     assert stop.value.code == 2 and "another scored" in capsys.readouterr().err

@@ -135,7 +135,7 @@ class System(abc.ABC):
         """Write the weights of the networks, one folder per stage."""
         for name, network in self.networks.items():
             # Weight files can't hold booleans, such as the codebook's flag that it is initialised.
-            state = {k: v.float() if v.dtype == torch.bool else v for k, v in network.state_dict().items()}
+            state = {k: v if v.is_floating_point() else v.float() for k, v in network.state_dict().items()}
             write_weights(state, folder / name)
 
     def load(self, folder: Path) -> None:

@@ -63,8 +63,8 @@ ADDED = ("local.hidden_table", "local.given_mix")
 
 def current_name(parameter: str) -> str:
     """Return the name that a parameter of a file has in the network now."""
-    module, _, rest = parameter.partition(".")
-    return f"{RENAMED.get(module, module)}.{rest}"
+    module, dot, rest = parameter.partition(".")
+    return f"{RENAMED.get(module, module)}{dot}{rest}"
 
 
 def current_shape(parameter: str, shape: list[int]) -> list[int]:
