@@ -193,6 +193,7 @@ def test_sheets_of_a_report_are_drawn_by_the_settings_that_measured_best(
     assert sheets(folder) == cut
     unlabelled = {"num_labels": 0, "label_names": ()}
     assert sheets(save_tiny_model(tmp_path / "without", texture_from=2, **unlabelled)) == cut
+    assert sheets(save_tiny_model(tmp_path / "triples", texture_from=4)) == SampleConfig(5)
     (folder / "train.json").write_text("[")
     with pytest.raises(ValueError, match=r"train\.json is damaged"):
         sheets(folder)

@@ -618,7 +618,7 @@ def test_likelihood_computes_convolutions_in_full_on_a_gpu(monkeypatch: pytest.M
 
 
 def test_compiled_texture_is_one_graph_per_grid() -> None:
-    """Nothing interrupts the compiled network, and grids of as many places are told apart."""
+    """Nothing interrupts the compiled network, and two grids with equally many places give their own results."""
     model = make_model(texture_from=1)
     compiled = torch.compile(model.texture.nats, backend="eager", fullgraph=True, dynamic=False)
     for grid in (Grid(2, 2), Grid(1, 4), Grid(2, 2)):

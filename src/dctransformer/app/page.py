@@ -25,6 +25,7 @@ from dctransformer.app.uploads import fitting_examples
 from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
+from dctransformer.sampling.config import SHOWN_GUIDANCE, SHOWN_MIN_P
 
 FOLDER = Path(__file__).parent
 ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
@@ -106,7 +107,7 @@ class _Form:
                 info="Of the structure: below 1 fewer unusual pictures.", elem_id=f"{task}-temperature",
             )  # fmt: skip
             self.min_p = gr.Slider(
-                0, 0.3, 0.05, step=0.01, label="Min-p", elem_id=f"{task}-min-p",
+                0, 0.3, SHOWN_MIN_P, step=0.01, label="Min-p", elem_id=f"{task}-min-p",
                 info="Leave out what is less likely than this part of the likeliest; 0 leaves out nothing.",
             )  # fmt: skip
             self.guidance = gr.Slider(
@@ -205,8 +206,8 @@ def generate_examples(labels: list[str]) -> dict[str, tuple[str, float, float]]:
         labels: classes of the model; empty if it has none.
     """
     shown = [label for label in ("Sunflower", "Rose", "Oxeye Daisy") if label in labels] or labels[:3]
-    anything = {"Any picture": (ANY, 0.05, 1.0), "Any, nothing left out": (ANY, 0.0, 1.0)}
-    return anything | {label: (label, 0.05, 1.5) for label in shown}
+    anything = {"Any picture": (ANY, SHOWN_MIN_P, 1.0), "Any, nothing left out": (ANY, 0.0, 1.0)}
+    return anything | {label: (label, SHOWN_MIN_P, SHOWN_GUIDANCE) for label in shown}
 
 
 def _generate(studio: Studio, presence: Presence) -> None:

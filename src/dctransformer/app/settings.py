@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-from dctransformer.sampling.config import SampleConfig
+from dctransformer.sampling.config import SHOWN_MIN_P, SampleConfig
 
 ANY = ""
 """The label of a picture of no particular class."""
@@ -31,7 +31,7 @@ class Settings:
     seed: float | None = 1
     num: float | None = 1
     temperature: float = 1.0
-    min_p: float = 0.05
+    min_p: float = SHOWN_MIN_P
     guidance: float = 1.0
 
     @classmethod

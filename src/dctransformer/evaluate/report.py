@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dctransformer
+from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
 from dctransformer.evaluate import plots, tables
 from dctransformer.evaluate.bits import exact_bits, surprise
@@ -197,7 +198,7 @@ class _Work:
     def sampling_of_sheets(self) -> SampleConfig:
         """Settings of the pictures that are there to be looked at."""
         config = self.network.config
-        if not self.sampling.is_default:
+        if not self.sampling.is_default or config.texture_rank == order.NUM_CHANNELS:  # measured with texture alone
             return self.sampling
         return self.sampling.for_show(guided=config.num_labels > 0 and hides_labels(self.folder))
 

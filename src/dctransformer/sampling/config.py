@@ -12,6 +12,9 @@ MIN_TEMPERATURE = 1e-3
 
 MAX_GUIDANCE = 1000.0
 
+SHOWN_MIN_P, SHOWN_GUIDANCE = 0.05, 1.5
+"""Settings of pictures that are there to be looked at: they measured best (docs/evaluation.md)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -26,8 +29,8 @@ class SampleConfig:
     top_p: float = 1.0
     """Keep the likeliest positions and values that make up this probability (occupancy of texture is not cut)."""
     min_p: float = 0.0
-    """Leave out positions and values of the structure that are less likely than this part of the likeliest (Nguyen et
-    al. 2024); 0.05 gave the best pictures (docs/evaluation.md). Texture is not cut."""
+    """Leave out positions and values of triples that are less likely than this part of the likeliest (Nguyen et al.
+    2024); 0.05 gave the best pictures (docs/evaluation.md). Texture that is decided by channel is not cut."""
     guidance: float = 1.0
     """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
     texture_temperature: float | None = None
@@ -61,8 +64,8 @@ class SampleConfig:
         Args:
             guided: whether the model can be guided: it has classes, and was trained with hidden ones, too.
         """
-        guidance = {"guidance": 1.5, "texture_guidance": 1.0} if guided else {}
-        return dataclasses.replace(self, min_p=0.05, **guidance)
+        guidance = {"guidance": SHOWN_GUIDANCE, "texture_guidance": 1.0} if guided else {}
+        return dataclasses.replace(self, min_p=SHOWN_MIN_P, **guidance)
 
     def of_texture(self) -> SampleConfig:
         """Return the settings by which texture is drawn, as temperature, top-p and guidance."""

@@ -73,7 +73,7 @@ class Draws:
         guidance: fp32 ``[B]``.
         twins: int64 ``[G]`` in ascending order, the rows that are computed a second time without their label.
         any_cut: whether any row has a top-p below 1.
-        any_floor: whether any row has a min-p above 0.
+        any_min_p: whether any row has a min-p above 0.
         any_greedy: whether any row takes the likeliest outcome.
     """
 
@@ -84,7 +84,7 @@ class Draws:
     guidance: Tensor
     twins: Tensor
     any_cut: bool
-    any_floor: bool
+    any_min_p: bool
     any_greedy: bool
 
     @classmethod
@@ -112,13 +112,13 @@ class Draws:
         ]
         return cls(
             *(t.to(device, non_blocking=True) for t in tensors), any_cut=any(c.top_p < 1 for c in configs),
-            any_floor=any(c.min_p > 0 for c in configs), any_greedy=any(c.temperature == 0 for c in configs),
+            any_min_p=any(c.min_p > 0 for c in configs), any_greedy=any(c.temperature == 0 for c in configs),
         )  # fmt: skip
 
     @property
     def kind(self) -> tuple[bool, bool, bool, bool]:
         """What decides on the operations of a draw: whether any row has a top-p, a min-p, is greedy, is guided."""
-        return self.any_cut, self.any_floor, self.any_greedy, len(self.twins) > 0
+        return self.any_cut, self.any_min_p, self.any_greedy, len(self.twins) > 0
 
     def copy_(self, other: Draws) -> None:
         """Copy the settings of another batch of the same size and kind, keeping the tensors."""
@@ -136,7 +136,7 @@ class Draws:
 
     def _each(self, change: Callable[[Tensor], Tensor], twins: Tensor) -> Draws:
         settings = map(change, (self.temperature, self.top_p, self.min_p, self.greedy, self.guidance))
-        kinds = {"any_cut": self.any_cut, "any_floor": self.any_floor, "any_greedy": self.any_greedy}
+        kinds = {"any_cut": self.any_cut, "any_min_p": self.any_min_p, "any_greedy": self.any_greedy}
         return Draws(*settings, twins=twins, **kinds)
 
     def both(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def pick(logits: Tensor, uniform: Tensor, draws: Draws | None = None) -> Tensor:
     if draws is not None:
         p = p / draws.temperature[:, None]
     p = p.masked_fill(impossible, -torch.inf).softmax(-1)
-    if draws is not None and draws.any_floor:
+    if draws is not None and draws.any_min_p:
         p = torch.where(p < draws.min_p[:, None] * p.amax(-1, keepdim=True), 0.0, p)
     if draws is not None and draws.any_cut:
         high, index = p.sort(-1, descending=True)

@@ -231,7 +231,7 @@ class Trainer:
     def _has_room(self) -> bool:
         """Return whether a pass takes little enough of a GPU's memory for it to be held twice.
 
-        A recording keeps its memory, and validation and passes that are not recorded need theirs as well.
+        A recording keeps its memory, and validation and passes that are not recorded need memory as well.
         """
         total = torch.cuda.get_device_properties(self.device).total_memory
         return torch.cuda.max_memory_allocated(self.device) < total * RECORDED_PART
