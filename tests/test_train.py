@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,20 +241,44 @@ def test_divergence_is_one_sentence(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "run", preset("tiny"), TrainConfig(triples=20_000, lr=1e5, **QUICK), progress=False)
 
 
+def test_a_failed_gpu_is_one_sentence(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA error in a step is reported in one sentence, and the next call goes on from the checkpoint."""
+    run, real = tmp_path / "run", Trainer.step
+
+    def step(trainer: Trainer, *batch: Any) -> torch.Tensor:
+        if trainer.progress.step == 3:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for it in the manual")
+        return real(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    config = TrainConfig(triples=2000, checkpoint_every=0.0, **QUICK)
+    with pytest.raises(
+        ValueError, match=r"cpu failed \(CUDA error: unspecified launch failure\); run the same command"
+    ):
+        train(data, run, preset("tiny"), config, progress=False)
+    monkeypatch.setattr(Trainer, "step", real)
+    assert json.loads(safe_progress(run / "checkpoint.safetensors"))["step"] == 3
+    assert train(data, run, preset("tiny"), config, progress=False)["finished"]
+
+
 def test_a_stop_signal_saves_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    """SIGTERM finishes the step, saves a checkpoint and exits with 143 and a hint; SIGINT with 130."""
+    """SIGTERM finishes the step, saves a checkpoint and exits with 143 and a hint; SIGINT with 130.
+
+    Schedulers send SIGTERM to the processes that cut chunks, too.
+    """
     command = ["train", "--data", str(data), "--run", str(tmp_path / "run")]
     command += ["--preset", "tiny", "--minutes", "10", "--batch", "8", "--loaders", "1", "--checkpoint-every", "0.001"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dctransformer.cli", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
     )  # fmt: skip
     while not (tmp_path / "run/checkpoint.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
     with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .* since 20"):
         train(data, tmp_path / "run", preset("tiny"), TrainConfig(minutes=10.0, batch=8), progress=False)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "run the same command again" in out

@@ -116,7 +116,7 @@ def tensors_of(batch: Any) -> tuple[list[Tensor], tuple]:
 def record(
     run: Callable[[], tuple[Tensor, list[Tensor | None]]],
 ) -> tuple[Callable[[], None], tuple[Tensor, list[Tensor | None]]]:
-    """Record a function as a CUDA graph. It has not run on a GPU yet.
+    """Record a function as a CUDA graph.
 
     Args:
         run: runs kernels on the current CUDA device and returns their results.

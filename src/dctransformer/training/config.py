@@ -86,11 +86,12 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster on this device."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile what surrounds the matrix products, which takes a minute or two at the start; auto does so on a GPU.
+    """Compile what surrounds the matrix products, which takes a minute or two at the start; auto does so on a GPU,
+    unless its passes are recorded (``graphs``).
     (Compiled, a resumed run is equal to one that was not stopped but for rounding.)"""
     graphs: bool = False
     """On a GPU, record the passes of a step as CUDA graphs and replay them, which takes the host out of a small model's
-    steps. Only for one process that has memory for a whole batch at once. It has not run on a GPU yet."""
+    steps. Only for one process that has memory for a whole batch at once."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     starts: Literal["uniform", "early"] = "uniform"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from dctransformer.data.store import TripleStore
@@ -24,7 +25,7 @@ from dctransformer.training.distributed import Processes
 from dctransformer.training.log import Log
 from dctransformer.training.run_folder import RunFolder
 from dctransformer.training.setup import Steps, freeze_untrained, new_model, shape_for
-from dctransformer.training.signals import StopSignal
+from dctransformer.training.signals import StopSignal, leave_signals_to_the_trainer
 from dctransformer.training.trainer import Trainer
 from dctransformer.training.validation import draw_sheet, is_due, save_ema, score_kept, validate, what_is_scored
 
@@ -45,7 +46,8 @@ def train(
         The final validation's metrics; ``finished`` is False, and ``signal`` its number, if a signal ended the run.
 
     Raises:
-        ValueError: the data set is missing or empty, the run folder is in use or of another config, the disk is full.
+        ValueError: the data set is missing or empty, the run folder is in use or of another config, the disk is full,
+            the GPU failed.
     """
     config.check()
     processes, folder = Processes.join(), RunFolder(Path(run))
@@ -90,6 +92,11 @@ def _train(
         return training_loop(trainer, steps, held_out, folder, show)
     except OSError as error:
         raise write_error(error, folder.path) from error
+    except torch.AcceleratorError as error:
+        raise ValueError(
+            f"{trainer.device} failed ({str(error).splitlines()[0]}); run the same command again: it goes on from the "
+            "last checkpoint, if there is one" + (", or without --graphs" if config.graphs else "")
+        ) from error
 
 
 def training_loop(
@@ -103,7 +110,10 @@ def training_loop(
     log.note(what_is_scored(held_out, config))
     endless: Any = range(state.step, 1 << 62)  # the budget ends it
     workers = config.loader_processes(trainer.device.type, processes.local_count)
-    loader = DataLoader(steps, batch_size=None, sampler=endless, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        steps, batch_size=None, sampler=endless, num_workers=workers, persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_the_trainer,
+    )  # fmt: skip
     signal, saved = 0, state.seconds
     with StopSignal() as stop:
         clock = time.perf_counter()

@@ -112,7 +112,7 @@ class Trainer:
         """The first step with a gradient that was infinite or NaN; −1 for none. Kept on the device."""
         self.rate = 0.0
         """Learning rate of the last step."""
-        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
+        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda" and not config.graphs):
             self.model.compile_stacks(by_layer=self.parallel == "fsdp")  # type: ignore[operator]
         self.replica = replicate(self.model, self.device) if self.parallel == "ddp" else self.model
         """The model as it is called in training."""
