@@ -14,7 +14,7 @@ CURVES = Path(__file__).parent.parent / "curves"
 """Curves of the trainings that this project ran, a file each: first what was trained, then lines of ``metrics.jsonl``.
 
 ``weights`` names the shipped weights that it made or, with others, helped to make; ``structure`` is false if it trained
-texture alone.
+texture alone; ``continues`` is true if it went on with trained structure.
 """
 
 OF_HUFFMAN = "bytes_of_huffman"
@@ -46,6 +46,8 @@ class Curve:
 def shipped_curves(config: ModelConfig, structure: bool = True) -> list[Curve]:
     """Return the curves that come with the package and that a training of a shape can be compared with.
 
+    Those of trainings that went on with a trained structure are left out.
+
     Args:
         config: of the model that is trained. Height, width and JPEG quality must agree, so that bytes compare, and
             where texture begins, so that triples are counted alike.
@@ -53,7 +55,9 @@ def shipped_curves(config: ModelConfig, structure: bool = True) -> list[Curve]:
     """
     wanted = {"shape": list(config.trained_shape), "quality": config.quality, "texture_from": config.texture_from}
     wanted["structure"] = structure
-    return [curve for facts, curve in _shipped() if all(facts[name] == value for name, value in wanted.items())]
+    wanted["continues"] = False
+    facts_of_all = (({"continues": False, **facts}, curve) for facts, curve in _shipped())
+    return [curve for facts, curve in facts_of_all if all(facts[name] == value for name, value in wanted.items())]
 
 
 def curves_of_weights(name: str) -> list[Curve]:
