@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,44 @@ def test_a_phase_that_hangs_costs_its_own_time_only(script: ModuleType, tmp_path
     session.run("sampling", [sys.executable, "-c", "print('{\"speed\": 3}')"], limit=20.0)
     kept = script.Session(1.0, tmp_path / "results.json")
     assert kept.done("sampling") and kept.results["sampling"]["result"] == {"speed": 3}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "options"),
+    [
+        ({}, ["--compile", "off"]),
+        ({"eager": 100.0, "muon": 80.0, "graphs": 82.0, "compiled": 101.0}, ["--compile", "off"]),
+        ({"eager": 100.0, "muon": 80.0, "graphs": 160.0, "compiled": 150.0}, ["--compile", "off", "--graphs"]),
+        ({"eager": 100.0, "muon": 80.0, "graphs": 90.0, "compiled": 150.0}, ["--compile", "on"]),
+        ({"muon": 80.0, "graphs": 160.0, "compiled": 500.0}, ["--compile", "off", "--graphs"]),
+    ],
+)
+def test_the_fastest_mode_trains(script: ModuleType, speeds: dict[str, float], options: list[str]) -> None:
+    """Modes are compared with eager steps of their optimiser; an unmeasured or failed one is not taken."""
+    table = [{"batch": 96, "mode": mode, "triples_per_second": speed} for mode, speed in speeds.items()]
+    failed = [{"batch": 96, "mode": mode, "error": "out of memory"} for mode in ("graphs", "compiled") if not speeds]
+    assert script.best_mode({"result": {"table": table + failed}}) == options
+    assert script.best_mode({}) == ["--compile", "off"]
+
+
+def test_a_training_that_fails_is_tried_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may fail once: the same command then goes on from the checkpoint; a second failure ends the phase."""
+    calls: list[list[str]] = []
+
+    def run(session: Any, phase: str, command: list[str], limit: float, grace: float = 20.0) -> dict[str, Any]:
+        calls.append(command)
+        session.results[phase] = {"status": 2 if len(calls) in (1, 3, 4) else 0, "seconds": 1.0}
+        return session.results[phase]
+
+    monkeypatch.setattr(script.Session, "run", run)
+    skip = ["--skip", "tests", "benchmark", "sampling"]
+    arguments = ["--data", str(tmp_path), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "results.json")]
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", *arguments, *skip])
+    assert script.main() == 0 and len(calls) == 2 and calls[0] == calls[1]
+    (tmp_path / "results.json").unlink(missing_ok=True)
+    assert script.main() == 1 and len(calls) == 4
 
 
 def test_training_leaves_weights_and_is_not_done_again(
