@@ -179,7 +179,7 @@ def main() -> int:
         command = [python, "-m", "dctransformer.cli", "train", "--data", str(arguments.data.resolve())]
         command += ["--run", str(arguments.run.resolve()), "--device", arguments.device, "--minutes", f"{minutes:.2f}"]
         command += ["--checkpoint-every", "1"]
-        if "--compile" not in options:
+        if not {"--compile", "--graphs"} & set(options):
             command += best_mode(session.results.get("benchmark", {}))
         for _ in range(2):
             session.run("training", [*command, *options], session.left - 0.3 * overhead, grace=0.2 * overhead)

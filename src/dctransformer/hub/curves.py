@@ -54,10 +54,8 @@ def shipped_curves(config: ModelConfig, structure: bool = True) -> list[Curve]:
         structure: whether structure is trained; a training of texture alone counts the triples of texture.
     """
     wanted = {"shape": list(config.trained_shape), "quality": config.quality, "texture_from": config.texture_from}
-    wanted["structure"] = structure
-    wanted["continues"] = False
-    facts_of_all = (({"continues": False, **facts}, curve) for facts, curve in _shipped())
-    return [curve for facts, curve in facts_of_all if all(facts[name] == value for name, value in wanted.items())]
+    wanted |= {"structure": structure, "continues": False}
+    return [curve for facts, curve in _shipped() if all(facts.get(k, False) == value for k, value in wanted.items())]
 
 
 def curves_of_weights(name: str) -> list[Curve]:
