@@ -397,9 +397,11 @@ def test_starting_from_another_model(data: Path, tmp_path: Path) -> None:
     chosen = train_defaults(["train", "--data", "data", "--init", str(tmp_path / "first")]).model
     assert chosen.width == first.config.width != train_defaults(["train"]).model.width
     assert train_defaults(["--preset", "base", "--init", str(tmp_path / "first")]).model.width > 2 * chosen.width
-    with pytest.raises(ValueError, match="width"):
+    with pytest.raises(ValueError, match=r"\(width 32 instead of 48\).*--model options"):
         train(data, tmp_path / "third", preset("tiny", width=48, texture_from=2), config, progress=False)
     assert not (tmp_path / "third").exists()
+    with pytest.raises(ValueError, match=f"--quality {first.config.quality}"):
+        start_from(new_model(dataclasses.replace(shape, quality=90), 1), str(tmp_path / "first"))
 
 
 def test_training_texture_alone(data: Path, tmp_path: Path) -> None:

@@ -112,10 +112,16 @@ def start_from(model: DCTransformer, name: str, *, new_texture: bool = False) ->
     differ = [field for field in now if field not in free and before[field] != now[field]]
     keeps_texture = new_texture and any(field in TEXTURE_NETWORK for field in differ)
     differ = [field for field in differ if not (keeps_texture and field in TEXTURE_NETWORK)]
-    if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
+    if "quality" in differ:
         raise ValueError(
-            f"{name} can't be started from: its {', '.join(differ or ['chunk'])} differs; "
-            f"give the settings and the quality it was trained with, or leave --init out"
+            f"{name} was trained on pictures of quality {before['quality']}, and these have {now['quality']}; prepare "
+            f"them with --quality {before['quality']}, or leave --init out"
+        )
+    if differ or (model.config.block == "paper" and before["chunk"] != now["chunk"]):
+        values = ", ".join(f"{field} {before[field]} instead of {now[field]}" for field in differ or ["chunk"])
+        raise ValueError(
+            f"{name} has another architecture ({values}); leave --preset and these --model options out, and the "
+            "weights' architecture is used, or leave --init out"
         )
     state = source.state_dict()
     rows = model_labels(source.config, model.config.label_names, range(len(model.config.label_names)))
