@@ -473,12 +473,15 @@ def test_texture_scores_do_not_depend_on_the_structure(data: Path) -> None:
     assert same_counts[2:4] == counts[2:4] and not any(same_counts[:2]) and all(counts[:2])
 
 
-def test_compiled_stacks_take_the_same_steps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("texture_from", [2, 4])
+def test_compiled_stacks_take_the_same_steps(
+    texture_from: int, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     """Traced and differentiated stacks equal the eager ones up to rounding (without slow code generation)."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     store, losses = TripleStore.open(data, "train"), []
     for mode in ("off", "on"):
-        model = new_model(preset("tiny", quality=30, size=32), 0)
+        model = new_model(preset("tiny", quality=30, size=32, texture_from=texture_from), 0)
         trainer = Trainer(model, TrainConfig(batch=4, compile=mode, precision="fp32"))
         steps = Steps(store, model.config, trainer.config)
         losses.append(torch.stack([trainer.step(steps[k]) for k in range(3)]))

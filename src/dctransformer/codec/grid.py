@@ -30,6 +30,15 @@ def outside_inference(make: Callable[_Arguments, _Result]) -> Callable[_Argument
     return ordinary
 
 
+def _constant(cached: Callable[_Arguments, Tensor], name: str) -> Callable[_Arguments, Tensor]:
+    """Make what a function returns a constant of compiled code.
+
+    `torch.compile` distinguishes such constants by the name of the function's code: two of one name in a graph fail.
+    """
+    cached.__code__ = cached.__code__.replace(co_name=name)  # type: ignore[attr-defined]
+    return torch.compiler.assume_constant_result(cached)
+
+
 def cached_on_device(make: Callable[[torch.device], Tensor]) -> Callable[[torch.device], Tensor]:
     """Cache the table that a function makes on a device; it is a constant of compiled code."""
     kept = functools.cache(outside_inference(make))
@@ -38,7 +47,7 @@ def cached_on_device(make: Callable[[torch.device], Tensor]) -> Callable[[torch.
     def cached(device: torch.device) -> Tensor:
         return kept(device)
 
-    return torch.compiler.assume_constant_result(cached)
+    return _constant(cached, make.__name__)  # type: ignore[attr-defined]
 
 
 TABLE_BYTES = 1 << 28
@@ -64,7 +73,7 @@ def cached_by_grid(make: Callable[_Arguments, Tensor]) -> Callable[_Arguments, T
                 tables.pop(list(tables)[0], None)  # noqa: RUF015 (another thread may change the tables meanwhile)
         return table
 
-    return torch.compiler.assume_constant_result(cached)
+    return _constant(cached, make.__name__)  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Grid:
 
     def table(self, name: str, device: torch.device) -> Tensor:
         """Return one of the tables above on a device, copied there only once: a copy makes the host wait."""
-        return _grid_table(self, name, device)
+        return _TABLES[name](self, device)
 
     def mcu_at(self, position: Tensor) -> Tensor:
         """Return the MCU of positions on any device: int64, any shape."""
@@ -218,10 +227,18 @@ def rank_slots(grid: Grid, device: torch.device) -> Tensor:
     return torch.where(exists, slots, grid.mcus * order.BLOCKS_PER_MCU * 64).to(device)
 
 
-@cached_by_grid
-@outside_inference
-def _grid_table(grid: Grid, name: str, device: torch.device) -> Tensor:
-    return getattr(grid, name).to(device)
+def _on_device(name: str) -> Callable[[Grid, torch.device], Tensor]:
+    """Return the function that returns one of a grid's tables on a device."""
+
+    @outside_inference
+    def table(grid: Grid, device: torch.device) -> Tensor:
+        return getattr(grid, name).to(device)
+
+    table.__name__ = name
+    return cached_by_grid(table)
+
+
+_TABLES = {name: _on_device(name) for name in ("luma_of_mcus", "luma_block", "chroma_position", "is_chroma_place")}
 
 
 CHANNEL_OF_RANK = torch.from_numpy(order.GENERATION_ORDER)

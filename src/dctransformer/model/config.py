@@ -193,7 +193,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 32, "heads": 2, "hidden": 64, "encoder": (1,), "channel": (1,), "position": (1,), "value": (1,),
         "chunk": 64, "overlap": 16, "state_width": 8, "place_width": 16,
     },
-    # What two CPU cores train in an hour: more layers cost more than they gain (docs/results.md, Ablations).
+    # What two CPU cores train in hours: neither more layers nor width 256 gain what they cost (docs/train-your-own.md).
     "small": {
         "width": 192, "heads": 3, "hidden": 480, "encoder": (1, 1), "channel": (1,), "position": (1,),
         "value": (1,), "chunk": 384, "texture_from": 2,
