@@ -76,7 +76,7 @@ def main(args: Args) -> None:
     pictures = photographs()
     plain = SampleConfig(seed=args.seed)
     # What docs/evaluation.md recommends; upscaling decides on texture alone, which min-p leaves alone.
-    cut = plain.for_show(guided=False)
+    cut = plain.for_show(by_label=False)
     captions = ["known", "sample 1", "sample 2", "sample 3", "original"]
 
     def draw(name: str, edits: list[Edited], columns: list[str] = captions) -> None:
@@ -100,7 +100,7 @@ def main(args: Args) -> None:
     labels = [
         int(np.random.default_rng([args.seed, i, 1]).integers(flowers.config.num_labels)) for i in range(args.rows)
     ]
-    drawn = sample(flowers, args.rows, plain.for_show(guided=True), labels=labels)
+    drawn = sample(flowers, args.rows, plain.for_show(by_label=True), labels=labels)
     codec = Codec(flowers.config.quality)
     stages = [codec.decode(dataclasses.replace(drawn, mcus=stage).dct()).numpy() for stage in drawn.by_band()]
     strip = [[stage[i] for stage in stages] for i in range(args.rows)]

@@ -155,7 +155,7 @@ def learning_figure(model: DCTransformer, run: Path, steps: tuple[int, ...], tim
 def main(args: Args) -> None:
     """Draw all figures."""
     model = DCTransformer.from_pretrained(args.model)
-    config = SampleConfig(seed=args.seed).for_show(guided=True)
+    config = SampleConfig(seed=args.seed).for_show(by_label=True)
     samples, sequence = one_sample(model, args.index, config)
     structure = sequence.structure(model.config.texture_rank)
     size = float(triple_bits(model, sequence).sum()) / 8
@@ -169,7 +169,8 @@ def main(args: Args) -> None:
     write(heat_map_figure(sheet), args.out / "heat-map.jpg")
 
     larger = DCTransformer.from_pretrained(args.larger)
-    samples, sequence = one_sample(larger, args.larger_index, SampleConfig(seed=args.seed).for_show(guided=False))
+    settings = SampleConfig(seed=args.seed).for_show(by_label=False, by_guide=larger.guide is not None)
+    samples, sequence = one_sample(larger, args.larger_index, settings)
     structure = sequence.structure(larger.config.texture_rank)
     if not 0 <= args.chunk < structure.chunks(larger.config.stride):
         raise SystemExit(

@@ -368,9 +368,10 @@ def test_one_click_settings_are_of_the_models_classes() -> None:
     pytest.importorskip("gradio")
     from dctransformer.app.page import generate_examples
 
-    assert list(generate_examples([])) == ["Any picture", "Any, nothing left out"]
-    assert list(generate_examples(["Ant", "Bee", "Rose"])) == ["Any picture", "Any, nothing left out", "Rose"]
-    assert list(generate_examples(["Ant", "Bee", "Cat", "Dog"]))[2:] == ["Ant", "Bee", "Cat"]
+    assert list(generate_examples([], False)) == ["Any picture", "Any, nothing left out"]
+    assert list(generate_examples([], True)) == ["Guided", "Any picture", "Any, nothing left out"]
+    assert list(generate_examples(["Ant", "Bee", "Rose"], False)) == ["Any picture", "Any, nothing left out", "Rose"]
+    assert list(generate_examples(["Ant", "Bee", "Cat", "Dog"], False))[2:] == ["Ant", "Bee", "Cat"]
 
 
 def test_examples_are_jpeg_files_of_the_shipped_models_size() -> None:

@@ -110,6 +110,18 @@ def test_samples_on_a_device_equal_those_on_the_cpu(kind: str, texture_from: int
     assert int(samples.mcus.count_nonzero()) > 4
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_guided_samples_on_a_device_equal_those_on_the_cpu(kind: str) -> None:
+    """A guide that was loaded on the CPU follows its model to the device when pictures are drawn."""
+    model, config = network(overlap=1), dataclasses.replace(CONFIG, guidance=1.5, min_p=0.02)
+    model.attach_guide(network(overlap=1, width=16, heads=2))
+    expected = sample(model, 2, config, labels=[0, 1], size=(16, 32))
+    with pretend_device(kind) as pretended:
+        samples = sample(on_device(model, pretended), 2, config, labels=[0, 1], size=(16, 32))
+    assert torch.equal(samples.mcus, expected.mcus)
+    assert not torch.equal(samples.mcus, sample(network(overlap=1), 2, CONFIG, labels=[0, 1], size=(16, 32)).mcus)
+
+
 def test_bf16_samples_on_a_device() -> None:
     """Precision ``auto`` is bf16 on a GPU."""
     with pretend_device() as pretended:

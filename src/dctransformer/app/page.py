@@ -25,7 +25,12 @@ from dctransformer.app.uploads import fitting_examples
 from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.sampling.config import SHOWN_GUIDANCE, SHOWN_MIN_P
+from dctransformer.sampling.config import (
+    SHOWN_GUIDANCE,
+    SHOWN_GUIDANCE_BY_GUIDE,
+    SHOWN_MIN_P,
+    SHOWN_MIN_P_WITH_GUIDE,
+)
 
 FOLDER = Path(__file__).parent
 ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
@@ -111,8 +116,10 @@ class _Form:
                 info="Leave out what is less likely than this part of the likeliest; 0 leaves out nothing.",
             )  # fmt: skip
             self.guidance = gr.Slider(
-                0, 4, 1, step=0.1, label="Guidance", info="Above 1 follows the class more closely; twice the work.",
-                interactive=bool(labels), elem_id=f"{task}-guidance",
+                0, 4, 1, step=0.1, label="Guidance", interactive=studio.model.guidable, elem_id=f"{task}-guidance",
+                info="Above 1 leads away from the mistakes of a weaker model; up to twice the work."
+                if studio.model.guide is not None
+                else "Above 1 follows the class more closely; twice the work.",
             )  # fmt: skip
         with gr.Row():
             self.go = gr.Button(verb, variant="primary", interactive=why_not is None, elem_id=f"{task}-go")
@@ -199,14 +206,17 @@ def _connect(
 # Tabs -----------------------------------------------------------------------------------------------------------------
 
 
-def generate_examples(labels: list[str]) -> dict[str, tuple[str, float, float]]:
+def generate_examples(labels: list[str], by_guide: bool) -> dict[str, tuple[str, float, float]]:
     """Return the one-click settings of the first tab by name: class, min-p, guidance.
 
     Args:
         labels: classes of the model; empty if it has none.
+        by_guide: whether the model has a guide.
     """
     shown = [label for label in ("Sunflower", "Rose", "Oxeye Daisy") if label in labels] or labels[:3]
     anything = {"Any picture": (ANY, SHOWN_MIN_P, 1.0), "Any, nothing left out": (ANY, 0.0, 1.0)}
+    if by_guide:
+        anything = {"Guided": (ANY, SHOWN_MIN_P_WITH_GUIDE, SHOWN_GUIDANCE_BY_GUIDE), **anything}
     return anything | {label: (label, SHOWN_MIN_P, SHOWN_GUIDANCE) for label in shown}
 
 
@@ -223,10 +233,11 @@ def _generate(studio: Studio, presence: Presence) -> None:
                 info=f"WIDTHxHEIGHT in multiples of {order.MCU} pixels, up to {studio.side} per side.",
             )  # fmt: skip
             gr.HTML(str(parts.label("Or one of these, at once:")))
+            by_guide = studio.model.guide is not None
             with gr.Row():
                 buttons = [
                     (gr.Button(name, size="sm", min_width=60, elem_id=f"generate-example-{i}"), *values)
-                    for i, (name, values) in enumerate(generate_examples(studio.labels()).items())
+                    for i, (name, values) in enumerate(generate_examples(studio.labels(), by_guide).items())
                 ]
         with gr.Column(scale=3, min_width=340):
             out = gr.HTML(str(parts.empty("Press Generate, or one of the small buttons.")), elem_id="generate-out")

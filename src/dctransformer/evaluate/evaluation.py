@@ -25,7 +25,7 @@ from dctransformer.evaluate.metrics import KID_SUBSETS, NEIGHBOUR, frechet_dista
 from dctransformer.evaluate.pictures import Pictures, Reference, of_folder, of_samples, open_held_out, open_reference
 from dctransformer.evaluate.two_sample import two_sample_test
 from dctransformer.files import write_text
-from dctransformer.hub.pretrained import WEIGHTS, load_model, model_folder
+from dctransformer.hub.pretrained import GUIDE, WEIGHTS, has_guide, load_model, model_folder
 from dctransformer.model.dctransformer import DCTransformer
 from dctransformer.model.precision import resolve_device
 from dctransformer.sampling.config import SampleConfig
@@ -128,9 +128,12 @@ def recognise(reference: Reference, pictures: DCTImage | Tensor, most: int, prog
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a hash of the weights in a model's folder."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    """Return a hash of the weights in a model's folder, those of its guide included."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in (folder / WEIGHTS, *([folder / GUIDE / WEIGHTS] if has_guide(folder) else [])):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def result_file(model: str | Path) -> Path | None:

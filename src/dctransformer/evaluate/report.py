@@ -200,7 +200,8 @@ class _Work:
         config = self.network.config
         if not self.sampling.is_default or config.texture_rank == order.NUM_CHANNELS:  # measured with texture alone
             return self.sampling
-        return self.sampling.for_show(guided=config.num_labels > 0 and hides_labels(self.folder))
+        by_label = config.num_labels > 0 and hides_labels(self.folder)
+        return self.sampling.for_show(by_label, by_guide=self.network.guide is not None)
 
     def _draw(self, reference: Reference | None, number: int, sampling: SampleConfig) -> Samples:
         return draw_samples(self.network, self.name, reference, number, sampling, self.progress)
@@ -216,6 +217,7 @@ class _Work:
             ["parameters", f"{facts['parameters']:,}"],
             ["classes", f"{len(facts['labels']):,}" if facts["labels"] else "none"],
             ["weights", f"{facts['file_bytes']:,} bytes"],
+            ["guide", f"{facts['guide_parameters']:,} parameters" if facts["guide_parameters"] else "none"],
             ["data", str(self.data or "none given")],
             [
                 "generated for scores, histograms and neighbours",

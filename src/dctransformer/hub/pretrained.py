@@ -24,6 +24,9 @@ from dctransformer.settings import check_names
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
+GUIDE = "guide"
+"""Folder within a model's that may hold another, weaker one: its `DCTransformer.guide`."""
+
 Network = TypeVar("Network", bound=DCTransformer)
 
 HUB = "hf:"
@@ -88,7 +91,8 @@ def _from_hub(repo: str, options: dict[str, Any]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo, allow_patterns=[CONFIG, WEIGHTS], **options)
+        wanted = [CONFIG, WEIGHTS, f"{GUIDE}/{CONFIG}", f"{GUIDE}/{WEIGHTS}"]
+        folder = snapshot_download(repo, allow_patterns=wanted, **options)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = first_line(error)
         raise ValueError(
@@ -246,7 +250,7 @@ def load_model(
     make: Callable[[ModelConfig], Network] = DCTransformer,
     **hub: Any,
 ) -> Network:
-    """Load a model for use (fp32, eval mode).
+    """Load a model, with its guide if it has one, for use (fp32, eval mode).
 
     Args:
         name: a run folder, a saved model's folder, the name of shipped weights, or ``hf:owner/name``.
@@ -258,6 +262,21 @@ def load_model(
         ValueError: there is no such model, or its files are damaged or don't fit each other.
     """
     folder = model_folder(name, **hub)
+    model = _load(folder, device, make)
+    if has_guide(folder):
+        try:
+            model.attach_guide(_load(folder / GUIDE, device, make))
+        except ValueError as error:
+            raise ValueError(f"{folder / GUIDE} can't guide this model ({error}), or remove the folder") from None
+    return model
+
+
+def has_guide(folder: Path) -> bool:
+    """Return whether a model's folder holds a guide that is complete (one may be in training there)."""
+    return all((folder / GUIDE / name).is_file() for name in (CONFIG, WEIGHTS))
+
+
+def _load(folder: Path, device: str | torch.device, make: Callable[[ModelConfig], Network]) -> Network:
     config = read_config(folder)
     with torch.device("meta"):
         check_header(folder, make(config).state_dict())
@@ -267,7 +286,7 @@ def load_model(
 
 
 def save_model(model: DCTransformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model's `WEIGHTS` and `CONFIG`, each as an atomic write.
+    """Write a model's `WEIGHTS` and `CONFIG`, each as an atomic write, and those of its guide if it has one.
 
     Args:
         model: on any device.
@@ -280,3 +299,5 @@ def save_model(model: DCTransformer, folder: str | Path, dtype: torch.dtype | No
     """
     write_weights(pack_weights(model, dtype), folder)
     write_config(model.config, folder)
+    if model.guide is not None:
+        save_model(model.guide, Path(folder) / GUIDE, dtype)

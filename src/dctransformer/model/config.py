@@ -223,3 +223,26 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
     return ModelConfig.from_dict({**PRESETS[name], **overrides})
+
+
+def check_guide(config: ModelConfig, guide: ModelConfig) -> None:
+    """Check that a model can guide another: both list the same pictures as the same sequences, cut alike.
+
+    Args:
+        config: of the model that is guided.
+        guide: of the other; its widths and layers are its own.
+
+    Raises:
+        ValueError: something that must be the same differs, or the guide knows less.
+    """
+    for name in ("quality", "texture_from", "chunk", "overlap", "label_names"):
+        own, other = getattr(config, name), getattr(guide, name)
+        if own != other:
+            raise ValueError(
+                f"{name} of the guide ({reprlib.repr(other)}) is not that of the model ({reprlib.repr(own)}); "
+                "train a guide on the same data with the same chunks"
+            )
+    if missing := set(config.conditions) - set(guide.conditions):
+        raise ValueError(f"the guide was not trained on the conditions {', '.join(sorted(missing))}; train it on them")
+    if any(own > other for own, other in zip(config.trained_extent, guide.trained_extent, strict=True)):
+        raise ValueError("the guide was trained on smaller pictures than the model; train it on those of the same size")

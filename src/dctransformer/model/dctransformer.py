@@ -25,7 +25,7 @@ from dctransformer.codec.grid import CHANNEL_OF_RANK, Grid, rank_of_slot
 from dctransformer.codec.tables import value_limits
 from dctransformer.codec.triples import gather
 from dctransformer.model.chunk_state import Context, Places
-from dctransformer.model.config import ModelConfig
+from dctransformer.model.config import ModelConfig, check_guide
 from dctransformer.model.context import (
     VALUE_FEATURES,
     LocalContext,
@@ -87,6 +87,7 @@ class DCTransformer(nn.Module):
             self.local = LocalContext(c, limits)
         if c.texture_rank < order.NUM_CHANNELS:
             self.texture = Texture(c, c.num_labels, limits)
+        self._guides: tuple[DCTransformer, ...] = ()  # in a tuple, so that its weights are not among this model's
         self._initialise()
 
     def _initialise(self) -> None:
@@ -114,6 +115,29 @@ class DCTransformer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.rank.weight.device
+
+    @property
+    def guide(self) -> DCTransformer | None:
+        """A weaker model of the same pictures, which guidance leads away from (autoguidance); None if there is none.
+
+        It is not a part of this model's weights, and likelihoods don't depend on it.
+        """
+        return self._guides[0] if self._guides else None
+
+    @property
+    def guidable(self) -> bool:
+        """Whether guidance changes what is generated: there are classes or a guide."""
+        return self.config.num_labels > 0 or self.guide is not None
+
+    def attach_guide(self, guide: DCTransformer | None) -> None:
+        """Set the guide, or remove it with None.
+
+        Raises:
+            ValueError: its sequences or conditions are not those of this model.
+        """
+        if guide is not None:
+            check_guide(self.config, guide.config)
+        self._guides = () if guide is None else (guide,)
 
     @property
     def decoders(self) -> tuple[Stack, Stack, Stack]:

@@ -15,6 +15,9 @@ MAX_GUIDANCE = 1000.0
 SHOWN_MIN_P, SHOWN_GUIDANCE = 0.05, 1.5
 """Settings of pictures that are there to be looked at: they measured best (docs/evaluation.md)."""
 
+SHOWN_MIN_P_WITH_GUIDE, SHOWN_GUIDANCE_BY_GUIDE = 0.02, 1.3
+"""The same for models with a guide."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -32,7 +35,8 @@ class SampleConfig:
     """Leave out positions and values of triples that are less likely than this part of the likeliest (Nguyen et al.
     2024); 0.05 gave the best pictures (docs/evaluation.md). Texture that is decided by channel is not cut."""
     guidance: float = 1.0
-    """Classifier-free guidance on the label: 1 is none, 1.5 follows the label more closely (twice the work)."""
+    """Guidance: 1 is none, more magnifies the difference to predictions without the label (classifier-free guidance;
+    twice the work) or, if the model has a guide, to those of this weaker model (autoguidance; of the structure)."""
     texture_temperature: float | None = None
     """Temperature of texture, where the model decides it one channel at a time; the structure's if not given."""
     texture_top_p: float | None = None
@@ -58,13 +62,18 @@ class SampleConfig:
         as_it_is = all(getattr(self, name) == 1 and getattr(self, f"texture_{name}") is None for name in names)
         return as_it_is and self.min_p == 0
 
-    def for_show(self, guided: bool) -> SampleConfig:
+    def for_show(self, by_label: bool, by_guide: bool = False) -> SampleConfig:
         """Return the settings of structure whose pictures are the best; see docs/evaluation.md.
 
         Args:
-            guided: whether the model can be guided: it has classes, and was trained with hidden ones, too.
+            by_label: whether the label can guide the model: it has classes, and was trained with hidden ones, too.
+            by_guide: whether it has a guide, which goes first.
         """
-        guidance = {"guidance": SHOWN_GUIDANCE, "texture_guidance": 1.0} if guided else {}
+        if by_guide:
+            return dataclasses.replace(
+                self, min_p=SHOWN_MIN_P_WITH_GUIDE, guidance=SHOWN_GUIDANCE_BY_GUIDE, texture_guidance=1.0
+            )
+        guidance = {"guidance": SHOWN_GUIDANCE, "texture_guidance": 1.0} if by_label else {}
         return dataclasses.replace(self, min_p=SHOWN_MIN_P, **guidance)
 
     def of_texture(self) -> SampleConfig:

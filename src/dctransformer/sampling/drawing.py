@@ -71,7 +71,8 @@ class Draws:
         min_p: ``[B]`` in `draw_dtype`; 0 where nothing is left out.
         greedy: bool ``[B]``, rows that take the likeliest outcome.
         guidance: fp32 ``[B]``.
-        twins: int64 ``[G]`` in ascending order, the rows that are computed a second time without their label.
+        twins: int64 ``[G]`` in ascending order, the rows that are computed a second time, without their label or by a
+            guide.
         any_cut: whether any row has a top-p below 1.
         any_min_p: whether any row has a min-p above 0.
         any_greedy: whether any row takes the likeliest outcome.
@@ -96,7 +97,7 @@ class Draws:
         Args:
             configs: of each row.
             device: of the model.
-            guided: whether the model has labels, without which guidance does nothing.
+            guided: whether there is what guidance needs, labels or a guide.
             all_twins: where any row has guidance, compute all rows twice, so that shapes don't depend on the rows.
         """
         dtype = draw_dtype(device)
@@ -147,7 +148,7 @@ class Draws:
         """Extrapolate from the twins' scores: ``plain + guidance · (labelled − plain)``.
 
         Args:
-            scores: fp32 ``[B + G, …]``, those of the rows and then those of their twins without a label.
+            scores: fp32 ``[B + G, …]``, those of the rows and then those of their twins.
 
         Returns:
             ``[B, …]``; rows without a twin are as they were.

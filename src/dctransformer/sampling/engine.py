@@ -32,6 +32,7 @@ from dctransformer.processes import deal, useful_workers
 from dctransformer.sampling.config import SampleConfig
 from dctransformer.sampling.decoder_state import Decoding, for_steps
 from dctransformer.sampling.drawing import Draws, overflow_error, uniform_on
+from dctransformer.sampling.guided import GuidedDecoding
 from dctransformer.sampling.pool import GiveWay, Pool, Progress, Watch
 from dctransformer.sampling.rows import Request, Row, Samples, Snapshot
 from dctransformer.sampling.stepper import Stepper, compilable_numbers
@@ -193,6 +194,7 @@ class Engine:
         precision = "fp32" if config.precision == "auto" and self.device.type == "cpu" else config.precision
         self.precision = resolve_precision(precision, self.device)
         self.model = for_steps(model, self.precision)
+        self.guide = None if model.guide is None else for_steps(model.guide.to(self.device), self.precision)
         self.steppers: dict[tuple, Stepper] = {}
 
     def with_batch(self, batch: int) -> Engine:
@@ -262,6 +264,12 @@ class Engine:
             row.listed = torch.cat([row.listed, triples[:count]])
         return True
 
+    def _decoding(self, batch: ChunkBatch, twins: int) -> Decoding | GuidedDecoding:
+        """Encode chunks, the last ``twins`` of them for guidance."""
+        if twins and self.guide is not None:
+            return GuidedDecoding(self.model, self.guide, batch, twins)
+        return Decoding(self.model, batch)
+
     def _decode(
         self, batch: ChunkBatch, noise: Tensor, configs: list[SampleConfig], steps: int, give_way: GiveWay | None
     ) -> Tensor | None:
@@ -275,20 +283,20 @@ class Engine:
         if fixed:  # one shape, so that one graph serves all; spare rows repeat the others
             spare = torch.arange(self.config.batch) % rows
             batch, noise, configs = batch.rows(spare), noise[spare], [configs[i] for i in spare.tolist()]
-        guidable = self.model.config.num_labels > 0
-        draws = Draws.of(configs, self.device, guided=guidable, all_twins=fixed)
+        draws = Draws.of(configs, self.device, guided=self.model.guidable, all_twins=fixed)
         if len(draws.twins):
             batch = batch.rows(torch.cat([torch.arange(len(noise)), draws.twins.cpu()]))
-            batch.labels[len(noise) :] = self.model.config.null_label
+            if self.guide is None:
+                batch.labels[len(noise) :] = self.model.config.null_label
         grid, batch = batch.grid, batch.to(self.device)
-        decoding = Decoding(self.model, batch)
+        decoding = self._decoding(batch, len(draws.twins))
         key = (grid, draws.kind) if fixed else ()
         stepper = self.steppers.get(key)
         if stepper is None:
             stepper = self.steppers[key] = Stepper(decoding, noise.clone(), draws, compile=self.config.compile)
             if graphs:  # recording takes steps, so that the chunk has to begin anew
                 stepper.capture()
-                decoding = Decoding(self.model, batch)
+                decoding = self._decoding(batch, len(draws.twins))
         stepper.load(decoding, noise, draws)
         with compilable_numbers() if self.config.compile else contextlib.nullcontext():
             for k in range(steps):

@@ -17,6 +17,7 @@ from dctransformer.codec import order
 from dctransformer.model.legality import NEVER
 from dctransformer.sampling.decoder_state import Decoding
 from dctransformer.sampling.drawing import Draws, pick
+from dctransformer.sampling.guided import GuidedDecoding
 
 
 def compilable_numbers() -> AbstractContextManager[Any]:
@@ -41,11 +42,14 @@ def compile_part(part: Callable[[Stepper], Any], device: torch.device) -> Callab
 class Stepper:
     """Whole steps of a decoding: decide on one triple per row, settle and record it; the host reads no result."""
 
-    def __init__(self, decoding: Decoding, noise: Tensor, draws: Draws, *, compile: bool = False):
+    def __init__(
+        self, decoding: Decoding | GuidedDecoding, noise: Tensor, draws: Draws, *, compile: bool = False
+    ):  # fmt: skip
         """Prepare a stepper.
 
         Args:
-            decoding: a row per picture, and after them one without its label for each of the draws' twins.
+            decoding: a row per picture, and after them one for each of the draws' twins, without its label or by the
+                guide.
             noise: uniform numbers, ``[B, L, 3]``.
             draws: the settings of each picture.
             compile: whether to compile the steps.
@@ -57,7 +61,7 @@ class Stepper:
             self.parts = tuple(compile_part(part, noise.device) for part in self.parts)
         self.load(decoding, noise, draws)
 
-    def load(self, decoding: Decoding, noise: Tensor, draws: Draws) -> None:
+    def load(self, decoding: Decoding | GuidedDecoding, noise: Tensor, draws: Draws) -> None:
         """Begin another batch of chunks; the tensors of a captured graph stay."""
         if self.graph is None:
             self.decoding, self.noise, self.draws = decoding, noise, draws
@@ -65,7 +69,7 @@ class Stepper:
             # Sum of squares of each row's largest logits; the host checks once per chunk that it is not too large.
             self.peak = torch.zeros(len(noise), device=noise.device)
         else:
-            self.decoding.state.copy_(decoding.state)
+            self.decoding.state.copy_(decoding.state)  # type: ignore[arg-type]  # both of the same kind
             self.noise.copy_(noise)
             self.draws.copy_(draws)
         self.turn.zero_()

@@ -13,7 +13,16 @@ from dctransformer.codec import DCTImage, order, read_jpeg
 from dctransformer.data.formats import reason, register_optional_readers
 from dctransformer.data.info import INFO, DatasetInfo
 from dctransformer.files import check_regular
-from dctransformer.hub.pretrained import CONFIG, WEIGHTS, check_header, model_folder, read_config, shipped_names
+from dctransformer.hub.pretrained import (
+    CONFIG,
+    GUIDE,
+    WEIGHTS,
+    check_header,
+    has_guide,
+    model_folder,
+    read_config,
+    shipped_names,
+)
 from dctransformer.model.config import ModelConfig
 from dctransformer.model.dctransformer import DCTransformer
 
@@ -114,6 +123,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "file_bytes": (folder / WEIGHTS).stat().st_size,
+        "guide_parameters": sum(parameters_by_part(read_config(folder / GUIDE)).values()) if has_guide(folder) else 0,
         "config": {k: v for k, v in config.to_dict().items() if k not in elsewhere},
         "labels": list(config.label_names),
     }

@@ -32,6 +32,8 @@ def identity(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, DCTransformer):
+            if part.guide is not None:
+                digest.update(identity(part.guide).encode())
             part = {**part.config.to_dict(), **{name: identity(x) for name, x in part.state_dict().items()}}
         elif isinstance(part, SampleConfig):
             part = {k: v for k, v in dataclasses.asdict(part).items() if k not in _SPEED}
