@@ -24,7 +24,7 @@ install: .venv/.dev
 
 demo: .venv/.core
 	$(BIN)/dctransformer sample flowers64 --num 16 --seed 1 --guidance 1.5 --texture-guidance 1 --min-p 0.05 --out demo
-	$(BIN)/dctransformer sample cats128 --num 8 --seed 0 --min-p 0.05 --out demo/cats
+	$(BIN)/dctransformer sample cats128 --num 8 --seed 0 --guidance 1.3 --out demo/cats
 	@echo "contact sheets: demo/sheet.png, demo/cats/sheet.png · places: demo/heat-map.png · JPEG files: demo/sample-0000.jpg … sample-0015.jpg"
 
 # One process per core, each with one thread, is faster than threads in every small product. Each begins with a stretch

@@ -52,6 +52,8 @@ class Args:
     """Top-p (nucleus) of the samples."""
     min_p: float = 0.0
     """Min-p of the samples."""
+    guidance: float = 1.0
+    """Guidance of the structure, for a model with a guide."""
     crop: int = 256
     """Longest side in pixels; larger photographs are cropped to their centre."""
     shrink: Literal["lanczos", "dct"] = "lanczos"
@@ -127,7 +129,9 @@ def main(args: Args) -> None:
     model = DCTransformer.from_pretrained(args.model)
     codec = Codec(model.config.quality)
     truth = photographs(args, codec)
-    sampling = SampleConfig(seed=args.seed, top_p=args.top_p, min_p=args.min_p)
+    sampling = SampleConfig(
+        seed=args.seed, top_p=args.top_p, min_p=args.min_p, guidance=args.guidance, texture_guidance=1.0
+    )
     checks: dict[str, dict[str, float | bool]] = {}
     started = time.perf_counter()
 
@@ -200,6 +204,7 @@ def main(args: Args) -> None:
     print(json.dumps({
         "benchmark": "photos", "ratio": sum(met) / len(met), "goal": 1.0, "checks": checks, "images": len(truth),
         "frechet": frechet, "shrink": args.shrink, "seed": args.seed, "top_p": args.top_p, "min_p": args.min_p,
+        "guidance": args.guidance,
         "model": args.model, "megapixels": args.megapixels, "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
     }))  # fmt: skip

@@ -55,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "structure temperature 0.9, min-p 0.05": {"temperature": 0.9, "texture_temperature": 1.0, "min_p": 0.05},
     "guidance 1.5": {"guidance": 1.5},
     "structure guidance 1.5": {"guidance": 1.5, "texture_guidance": 1.0},
+    "structure guidance 1.3": {"guidance": 1.3, "texture_guidance": 1.0},
     "structure guidance 1.5, min-p 0.02": {"guidance": 1.5, "texture_guidance": 1.0, "min_p": 0.02},
     "structure guidance 1.5, min-p 0.05": {"guidance": 1.5, "texture_guidance": 1.0, "min_p": 0.05},
     "structure guidance 1.5, texture temperature 0.9": {

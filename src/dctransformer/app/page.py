@@ -29,7 +29,6 @@ from dctransformer.sampling.config import (
     SHOWN_GUIDANCE,
     SHOWN_GUIDANCE_BY_GUIDE,
     SHOWN_MIN_P,
-    SHOWN_MIN_P_WITH_GUIDE,
 )
 
 FOLDER = Path(__file__).parent
@@ -216,7 +215,7 @@ def generate_examples(labels: list[str], by_guide: bool) -> dict[str, tuple[str,
     shown = [label for label in ("Sunflower", "Rose", "Oxeye Daisy") if label in labels] or labels[:3]
     anything = {"Any picture": (ANY, SHOWN_MIN_P, 1.0), "Any, nothing left out": (ANY, 0.0, 1.0)}
     if by_guide:
-        anything = {"Guided": (ANY, SHOWN_MIN_P_WITH_GUIDE, SHOWN_GUIDANCE_BY_GUIDE), **anything}
+        anything = {"Guided": (ANY, 0.0, SHOWN_GUIDANCE_BY_GUIDE), **anything}
     return anything | {label: (label, SHOWN_MIN_P, SHOWN_GUIDANCE) for label in shown}
 
 

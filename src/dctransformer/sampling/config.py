@@ -15,8 +15,8 @@ MAX_GUIDANCE = 1000.0
 SHOWN_MIN_P, SHOWN_GUIDANCE = 0.05, 1.5
 """Settings of pictures that are there to be looked at: they measured best (docs/evaluation.md)."""
 
-SHOWN_MIN_P_WITH_GUIDE, SHOWN_GUIDANCE_BY_GUIDE = 0.02, 1.3
-"""The same for models with a guide."""
+SHOWN_GUIDANCE_BY_GUIDE = 1.3
+"""The same for models with a guide, without min-p."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,7 @@ class SampleConfig:
             by_guide: whether it has a guide, which goes first.
         """
         if by_guide:
-            return dataclasses.replace(
-                self, min_p=SHOWN_MIN_P_WITH_GUIDE, guidance=SHOWN_GUIDANCE_BY_GUIDE, texture_guidance=1.0
-            )
+            return dataclasses.replace(self, guidance=SHOWN_GUIDANCE_BY_GUIDE, texture_guidance=1.0)
         guidance = {"guidance": SHOWN_GUIDANCE, "texture_guidance": 1.0} if by_label else {}
         return dataclasses.replace(self, min_p=SHOWN_MIN_P, **guidance)
 
