@@ -198,6 +198,7 @@ def test_a_guide_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"quality": 31}, "quality of the guide"),
         ({"texture_from": 2}, "texture_from of the guide"),
         ({"chunk": 16}, "chunk of the guide"),
+        ({"num_labels": 2}, "num_labels of the guide"),
         ({"size": 32}, "trained on smaller pictures"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -25,11 +25,7 @@ from dctransformer.app.uploads import fitting_examples
 from dctransformer.app.visitors import Presence
 from dctransformer.codec import order
 from dctransformer.codec.grid import Grid
-from dctransformer.sampling.config import (
-    SHOWN_GUIDANCE,
-    SHOWN_GUIDANCE_BY_GUIDE,
-    SHOWN_MIN_P,
-)
+from dctransformer.sampling.config import SHOWN_GUIDANCE, SHOWN_GUIDANCE_BY_GUIDE, SHOWN_MIN_P
 
 FOLDER = Path(__file__).parent
 ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]

@@ -235,7 +235,7 @@ def check_guide(config: ModelConfig, guide: ModelConfig) -> None:
     Raises:
         ValueError: something that must be the same differs, or the guide knows less.
     """
-    for name in ("quality", "texture_from", "chunk", "overlap", "label_names"):
+    for name in ("quality", "texture_from", "chunk", "overlap", "num_labels", "label_names"):
         own, other = getattr(config, name), getattr(guide, name)
         if own != other:
             raise ValueError(
